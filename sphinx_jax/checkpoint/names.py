@@ -1,0 +1,213 @@
+"""The one table from foreign parameter names to our leaves.
+
+A row says: this foreign tensor is that leaf (or, packed along its first axis, those leaves), rearranged so.  The einops
+pattern reads foreign -> ours and works both ways; ``layer`` is the row of a stacked leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import einops
+import numpy as np
+
+from sphinx_jax.config import ConvNextConfig, ModelConfig, VitConfig
+
+
+@dataclass(frozen=True)
+class Name:
+    foreign: str
+    leaves: tuple[str, ...]
+    pattern: str  # einops, foreign -> ours; with several leaves ours starts with the axis they are packed along
+    sizes: dict[str, int] = field(default_factory=dict)
+    layer: int | None = None
+
+    def ours(self, tensor: np.ndarray) -> list[np.ndarray]:
+        """The foreign tensor as its leaves (of one layer)."""
+        arrays = einops.rearrange(tensor, self.pattern, **self.sizes)
+        return list(arrays) if len(self.leaves) > 1 else [arrays]
+
+    def theirs(self, arrays: list[np.ndarray]) -> np.ndarray:
+        """The leaves (of one layer) as the foreign tensor."""
+        left, right = self.pattern.split("->")
+        return einops.rearrange(np.stack(arrays) if len(arrays) > 1 else arrays[0], f"{right} -> {left}")
+
+
+SAME = {1: "a -> a", 2: "a b -> a b", 4: "a b c d -> a b c d"}
+LINEAR = "o i -> i o"
+CONV = "o i h w -> h w i o"
+# present in the published files, unused by the model
+UNUSED = (
+    "clip.positional_embedding", "clip.text_projection", "clip.logit_scale", "clip.token_embedding.weight",
+    "clip.ln_final.weight", "clip.ln_final.bias", "clip.visual.proj", "dinov2_vitg14.mask_token",
+)  # fmt: skip
+
+
+def accessory_names(config: ModelConfig) -> Iterator[Name]:
+    """Names of the published checkpoints (without the prefix ``llma.``)."""
+    yield from _decoder(config)
+    if not config.has_vision:
+        return
+    yield Name("start_img", ("embedding_mix/tags/start",), "1 1 d -> d")
+    yield Name("end_img", ("embedding_mix/tags/end",), "1 1 d -> d")
+    for ours, there in (("visual_proj", True), ("qformer_proj", config.qformer)):
+        if there:
+            yield from _linear(f"{ours}.0", f"embedding_mix/{ours}/linear")
+            yield from _norm(f"{ours}.1", f"embedding_mix/{ours}/norm")
+    if config.clip:
+        yield from _clip(config.clip)
+    if config.convnext:
+        yield from _convnext(config.convnext)
+    if config.dinov2:
+        yield from _dinov2(config.dinov2)
+    if config.blip2:
+        yield from _blip2(config)
+
+
+def _norm(foreign: str, ours: str, layer: int | None = None) -> Iterator[Name]:
+    yield Name(f"{foreign}.weight", (f"{ours}/scale",), SAME[1], layer=layer)
+    yield Name(f"{foreign}.bias", (f"{ours}/bias",), SAME[1], layer=layer)
+
+
+def _linear(foreign: str, ours: str, layer: int | None = None) -> Iterator[Name]:
+    yield Name(f"{foreign}.weight", (f"{ours}/kernel",), LINEAR, layer=layer)
+    yield Name(f"{foreign}.bias", (f"{ours}/bias",), SAME[1], layer=layer)
+
+
+def _decoder(config: ModelConfig) -> Iterator[Name]:
+    c = config.decoder
+    yield Name("tok_embeddings.weight", ("decoder/embedding",), SAME[2])
+    for layer in range(c.layers):
+        block = "decoder/blocks"
+        for name, heads in (("q", c.heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads)):
+            yield Name(
+                f"layers.{layer}.attention.w{name}.weight", (f"{block}/attention/{name}",), "(n h) d -> d n h",
+                {"n": heads}, layer,
+            )  # fmt: skip
+        yield Name(
+            f"layers.{layer}.attention.wo.weight", (f"{block}/attention/o",), "d (n h) -> n h d", {"n": c.heads}, layer
+        )
+        for foreign, ours in (("w1", "gate"), ("w3", "up"), ("w2", "down")):
+            yield Name(f"layers.{layer}.feed_forward.{foreign}.weight", (f"{block}/ffn/{ours}",), LINEAR, layer=layer)
+        for norm in ("attention_norm", "ffn_norm"):
+            yield Name(f"layers.{layer}.{norm}.weight", (f"{block}/{norm}/scale",), SAME[1], layer=layer)
+    yield Name("norm.weight", ("decoder/norm/scale",), SAME[1])
+    if not c.tied_embeddings:
+        yield Name("output.weight", ("decoder/output",), LINEAR)
+
+
+def _packed_attention(foreign: str, bias: str, ours: str, heads: int, layer: int) -> Iterator[Name]:
+    """qkv in one matrix, q first."""
+    names = [f"{ours}/{n}" for n in "qkv"]
+    sizes = {"s": 3, "n": heads}
+    yield Name(foreign, tuple(f"{n}/kernel" for n in names), "(s n h) c -> s c n h", sizes, layer)
+    yield Name(bias, tuple(f"{n}/bias" for n in names), "(s n h) -> s n h", sizes, layer)
+
+
+def _attention_out(foreign: str, ours: str, heads: int, layer: int) -> Iterator[Name]:
+    yield Name(f"{foreign}.weight", (f"{ours}/o/kernel",), "c (n h) -> n h c", {"n": heads}, layer)
+    yield Name(f"{foreign}.bias", (f"{ours}/o/bias",), SAME[1], layer=layer)
+
+
+def _clip(c: VitConfig) -> Iterator[Name]:
+    there, here = "clip.visual", "encoders/clip"
+    yield Name(f"{there}.class_embedding", (f"{here}/class_embedding",), SAME[1])
+    yield Name(f"{there}.positional_embedding", (f"{here}/position_embedding",), SAME[2])
+    yield Name(f"{there}.conv1.weight", (f"{here}/patch/kernel",), CONV)
+    yield from _norm(f"{there}.ln_pre", f"{here}/norm_before")
+    yield from _norm(f"{there}.ln_post", f"{here}/norm")
+    for layer in range(c.layers):
+        block, ours = f"{there}.transformer.resblocks.{layer}", f"{here}/blocks"
+        yield from _packed_attention(f"{block}.attn.in_proj_weight", f"{block}.attn.in_proj_bias", f"{ours}/attention", c.heads, layer)
+        yield from _attention_out(f"{block}.attn.out_proj", f"{ours}/attention", c.heads, layer)
+        yield from _norm(f"{block}.ln_1", f"{ours}/attention_norm", layer)
+        yield from _norm(f"{block}.ln_2", f"{ours}/mlp_norm", layer)
+        yield from _linear(f"{block}.mlp.c_fc", f"{ours}/mlp/up", layer)
+        yield from _linear(f"{block}.mlp.c_proj", f"{ours}/mlp/down", layer)
+
+
+def _convnext(c: ConvNextConfig) -> Iterator[Name]:
+    there, here = "openclip_convnext_xxl", "encoders/convnext"
+    yield Name(f"{there}.stem.0.weight", (f"{here}/stem/kernel",), CONV)
+    yield Name(f"{there}.stem.0.bias", (f"{here}/stem/bias",), SAME[1])
+    yield from _norm(f"{there}.stem.1", f"{here}/stem_norm")
+    for stage, depth in enumerate(c.depths):
+        theirs, ours = f"{there}.stages.{stage}", f"{here}/stages/{stage}"
+        if stage:
+            yield from _norm(f"{theirs}.downsample.0", f"{ours}/norm")
+            yield Name(f"{theirs}.downsample.1.weight", (f"{ours}/downsample/kernel",), CONV)
+            yield Name(f"{theirs}.downsample.1.bias", (f"{ours}/downsample/bias",), SAME[1])
+        for layer in range(depth):
+            block, mine = f"{theirs}.blocks.{layer}", f"{ours}/blocks"
+            yield Name(f"{block}.gamma", (f"{mine}/scale",), SAME[1], layer=layer)
+            yield Name(f"{block}.conv_dw.weight", (f"{mine}/depthwise_kernel",), "c 1 h w -> h w c", layer=layer)
+            yield Name(f"{block}.conv_dw.bias", (f"{mine}/depthwise_bias",), SAME[1], layer=layer)
+            yield from _norm(f"{block}.norm", f"{mine}/norm", layer)
+            yield from _linear(f"{block}.mlp.fc1", f"{mine}/mlp/up", layer)
+            yield from _linear(f"{block}.mlp.fc2", f"{mine}/mlp/down", layer)
+    yield from _norm(f"{there}.head.norm", f"{here}/norm")
+
+
+def _dinov2(c: VitConfig) -> Iterator[Name]:
+    there, here = "dinov2_vitg14", "encoders/dinov2"
+    yield Name(f"{there}.cls_token", (f"{here}/class_embedding",), "1 1 c -> c")
+    yield Name(f"{there}.pos_embed", (f"{here}/position_embedding",), "1 p c -> p c")
+    yield Name(f"{there}.patch_embed.proj.weight", (f"{here}/patch/kernel",), CONV)
+    yield Name(f"{there}.patch_embed.proj.bias", (f"{here}/patch/bias",), SAME[1])
+    yield from _norm(f"{there}.norm", f"{here}/norm")
+    for layer in range(c.layers):
+        block, ours = f"{there}.blocks.{layer}", f"{here}/blocks"
+        yield from _norm(f"{block}.norm1", f"{ours}/attention_norm", layer)
+        yield from _norm(f"{block}.norm2", f"{ours}/mlp_norm", layer)
+        yield from _packed_attention(f"{block}.attn.qkv.weight", f"{block}.attn.qkv.bias", f"{ours}/attention", c.heads, layer)
+        yield from _attention_out(f"{block}.attn.proj", f"{ours}/attention", c.heads, layer)
+        yield Name(f"{block}.ls1.gamma", (f"{ours}/attention_scale",), SAME[1], layer=layer)
+        yield Name(f"{block}.ls2.gamma", (f"{ours}/mlp_scale",), SAME[1], layer=layer)
+        gate_up = (f"{ours}/mlp/gate", f"{ours}/mlp/up")
+        yield Name(f"{block}.mlp.w12.weight", tuple(f"{n}/kernel" for n in gate_up), "(s o) i -> s i o", {"s": 2}, layer)
+        yield Name(f"{block}.mlp.w12.bias", tuple(f"{n}/bias" for n in gate_up), "(s o) -> s o", {"s": 2}, layer)
+        yield from _linear(f"{block}.mlp.w3", f"{ours}/mlp/down", layer)
+
+
+def _blip2(config: ModelConfig) -> Iterator[Name]:
+    v, q = config.blip2, config.qformer
+    there, here = "qformer.vision_model", "encoders/blip2/vision"
+    yield Name(f"{there}.embeddings.class_embedding", (f"{here}/class_embedding",), "1 1 c -> c")
+    yield Name(f"{there}.embeddings.position_embedding", (f"{here}/position_embedding",), "1 p c -> p c")
+    yield Name(f"{there}.embeddings.patch_embedding.weight", (f"{here}/patch/kernel",), CONV)
+    yield Name(f"{there}.embeddings.patch_embedding.bias", (f"{here}/patch/bias",), SAME[1])
+    yield from _norm(f"{there}.post_layernorm", f"{here}/norm")
+    for layer in range(v.layers):
+        block, ours = f"{there}.encoder.layers.{layer}", f"{here}/blocks"
+        yield from _packed_attention(
+            f"{block}.self_attn.qkv.weight", f"{block}.self_attn.qkv.bias", f"{ours}/attention", v.heads, layer
+        )
+        yield from _attention_out(f"{block}.self_attn.projection", f"{ours}/attention", v.heads, layer)
+        yield from _norm(f"{block}.layer_norm1", f"{ours}/attention_norm", layer)
+        yield from _norm(f"{block}.layer_norm2", f"{ours}/mlp_norm", layer)
+        yield from _linear(f"{block}.mlp.fc1", f"{ours}/mlp/up", layer)
+        yield from _linear(f"{block}.mlp.fc2", f"{ours}/mlp/down", layer)
+    yield Name("qformer.query_tokens", ("encoders/blip2/qformer/queries",), "1 q c -> q c")
+    yield from _norm("qformer.qformer.layernorm", "encoders/blip2/qformer/norm")
+    for layer in range(q.layers):
+        block = f"qformer.qformer.encoder.layer.{layer}"
+        pair, ours = divmod(layer, 2)
+        ours = f"encoders/blip2/qformer/pairs/{'odd' if ours else 'even'}"
+        for theirs, mine in (("attention", "attention"), ("crossattention", "cross")):
+            if theirs == "crossattention" and layer % 2:
+                continue
+            for foreign, name in (("query", "q"), ("key", "k"), ("value", "v")):
+                yield Name(
+                    f"{block}.{theirs}.attention.{foreign}.weight", (f"{ours}/{mine}/{name}/kernel",), "(n h) c -> c n h",
+                    {"n": q.heads}, pair,
+                )  # fmt: skip
+                yield Name(
+                    f"{block}.{theirs}.attention.{foreign}.bias", (f"{ours}/{mine}/{name}/bias",), "(n h) -> n h",
+                    {"n": q.heads}, pair,
+                )  # fmt: skip
+            yield from _attention_out(f"{block}.{theirs}.output.dense", f"{ours}/{mine}", q.heads, pair)
+            yield from _norm(f"{block}.{theirs}.output.LayerNorm", f"{ours}/{mine}_norm", pair)
+        yield from _linear(f"{block}.intermediate_query.dense", f"{ours}/mlp/up", pair)
+        yield from _linear(f"{block}.output_query.dense", f"{ours}/mlp/down", pair)
+        yield from _norm(f"{block}.output_query.LayerNorm", f"{ours}/mlp_norm", pair)

@@ -1,0 +1,282 @@
+"""The model as data: frozen dataclasses for every part, and the published family by name.
+
+Geometry is configuration like everything else, so the nano model of the quickstart is built from the same modules as
+the 13B one.  Sizes of the published family: paper arXiv 2311.07575 and the authors' checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+
+# Pixel statistics of the published encoders (OpenAI CLIP; ImageNet for DINOv2), RGB in 0-1.
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ConfigError(ValueError):
+    """A configuration that names an unknown key or an impossible value."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """LLaMA2 decoder.  ``ffn_multiplier`` and ``multiple_of`` give the FFN width as Meta's code does."""
+
+    dim: int = 5120
+    layers: int = 40
+    heads: int = 40
+    kv_heads: int | None = None
+    vocab_size: int = 32000
+    multiple_of: int = 256
+    ffn_multiplier: float | None = None
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: float | None = None
+    tied_embeddings: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Both truncations happen before rounding up, in Meta's order."""
+        hidden = int(2 * 4 * self.dim / 3)
+        if self.ffn_multiplier is not None:
+            hidden = int(self.ffn_multiplier * hidden)
+        return self.multiple_of * -(-hidden // self.multiple_of)
+
+    def __post_init__(self):
+        if self.dim % self.heads or self.head_dim % 2:
+            raise ConfigError(f"decoder: dim {self.dim} over {self.heads} heads is not an even head width")
+        if self.heads % self.num_kv_heads:
+            raise ConfigError(f"decoder: {self.heads} heads do not share {self.num_kv_heads} key/value heads evenly")
+
+
+@dataclass(frozen=True)
+class VitConfig:
+    """One vision transformer (CLIP, DINOv2 and the BLIP-2 tower differ by these switches alone)."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    patch: int = 14
+    view_size: int = 224  # pixels of a view's side
+    patch_bias: bool = True
+    norm_before: bool = False  # CLIP's ln_pre
+    activation: str = "gelu"  # gelu (erf) | quick_gelu | swiglu
+    layer_scale: bool = False
+    norm_eps: float = 1e-6
+    position_grid: int | None = None  # stored position grid when it differs from the patch grid (DINOv2: 37)
+    imagenet_normalised: bool = False  # DINOv2 takes ImageNet statistics, views arrive with CLIP's
+
+    @property
+    def grid(self) -> int:
+        return self.view_size // self.patch
+
+    def __post_init__(self):
+        if self.view_size % self.patch:
+            raise ConfigError(f"encoder: a view of {self.view_size} pixels is not whole patches of {self.patch}")
+        if self.width % self.heads:
+            raise ConfigError(f"encoder: width {self.width} does not divide over {self.heads} heads")
+
+
+@dataclass(frozen=True)
+class ConvNextConfig:
+    depths: tuple[int, ...] = (3, 4, 30, 3)
+    dims: tuple[int, ...] = (384, 768, 1536, 3072)
+    view_size: int = 224  # pixels of a view's side
+    input_size: int = 256  # the view is resized to this by nearest (identity when equal)
+    norm_eps: float = 1e-5
+
+    @property
+    def grid(self) -> int:
+        return self.input_size // (4 * 2 ** (len(self.dims) - 1))
+
+    def __post_init__(self):
+        if self.input_size % (4 * 2 ** (len(self.dims) - 1)):
+            raise ConfigError(f"convnext: an input of {self.input_size} pixels does not survive {len(self.dims)} stages")
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    queries: int = 32
+    norm_eps: float = 1e-12
+
+    def __post_init__(self):
+        if self.layers % 2:
+            raise ConfigError("qformer: layers come in pairs (cross-attention in the even ones); give an even number")
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """An overview plus ``crops`` × ``crops`` sub-images (0: the overview alone)."""
+
+    image_size: int = 224
+    crops: int = 0
+    half_overview: bool = False  # the overview passes through float16 even where its size is kept
+    half_resize: str = "float16"  # float16 | float32: the resize weights of the reference on CPU | CUDA
+
+    @property
+    def views(self) -> int:
+        return 1 + self.crops**2
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = "sphinx"
+    decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    views: ViewsConfig | None = None  # None: a text-only model
+    clip: VitConfig | None = None
+    convnext: ConvNextConfig | None = None
+    dinov2: VitConfig | None = None
+    blip2: VitConfig | None = None
+    qformer: QFormerConfig | None = None
+    pool_overview: int = 1  # side of the square of patches averaged into one position
+    pool_crops: int = 1
+    dtype: str = "float32"  # compute dtype
+
+    @property
+    def grid(self) -> int:
+        """Side of the grid of mixed patches; every encoder is brought to it before the channel concatenation."""
+        vit = self.clip or self.dinov2
+        return vit.grid if vit else self.convnext.grid
+
+    @property
+    def has_vision(self) -> bool:
+        return self.views is not None
+
+    def positions_of_view(self, view: int) -> int:
+        """Positions one view takes in the decoder: start tag, queries, class, patches, end tag."""
+        pool = self.pool_overview if view == 0 else self.pool_crops
+        return 2 + (self.qformer.queries if self.qformer else 0) + 1 + (self.grid // pool) ** 2
+
+    @property
+    def image_positions(self) -> int:
+        return sum(map(self.positions_of_view, range(self.views.views))) if self.has_vision else 0
+
+    @property
+    def mixed_channels(self) -> int:
+        widths = (self.clip and self.clip.width, self.convnext and self.convnext.dims[-1], self.dinov2 and self.dinov2.width)
+        return sum(w for w in widths if w)
+
+    def __post_init__(self):
+        if not self.has_vision:
+            return
+        if not (self.clip or self.convnext or self.dinov2):
+            raise ConfigError("a model with views needs at least one of clip, convnext, dinov2")
+        if bool(self.blip2) != bool(self.qformer):
+            raise ConfigError("blip2 (the vision tower) and qformer come together")
+        for pool in (self.pool_overview, self.pool_crops):
+            if self.grid % pool:
+                raise ConfigError(f"a grid of {self.grid} patches is not whole squares of {pool}")
+
+
+def clip_config(width=1024, layers=24, heads=16, patch=14, view_size=224, quick_gelu=False) -> VitConfig:
+    """OpenAI CLIP ViT; ``quick_gelu`` as the weights were trained, erf GELU as the reference's HEAD runs them."""
+    return VitConfig(
+        width, layers, heads, 4 * width, patch, view_size, patch_bias=False, norm_before=True,
+        activation="quick_gelu" if quick_gelu else "gelu", norm_eps=1e-5,
+    )  # fmt: skip
+
+
+def dinov2_config(width=1536, layers=40, heads=24, patch=14, view_size=224, position_grid=37) -> VitConfig:
+    """DINOv2 with packed SwiGLU: hidden = 2/3 of 4 × width, up to a multiple of 8 (the authors' SwiGLUFFNFused)."""
+    hidden = (int(width * 4 * 2 / 3) + 7) // 8 * 8
+    return VitConfig(
+        width, layers, heads, hidden, patch, view_size, activation="swiglu", layer_scale=True,
+        norm_eps=1e-6, position_grid=position_grid, imagenet_normalised=True,
+    )  # fmt: skip
+
+
+def blip2_config(width=1408, layers=39, heads=16, mlp_width=6144, patch=14, view_size=224) -> VitConfig:
+    return VitConfig(width, layers, heads, mlp_width, patch, view_size, norm_eps=1e-6)
+
+
+DECODERS = {
+    "7b": DecoderConfig(dim=4096, layers=32, heads=32),
+    "13b": DecoderConfig(dim=5120, layers=40, heads=40),
+    "tiny": DecoderConfig(dim=2048, layers=22, heads=32, kv_heads=4),
+}
+
+
+def _full(name: str, decoder: str, views: ViewsConfig, **changes) -> ModelConfig:
+    return ModelConfig(
+        name=name, decoder=DECODERS[decoder], views=views,
+        clip=clip_config(), convnext=ConvNextConfig(), dinov2=dinov2_config(), blip2=blip2_config(), qformer=QFormerConfig(),
+        **changes,
+    )  # fmt: skip
+
+
+def _light(name: str, views: ViewsConfig) -> ModelConfig:
+    return ModelConfig(
+        name=name, decoder=DECODERS["tiny"], views=views,
+        convnext=ConvNextConfig(view_size=512, input_size=512), dinov2=dinov2_config(),
+    )  # fmt: skip
+
+
+FAMILY: dict[str, ModelConfig] = {
+    "sphinx_7b": _full("sphinx_7b", "7b", ViewsConfig(224)),
+    "sphinx": _full("sphinx", "13b", ViewsConfig(224)),
+    "sphinx_1k": _full("sphinx_1k", "13b", ViewsConfig(448, crops=2)),
+    "sphinx_v2_1k": _full("sphinx_v2_1k", "13b", ViewsConfig(448, crops=2)),
+    "sphinx_2k": _full("sphinx_2k", "13b", ViewsConfig(672, crops=3)),
+    "sphinx_1k_pooled": _full("sphinx_1k_pooled", "13b", ViewsConfig(448, crops=2), pool_crops=2),
+    "sphinx_tiny": _light("sphinx_tiny", ViewsConfig(512, half_overview=True)),
+    "sphinx_tiny_1k": _light("sphinx_tiny_1k", ViewsConfig(1024, crops=2)),
+}
+
+
+def unknown(kind: str, name: str, known: typing.Iterable[str]) -> ConfigError:
+    """The error for a name that does not exist, with the nearest one that does."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    return ConfigError(f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"))
+
+
+def family(name: str) -> ModelConfig:
+    """The published configuration of that name (``sphinx``, ``sphinx_1k``, …)."""
+    if name not in FAMILY:
+        raise unknown("model", name, FAMILY)
+    return FAMILY[name]
+
+
+def to_dict(config: ModelConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any], cls: type = ModelConfig, path: str = "model") -> Any:
+    """Rebuild a config from plain data; an unknown key is an error that names the nearest known one."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    built = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise unknown(f"key of {path}", key, fields)
+        kinds = typing.get_args(hints[key]) if typing.get_origin(hints[key]) in (typing.Union, types.UnionType) else (hints[key],)
+        nested = next((k for k in kinds if dataclasses.is_dataclass(k)), None)
+        if nested is not None and value is not None and not isinstance(value, nested):
+            value = from_dict(dict(value), nested, f"{path}.{key}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        built[key] = value
+    return cls(**built)
+
+
+def to_json(config: ModelConfig) -> str:
+    return json.dumps(to_dict(config), indent=2)

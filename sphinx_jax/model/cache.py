@@ -1,0 +1,27 @@
+"""The key/value cache of generation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sphinx_jax.config import DecoderConfig
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer, each (L, B, S, K, H), S the most positions a sequence may take."""
+
+    keys: jax.Array
+    values: jax.Array
+
+    @classmethod
+    def empty(cls, config: DecoderConfig, batch: int, positions: int, dtype: jnp.dtype) -> Cache:
+        shape = (config.layers, batch, positions, config.num_kv_heads, config.head_dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def write(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    """Put new (B, T, K, H) into cache (B, S, K, H), each row from its own position ``start`` (B,)."""
+    return jax.vmap(lambda row, values, at: jax.lax.dynamic_update_slice(row, values, (at, 0, 0)))(cache, new, start)

@@ -1,0 +1,99 @@
+"""LLaMA2: attention, FFN, block, stack (Touvron et al. 2023)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sphinx_jax.config import DecoderConfig
+from sphinx_jax.model.attention import attend
+from sphinx_jax.model.cache import Cache, write
+from sphinx_jax.model.layers import RMSNorm, param, run_stack, stack
+from sphinx_jax.model.rope import rope_angles, rotate
+from sphinx_jax.sharding import constrain
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        c = config
+        std = c.dim**-0.5
+        self.q = param(rngs, (c.dim, c.heads, c.head_dim), ("embed", "heads", None), std)
+        self.k = param(rngs, (c.dim, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", None), std)
+        self.v = param(rngs, (c.dim, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", None), std)
+        self.o = param(rngs, (c.heads, c.head_dim, c.dim), ("heads", None, "embed"), std)
+
+    def __call__(self, x: jax.Array, angles: jax.Array, cache=None, start=None):
+        """x (B, T, D) -> (B, T, D) and the layer's cache, (keys, values) each (B, S, K, H), if there is one."""
+        q, k, v = (jnp.einsum("btd,dnh->btnh", x, w[...].astype(x.dtype)) for w in (self.q, self.k, self.v))
+        q, k = rotate(q, angles), rotate(k, angles)
+        if cache is None:
+            y = attend(q, k, v, causal=True)
+        else:
+            k, v = cache = tuple(write(old, new, start) for old, new in zip(cache, (k, v), strict=True))
+            # what lies beyond a row's own position is the padding of its prompt, or nothing yet
+            seen = jnp.arange(k.shape[1])[None, None] <= (start[:, None] + jnp.arange(x.shape[1]))[:, :, None]
+            y = attend(q, k, v, mask=seen[:, None])
+        return jnp.einsum("btnh,nhd->btd", y, self.o[...].astype(x.dtype)), cache
+
+
+class FeedForward(nnx.Module):
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        dim, ffn = config.dim, config.ffn_dim
+        self.gate = param(rngs, (dim, ffn), ("embed", "ffn"), dim**-0.5)
+        self.up = param(rngs, (dim, ffn), ("embed", "ffn"), dim**-0.5)
+        self.down = param(rngs, (ffn, dim), ("ffn", "embed"), ffn**-0.5)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
+        return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+
+class Block(nnx.Module):
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, rngs=rngs)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn = FeedForward(config, rngs=rngs)
+
+    def __call__(self, x: jax.Array, angles: jax.Array, cache=None, start=None):
+        y, cache = self.attention(self.attention_norm(x), angles, cache, start)
+        x = constrain(x + y, "batch", None, None)
+        return constrain(x + self.ffn(self.ffn_norm(x)), "batch", None, None), cache
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        self.embedding = param(rngs, (c.vocab_size, c.dim), ("vocab", "embed"))
+        self.blocks = stack(lambda r: Block(c, rngs=r), c.layers, rngs)
+        self.norm = RMSNorm(c.dim, c.norm_eps)
+        self.output = None if c.tied_embeddings else param(rngs, (c.dim, c.vocab_size), ("embed", "vocab"))
+
+    def embed(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """(B, T) int32 -> (B, T, D)."""
+        return self.embedding[...].astype(dtype)[tokens]
+
+    def __call__(
+        self, x: jax.Array, cache: Cache | None = None, start: jax.Array | None = None, remat: str = "none"
+    ) -> tuple[jax.Array, Cache | None]:
+        """x (B, T, D) embedded positions -> (B, T, D) after the final norm, and the updated cache.
+
+        ``start`` (B,) int32 is the position of each row's first new element when a cache is given, else 0.
+        """
+        positions = jnp.arange(x.shape[1])[None]
+        if start is not None:
+            positions = positions + start[:, None]
+        c = self.config
+        angles = rope_angles(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+        x = constrain(x, "batch", None, None)
+        x, layers = run_stack(
+            self.blocks, x, lambda block, x, layer: block(x, angles, layer, start),
+            per_layer=None if cache is None else tuple(cache), remat=remat,
+        )  # fmt: skip
+        return self.norm(x), None if cache is None else Cache(*layers)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """(…, D) -> (…, V) float32."""
+        table = self.embedding[...].T if self.output is None else self.output[...]
+        return (hidden @ table.astype(hidden.dtype)).astype(jnp.float32)

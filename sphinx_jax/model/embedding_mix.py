@@ -1,0 +1,89 @@
+"""The mix of visual embeddings: encoders that differ in architecture, pre-training and granularity, as one sequence.
+
+Patch encoders are concatenated by channel and projected; the Q-Former's queries are projected on their own; the two are
+concatenated along the sequence between the tags of the view (paper, section 3.3).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sphinx_jax.config import ModelConfig
+from sphinx_jax.model.layers import LayerNorm, Linear, param
+
+
+class Features(NamedTuple):
+    """What the frozen encoders say about a batch of pictures."""
+
+    patches: jax.Array  # (B, views, 1 + P, C) class slot and patches, channels of all patch encoders
+    queries: jax.Array | None  # (B, views, Q, width of the Q-Former)
+
+
+class Projection(nnx.Module):
+    """Linear + LayerNorm(1e-5) into the decoder's width."""
+
+    def __init__(self, channels: int, dim: int, *, rngs: nnx.Rngs):
+        self.linear = Linear({"channels": channels}, {"embed": dim}, rngs=rngs)
+        self.norm = LayerNorm(dim, 1e-5)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(self.linear(x))
+
+
+class Tags(nnx.Module):
+    """The learned start and end of a view, one pair for all views."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.start = param(rngs, (dim,), ("embed",))
+        self.end = param(rngs, (dim,), ("embed",))
+
+
+def to_grid(patches: jax.Array, grid: int) -> jax.Array:
+    """(I, G, G, C) map -> (I, 1 + grid², C): each cell repeated to the grid, its mean in the class slot (ConvNeXt)."""
+    repeat = grid // patches.shape[1]
+    mean = patches.mean((1, 2))[:, None]
+    cells = einops.repeat(patches, "i h w c -> i (h r) (w s) c", r=repeat, s=repeat)
+    return jnp.concatenate([mean, einops.rearrange(cells, "i h w c -> i (h w) c")], axis=1)
+
+
+def pool_patches(tokens: jax.Array, pool: int) -> jax.Array:
+    """(…, 1 + P, C) -> (…, 1 + P / pool², C): squares of patches averaged, the class slot kept (``llama_ens5p2``)."""
+    if pool == 1:
+        return tokens
+    first, patches = tokens[..., :1, :], tokens[..., 1:, :]
+    side = round(patches.shape[-2] ** 0.5)
+    patches = einops.reduce(
+        patches, "... (h p w q) c -> ... (h w) c", "mean", h=side // pool, w=side // pool, p=pool, q=pool
+    )
+    return jnp.concatenate([first, patches], axis=-2)
+
+
+class EmbeddingMix(nnx.Module):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dim = config.decoder.dim
+        self.visual_proj = Projection(config.mixed_channels, dim, rngs=rngs)
+        self.qformer_proj = Projection(config.qformer.width, dim, rngs=rngs) if config.qformer else None
+        self.tags = Tags(dim, rngs=rngs)
+
+    def __call__(self, features: Features) -> jax.Array:
+        """Features of a batch -> (B, image positions, D), overview first."""
+        overview = self.view(features, slice(0, 1), self.config.pool_overview)
+        if features.patches.shape[1] == 1:
+            return overview
+        return jnp.concatenate([overview, self.view(features, slice(1, None), self.config.pool_crops)], axis=1)
+
+    def view(self, features: Features, which: slice, pool: int) -> jax.Array:
+        """(B, views, …) features of the views ``which`` -> (B, their positions, D)."""
+        mixed = self.visual_proj(pool_patches(features.patches[:, which], pool))
+        if self.qformer_proj is not None:
+            mixed = jnp.concatenate([self.qformer_proj(features.queries[:, which]), mixed], axis=2)
+        tags = (tag[...].astype(mixed.dtype) for tag in (self.tags.start, self.tags.end))
+        start, end = (jnp.broadcast_to(tag, (*mixed.shape[:2], 1, mixed.shape[-1])) for tag in tags)
+        mixed = jnp.concatenate([start, mixed, end], axis=2)
+        return einops.rearrange(mixed, "b v t d -> b (v t) d")

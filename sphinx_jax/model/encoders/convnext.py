@@ -1,0 +1,101 @@
+"""ConvNeXt (language-supervised, convolutional; Liu et al. 2022, timm layout)."""
+
+from __future__ import annotations
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sphinx_jax.config import ConvNextConfig
+from sphinx_jax.model.encoders.vit import Mlp
+from sphinx_jax.model.layers import LayerNorm, constant, param, run_stack, stack
+
+KERNEL = 7
+# Up to this many positions a depthwise convolution runs as one small matmul per channel: XLA's grouped convolution on
+# the CPU takes 10-50 times as long there.
+DENSE_POSITIONS = 256
+
+
+def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(I, H, W, C) * (7, 7, C) -> (I, H, W, C), zero padding."""
+    _, height, width, channels = x.shape
+    if height * width > DENSE_POSITIONS:
+        return jax.lax.conv_general_dilated(
+            x, kernel[:, :, None, :], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=channels,
+        )  # fmt: skip
+    rows, columns = _taps(height), _taps(width)
+    matrix = jnp.einsum("ioh,jpw,ijc->cophw", rows, columns, kernel)
+    matrix = einops.rearrange(matrix, "c o p h w -> c (o p) (h w)")
+    out = jnp.einsum("cqs,isc->iqc", matrix, einops.rearrange(x, "i h w c -> i (h w) c"))
+    return einops.rearrange(out, "i (h w) c -> i h w c", h=height)
+
+
+def _taps(size: int) -> np.ndarray:
+    """(7, size, size) float32: tap i of output o reads input o + i − 3, where there is one."""
+    tap, out, source = np.ogrid[:KERNEL, :size, :size]
+    return (source == out + tap - KERNEL // 2).astype(np.float32)
+
+
+class Block(nnx.Module):
+    def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs):
+        self.depthwise_kernel = param(rngs, (KERNEL, KERNEL, width), (None, None, "channels"), 1 / KERNEL)
+        self.depthwise_bias = constant(0.0, (width,), ("channels",))
+        self.norm = LayerNorm(width, eps)
+        self.mlp = Mlp(width, 4 * width, "gelu", rngs=rngs)
+        self.scale = constant(1.0, (width,), (None,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = depthwise(x, self.depthwise_kernel[...].astype(x.dtype)) + self.depthwise_bias[...].astype(x.dtype)
+        return x + self.mlp(self.norm(y)) * self.scale[...].astype(x.dtype)
+
+
+class Patchify(nnx.Module):
+    """A strided convolution without overlap.  (I, H, W, C) -> (I, H/size, W/size, width)."""
+
+    def __init__(self, size: int, channels: int, width: int, *, rngs: nnx.Rngs):
+        self.size = size
+        std = (size * size * channels) ** -0.5
+        self.kernel = param(rngs, (size, size, channels, width), (None, None, None, "channels"), std)
+        self.bias = constant(0.0, (width,), ("channels",))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = einops.rearrange(x, "i (h p) (w q) c -> i h w (p q c)", p=self.size, q=self.size)
+        kernel = self.kernel[...].astype(x.dtype)
+        return x @ kernel.reshape(-1, kernel.shape[-1]) + self.bias[...].astype(x.dtype)
+
+
+class Stage(nnx.Module):
+    def __init__(self, depth: int, before: int, width: int, first: bool, eps: float, *, rngs: nnx.Rngs):
+        self.norm = None if first else LayerNorm(before, eps)
+        self.downsample = None if first else Patchify(2, before, width, rngs=rngs)
+        self.blocks = stack(lambda r: Block(width, eps, rngs=r), depth, rngs)
+
+    def __call__(self, x: jax.Array, remat: str) -> jax.Array:
+        if self.downsample is not None:
+            x = self.downsample(self.norm(x))
+        x, _ = run_stack(self.blocks, x, lambda block, x, _: (block(x), None), remat=remat)
+        return x
+
+
+class ConvNext(nnx.Module):
+    """(I, S, S, 3) views -> (I, G, G, C) map after the head's norm, which the reference does apply."""
+
+    def __init__(self, config: ConvNextConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        self.stem = Patchify(4, 3, c.dims[0], rngs=rngs)
+        self.stem_norm = LayerNorm(c.dims[0], c.norm_eps)
+        befores = (c.dims[0], *c.dims[:-1])
+        self.stages = nnx.List(
+            Stage(depth, before, width, i == 0, c.norm_eps, rngs=rngs)
+            for i, (depth, before, width) in enumerate(zip(c.depths, befores, c.dims, strict=True))
+        )
+        self.norm = LayerNorm(c.dims[-1], c.norm_eps)
+
+    def __call__(self, views: jax.Array, remat: str = "none") -> jax.Array:
+        x = self.stem_norm(self.stem(views))
+        for stage in self.stages:
+            x = stage(x, remat)
+        return self.norm(x)

@@ -1,0 +1,111 @@
+"""Layers every part shares: linear maps with named axes, norms, stacks of blocks run by scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Axes = tuple[str | None, ...]
+
+
+def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, std: float = 0.02) -> nnx.Param:
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32), out_sharding=axes)
+
+
+def constant(value: float, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
+    return nnx.Param(jnp.full(shape, value, jnp.float32), out_sharding=axes)
+
+
+class Linear(nnx.Module):
+    """y = x · kernel + bias over the last ``len(inputs)`` dimensions of x.
+
+    ``inputs`` and ``outputs`` map axis names to sizes, e.g. ``{"embed": D}`` -> ``{"heads": N, None: H}`` gives a kernel
+    (D, N, H).  Weights are cast to x's dtype; the product accumulates as the backend does for that dtype.
+    """
+
+    def __init__(self, inputs: dict, outputs: dict, *, bias: bool = True, std: float | None = None, rngs: nnx.Rngs):
+        self.contracted = len(inputs)
+        fan_in = 1
+        for size in inputs.values():
+            fan_in *= size
+        std = fan_in**-0.5 if std is None else std
+        self.kernel = param(rngs, (*inputs.values(), *outputs.values()), (*inputs, *outputs), std)
+        self.bias = constant(0.0, tuple(outputs.values()), tuple(outputs)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...].astype(x.dtype)
+        y = jnp.tensordot(x, kernel, axes=self.contracted)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalises in float32 whatever the dtype of x."""
+
+    def __init__(self, width: int, eps: float, axis: str | None = None):
+        self.eps = eps
+        self.scale = constant(1.0, (width,), (axis,))
+        self.bias = constant(0.0, (width,), (axis,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        mean = y.mean(-1, keepdims=True)
+        # the two-pass variance: E[x²] − E[x]² loses the digits that parity needs
+        variance = jnp.square(y - mean).mean(-1, keepdims=True)
+        y = (y - mean) * jax.lax.rsqrt(variance + self.eps)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """LLaMA's: normalise in float32, cast back, then scale."""
+
+    def __init__(self, width: int, eps: float):
+        self.eps = eps
+        self.scale = constant(1.0, (width,), (None,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": quick_gelu,
+    "silu": jax.nn.silu,
+}
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """``layers`` blocks whose parameters carry a leading axis named ``layers``."""
+
+    @nnx.split_rngs(splits=layers)
+    @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        return make(rngs)
+
+    return build(rngs)
+
+
+def run_stack(blocks: nnx.Module, x: Any, call: Callable, per_layer: Any = None, remat: str = "none") -> tuple[Any, Any]:
+    """Scan ``x, y = call(block, x, per_layer_slice)`` over a stack; ``remat`` names the checkpoint policy.
+
+    ``none`` keeps every activation, ``full`` keeps the block's input alone, ``dots`` also keeps matmul results.
+    """
+    graphdef, stacked = nnx.split(blocks)
+
+    def body(x, slices):
+        params, extra = slices
+        return call(nnx.merge(graphdef, params), x, extra)
+
+    if remat != "none":
+        policies = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
+        body = jax.checkpoint(body, prevent_cse=False, policy=policies[remat])
+    return jax.lax.scan(body, x, (stacked, per_layer))

@@ -1,0 +1,97 @@
+"""SPHINX, read like the paper's figure: views -> encoders -> mix -> decoder."""
+
+from __future__ import annotations
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sphinx_jax.config import ModelConfig
+from sphinx_jax.model.cache import Cache
+from sphinx_jax.model.decoder import Decoder
+from sphinx_jax.model.embedding_mix import EmbeddingMix, Features, to_grid
+from sphinx_jax.model.encoders import Blip2, Clip, ConvNext, DinoV2
+from sphinx_jax.model.views import make_views, nearest
+
+
+class Encoders(nnx.Module):
+    """The frozen part: pictures to features."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        self.clip = Clip(c.clip, rngs=rngs) if c.clip else None
+        self.convnext = ConvNext(c.convnext, rngs=rngs) if c.convnext else None
+        self.dinov2 = DinoV2(c.dinov2, rngs=rngs) if c.dinov2 else None
+        self.blip2 = Blip2(c.blip2, c.qformer, rngs=rngs) if c.blip2 else None
+
+    def views(self, images: jax.Array, view_size: int) -> jax.Array:
+        return make_views(images, view_size, self.config.views).astype(self.config.dtype)
+
+    def __call__(self, images: jax.Array, remat: str = "none") -> Features:
+        """(B, S, S, 3) float32 CLIP-normalised pictures -> features of every view."""
+        c = self.config
+        # encoders that look at views of one size share them
+        sizes = {e.view_size for e in (c.clip, c.convnext, c.dinov2, c.blip2) if e}
+        views = {size: self.views(images, size) for size in sizes}
+        patches = []
+        if self.clip is not None:
+            patches.append(self.clip(views[c.clip.view_size], remat))
+        if self.convnext is not None:
+            seen = nearest(views[c.convnext.view_size].astype(jnp.float32), c.convnext.input_size).astype(c.dtype)
+            patches.append(to_grid(self.convnext(seen, remat), c.grid))
+        if self.dinov2 is not None:
+            patches.append(self.dinov2(views[c.dinov2.view_size], remat))
+        queries = self.blip2(views[c.blip2.view_size], remat) if self.blip2 is not None else None
+
+        def by_picture(x):
+            return einops.rearrange(x, "(b v) t c -> b v t c", v=c.views.views)
+
+        return Features(
+            by_picture(jnp.concatenate(patches, axis=-1)), None if queries is None else by_picture(queries)
+        )
+
+
+class SphinxModel(nnx.Module):
+    """The whole network.  A text-only config has neither encoders nor mix."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoders = Encoders(config, rngs=rngs) if config.has_vision else None
+        self.embedding_mix = EmbeddingMix(config, rngs=rngs) if config.has_vision else None
+        self.decoder = Decoder(config.decoder, rngs=rngs)
+
+    def encode(self, images: jax.Array, remat: str = "none") -> Features:
+        """(B, S, S, 3) -> features, without gradient: the encoders are frozen in every stage."""
+        return jax.lax.stop_gradient(self.encoders(images, remat))
+
+    def embed(self, tokens: jax.Array, features: Features | None = None) -> jax.Array:
+        """(B, T) tokens [BOS, text…] -> (B, W + T, D): BOS, the pictures' W positions, the rest of the text."""
+        x = self.decoder.embed(tokens, jnp.dtype(self.config.dtype))
+        if features is None:
+            return x
+        return jnp.concatenate([x[:, :1], self.embedding_mix(features).astype(x.dtype), x[:, 1:]], axis=1)
+
+    def hidden(self, tokens: jax.Array, features: Features | None = None, remat: str = "none") -> jax.Array:
+        """(B, T) -> (B, T, D): of the image positions only the last counts, it predicts the first word of the text."""
+        hidden, _ = self.decoder(self.embed(tokens, features), remat=remat)
+        return hidden[:, hidden.shape[1] - tokens.shape[1] :]
+
+    def logits(self, tokens: jax.Array, images: jax.Array | None = None) -> jax.Array:
+        """(B, T) int32, (B, S, S, 3) -> (B, T, V) float32; entry t predicts token t + 1."""
+        return self.decoder.logits(self.hidden(tokens, None if images is None else self.encode(images)))
+
+    def prefill(
+        self, tokens: jax.Array, lengths: jax.Array, features: Features | None, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Right-padded prompts (B, T) of ``lengths`` (B,) -> logits (B, V) after each prompt's last token, and the cache."""
+        x = self.embed(tokens, features)
+        hidden, cache = self.decoder(x, cache, jnp.zeros_like(lengths))
+        last = lengths - 1 + x.shape[1] - tokens.shape[1]
+        return self.decoder.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]), cache
+
+    def decode(self, tokens: jax.Array, positions: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """One token a row (B,) at its own position (B,) -> logits (B, V), and the cache."""
+        x = self.decoder.embed(tokens[:, None], jnp.dtype(self.config.dtype))
+        hidden, cache = self.decoder(x, cache, positions)
+        return self.decoder.logits(hidden[:, 0]), cache

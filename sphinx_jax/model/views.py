@@ -1,0 +1,79 @@
+"""Scales and sub-images: one picture becomes an overview and its crops.
+
+The reference resizes through float16 with bicubic a = −0.75 and no antialiasing; that rounding is part of the maths of
+the released weights, so it is reproduced: input to float16, the four weights to float16 (the reference on the CPU; on
+CUDA they stay float32), the sum in float32, the result to float16.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sphinx_jax.config import ViewsConfig
+
+
+@functools.cache
+def cubic_matrix(target: int, source: int, scale: float | None = None, weights: str = "float32") -> np.ndarray:
+    """(target, source) float32 matrix of PyTorch's bicubic resize: a = −0.75, half-pixel centres, edges repeated.
+
+    ``scale`` is source pixels per target pixel; it defaults to source / target and sets the sampling grid.
+    """
+    step = np.float32(source / target if scale is None else scale)
+    at = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * step - np.float32(0.5)
+    base = np.floor(at)
+    t = (at - base).astype(np.float32)
+    a = np.float32(-0.75)
+
+    def near(x):
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+
+    def far(x):
+        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+
+    taps = np.stack([far(t + 1), near(t), near(1 - t), far(2 - t)], axis=1).astype(weights).astype(np.float32)
+    columns = np.clip(base[:, None].astype(np.int64) + np.arange(-1, 3), 0, source - 1)
+    matrix = np.zeros((target, source), np.float32)
+    np.add.at(matrix, (np.arange(target)[:, None], columns), taps)
+    return matrix
+
+
+def resize(images: jax.Array, size: int, weights: str = "float16") -> jax.Array:
+    """(B, S, S, C) -> (B, size, size, C) float32, every value a float16 one."""
+    images = images.astype(jnp.float16).astype(jnp.float32)
+    if images.shape[1] == size:
+        return images
+    matrix = cubic_matrix(size, images.shape[1], weights=weights)
+    exact = jax.lax.Precision.HIGHEST  # accelerators would multiply in bfloat16
+    images = jnp.einsum("vh,bhwc->bvwc", matrix, images, precision=exact)
+    images = jnp.einsum("vw,bhwc->bhvc", matrix, images, precision=exact)
+    return images.astype(jnp.float16).astype(jnp.float32)
+
+
+def nearest(images: jax.Array, size: int) -> jax.Array:
+    """(I, S, S, C) -> (I, size, size, C), source index floor(target · S / size), through float16 as the reference."""
+    source = images.shape[1]
+    if source == size:
+        return images
+    index = np.arange(size) * source // size
+    return images[:, index][:, :, index].astype(jnp.float16).astype(jnp.float32)
+
+
+def make_views(images: jax.Array, view_size: int, config: ViewsConfig) -> jax.Array:
+    """(B, S, S, 3) -> (B · views, view_size, view_size, 3), overview first, then crops row by row."""
+    half = config.half_resize
+    if images.shape[1] == view_size and not config.half_overview:
+        overview = images
+    else:
+        overview = resize(images, view_size, half)
+    if not config.crops:
+        return overview
+    side = view_size * config.crops
+    # crops at the picture's own size are raw slices, never rounded
+    large = images if images.shape[1] == side else resize(images, side, half)
+    crops = einops.rearrange(large, "b (r h) (c w) d -> b (r c) h w d", r=config.crops, c=config.crops)
+    return einops.rearrange(jnp.concatenate([overview[:, None], crops], axis=1), "b v h w d -> (b v) h w d")

@@ -1,0 +1,63 @@
+"""Meshes, and the one table of logical axis rules."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from sphinx_jax.config import ConfigError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# logical axis -> mesh axes.  A dimension that its mesh axes do not divide stays whole (few key/value heads, odd widths).
+RULES: dict[str | None, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "channels": ("fsdp",),
+    "ffn": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "vocab": ("tensor",),
+    "layers": (),
+    None: (),
+}
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """A (data, fsdp, tensor) mesh over all devices; one axis may be -1 and takes what is left."""
+    devices = devices if devices is not None else jax.devices()
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1:
+        raise ConfigError(f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: only one axis may be -1")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = len(devices) // -math.prod(sizes)
+    if math.prod(sizes) != len(devices):
+        raise ConfigError(f"mesh {dict(zip(MESH_AXES, sizes, strict=True))} does not cover {len(devices)} devices")
+    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def partition_spec(names: tuple[str | None, ...] | None, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
+    """Logical names of an array's dimensions -> the mesh axes they lie on."""
+    if not names:
+        return PartitionSpec()
+    spec, used = [], set()
+    for name, size in zip(names, shape, strict=True):
+        axes = tuple(a for a in RULES[name] if a in mesh.shape and mesh.shape[a] > 1 and a not in used)
+        if not axes or size % math.prod(mesh.shape[a] for a in axes):
+            spec.append(None)
+            continue
+        used.update(axes)
+        spec.append(axes if len(axes) > 1 else axes[0])
+    return PartitionSpec(*spec)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Pin an activation's layout where a mesh is in force; without one this is the identity."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh))
