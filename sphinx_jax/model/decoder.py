@@ -23,12 +23,12 @@ class Attention(nnx.Module):
         self.v = param(rngs, (c.dim, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", None), std)
         self.o = param(rngs, (c.heads, c.head_dim, c.dim), ("heads", None, "embed"), std)
 
-    def __call__(self, x: jax.Array, angles: jax.Array, cache=None, start=None):
+    def __call__(self, x: jax.Array, angles: jax.Array, mask=None, cache=None, start=None):
         """x (B, T, D) -> (B, T, D) and the layer's cache, (keys, values) each (B, S, K, H), if there is one."""
         q, k, v = (jnp.einsum("btd,dnh->btnh", x, w[...].astype(x.dtype)) for w in (self.q, self.k, self.v))
         q, k = rotate(q, angles), rotate(k, angles)
         if cache is None:
-            y = attend(q, k, v, causal=True)
+            y = attend(q, k, v, causal=mask is None, mask=mask)
         else:
             k, v = cache = tuple(write(old, new, start) for old, new in zip(cache, (k, v), strict=True))
             # what lies beyond a row's own position is the padding of its prompt, or nothing yet
@@ -56,8 +56,8 @@ class Block(nnx.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = FeedForward(config, rngs=rngs)
 
-    def __call__(self, x: jax.Array, angles: jax.Array, cache=None, start=None):
-        y, cache = self.attention(self.attention_norm(x), angles, cache, start)
+    def __call__(self, x: jax.Array, angles: jax.Array, mask=None, cache=None, start=None):
+        y, cache = self.attention(self.attention_norm(x), angles, mask, cache, start)
         x = constrain(x + y, "batch", None, None)
         return constrain(x + self.ffn(self.ffn_norm(x)), "batch", None, None), cache
 
@@ -75,20 +75,27 @@ class Decoder(nnx.Module):
         return self.embedding[...].astype(dtype)[tokens]
 
     def __call__(
-        self, x: jax.Array, cache: Cache | None = None, start: jax.Array | None = None, remat: str = "none"
+        self,
+        x: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        cache: Cache | None = None,
+        start: jax.Array | None = None,
+        remat: str = "none",
     ) -> tuple[jax.Array, Cache | None]:
         """x (B, T, D) embedded positions -> (B, T, D) after the final norm, and the updated cache.
 
-        ``start`` (B,) int32 is the position of each row's first new element when a cache is given, else 0.
+        Without a cache attention is causal unless ``mask`` (B, 1, T, T) says what is seen, and ``positions`` (B, T)
+        default to 0, 1, …  With one, ``start`` (B,) int32 is the position of each row's first new element.
         """
-        positions = jnp.arange(x.shape[1])[None]
-        if start is not None:
-            positions = positions + start[:, None]
+        if positions is None:
+            positions = jnp.arange(x.shape[1])[None] + (0 if start is None else start[:, None])
         c = self.config
         angles = rope_angles(positions, c.head_dim, c.rope_theta, c.rope_scaling)
         x = constrain(x, "batch", None, None)
         x, layers = run_stack(
-            self.blocks, x, lambda block, x, layer: block(x, angles, layer, start),
+            self.blocks, x, lambda block, x, layer: block(x, angles, mask, layer, start),
             per_layer=None if cache is None else tuple(cache), remat=remat,
         )  # fmt: skip
         return self.norm(x), None if cache is None else Cache(*layers)

@@ -18,9 +18,10 @@ from sphinx_jax.model.layers import LayerNorm, Linear, param
 
 
 class Features(NamedTuple):
-    """What the frozen encoders say about a batch of pictures."""
+    """What the frozen encoders say about a batch of pictures, all that the mix needs to know of them."""
 
-    patches: jax.Array  # (B, views, 1 + P, C) class slot and patches, channels of all patch encoders
+    overview: jax.Array  # (B, 1, 1 + P, C) class slot and patches, channels of all patch encoders
+    crops: jax.Array | None  # (B, crops, 1 + P', C)
     queries: jax.Array | None  # (B, views, Q, width of the Q-Former)
 
 
@@ -73,16 +74,17 @@ class EmbeddingMix(nnx.Module):
 
     def __call__(self, features: Features) -> jax.Array:
         """Features of a batch -> (B, image positions, D), overview first."""
-        overview = self.view(features, slice(0, 1), self.config.pool_overview)
-        if features.patches.shape[1] == 1:
-            return overview
-        return jnp.concatenate([overview, self.view(features, slice(1, None), self.config.pool_crops)], axis=1)
+        overview, crops, queries = features
+        parts = [self.view(overview, None if queries is None else queries[:, :1])]
+        if crops is not None:
+            parts.append(self.view(crops, None if queries is None else queries[:, 1:]))
+        return jnp.concatenate(parts, axis=1)
 
-    def view(self, features: Features, which: slice, pool: int) -> jax.Array:
-        """(B, views, …) features of the views ``which`` -> (B, their positions, D)."""
-        mixed = self.visual_proj(pool_patches(features.patches[:, which], pool))
+    def view(self, patches: jax.Array, queries: jax.Array | None) -> jax.Array:
+        """Views of one size, (B, v, 1 + P, C) and (B, v, Q, width) -> (B, their positions, D)."""
+        mixed = self.visual_proj(patches)
         if self.qformer_proj is not None:
-            mixed = jnp.concatenate([self.qformer_proj(features.queries[:, which]), mixed], axis=2)
+            mixed = jnp.concatenate([self.qformer_proj(queries), mixed], axis=2)
         tags = (tag[...].astype(mixed.dtype) for tag in (self.tags.start, self.tags.end))
         start, end = (jnp.broadcast_to(tag, (*mixed.shape[:2], 1, mixed.shape[-1])) for tag in tags)
         mixed = jnp.concatenate([start, mixed, end], axis=2)

@@ -10,7 +10,7 @@ from flax import nnx
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.model.cache import Cache
 from sphinx_jax.model.decoder import Decoder
-from sphinx_jax.model.embedding_mix import EmbeddingMix, Features, to_grid
+from sphinx_jax.model.embedding_mix import EmbeddingMix, Features, pool_patches, to_grid
 from sphinx_jax.model.encoders import Blip2, Clip, ConvNext, DinoV2
 from sphinx_jax.model.views import make_views, nearest
 
@@ -47,8 +47,11 @@ class Encoders(nnx.Module):
         def by_picture(x):
             return einops.rearrange(x, "(b v) t c -> b v t c", v=c.views.views)
 
+        patches = by_picture(jnp.concatenate(patches, axis=-1))
         return Features(
-            by_picture(jnp.concatenate(patches, axis=-1)), None if queries is None else by_picture(queries)
+            pool_patches(patches[:, :1], c.pool_overview),
+            pool_patches(patches[:, 1:], c.pool_crops) if c.views.crops else None,
+            None if queries is None else by_picture(queries),
         )
 
 
@@ -72,9 +75,23 @@ class SphinxModel(nnx.Module):
             return x
         return jnp.concatenate([x[:, :1], self.embedding_mix(features).astype(x.dtype), x[:, 1:]], axis=1)
 
-    def hidden(self, tokens: jax.Array, features: Features | None = None, remat: str = "none") -> jax.Array:
-        """(B, T) -> (B, T, D): of the image positions only the last counts, it predicts the first word of the text."""
-        hidden, _ = self.decoder(self.embed(tokens, features), remat=remat)
+    def hidden(
+        self,
+        tokens: jax.Array,
+        features: Features | None = None,
+        segments: jax.Array | None = None,
+        remat: str = "none",
+    ) -> jax.Array:
+        """(B, T) -> (B, T, D): of the image positions only the last counts, it predicts the first word of the text.
+
+        ``segments`` (B, T) int32 keeps the turns of a conversation apart: segment 0 (BOS, picture, system text) is seen
+        by all, every other one sees only that and itself, and its positions go on from the end of segment 0.
+        """
+        x = self.embed(tokens, features)
+        positions = mask = None
+        if segments is not None:
+            positions, mask = isolate(segments, x.shape[1] - tokens.shape[1])
+        hidden, _ = self.decoder(x, positions=positions, mask=mask, remat=remat)
         return hidden[:, hidden.shape[1] - tokens.shape[1] :]
 
     def logits(self, tokens: jax.Array, images: jax.Array | None = None) -> jax.Array:
@@ -86,12 +103,28 @@ class SphinxModel(nnx.Module):
     ) -> tuple[jax.Array, Cache]:
         """Right-padded prompts (B, T) of ``lengths`` (B,) -> logits (B, V) after each prompt's last token, and the cache."""
         x = self.embed(tokens, features)
-        hidden, cache = self.decoder(x, cache, jnp.zeros_like(lengths))
+        hidden, cache = self.decoder(x, cache=cache, start=jnp.zeros_like(lengths))
         last = lengths - 1 + x.shape[1] - tokens.shape[1]
         return self.decoder.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]), cache
 
     def decode(self, tokens: jax.Array, positions: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """One token a row (B,) at its own position (B,) -> logits (B, V), and the cache."""
         x = self.decoder.embed(tokens[:, None], jnp.dtype(self.config.dtype))
-        hidden, cache = self.decoder(x, cache, positions)
+        hidden, cache = self.decoder(x, cache=cache, start=positions)
         return self.decoder.logits(hidden[:, 0]), cache
+
+
+def isolate(segments: jax.Array, image_positions: int) -> tuple[jax.Array, jax.Array]:
+    """Segments (B, T) of the text -> positions (B, W + T) and what is seen (B, 1, W + T, W + T)."""
+    segments = jnp.concatenate(
+        [segments[:, :1], jnp.zeros((len(segments), image_positions), segments.dtype), segments[:, 1:]], axis=1
+    )
+    index = jnp.arange(segments.shape[1])
+    shared = segments == 0
+    # a segment is contiguous, so its own start is the last index at which the segment changed
+    changed = jnp.concatenate([jnp.zeros_like(shared[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)
+    start = jax.lax.cummax(jnp.where(changed, index, 0), axis=1)
+    positions = jnp.where(shared, index, index - start + shared.sum(1, keepdims=True))
+    query, key = segments[:, :, None], segments[:, None, :]
+    seen = ((key == 0) | (key == query)) & (index[None, :] <= index[:, None])
+    return positions, seen[:, None]

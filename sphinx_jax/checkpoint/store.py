@@ -1,0 +1,141 @@
+"""Checkpoints: folders that hold a model's leaves (Orbax), its config, its tokenizer and how it was made.
+
+A checkpoint is complete when ``recipe.json`` is there: it is written last, after Orbax has committed its parts, so a
+process killed at any moment leaves either a complete checkpoint or a folder that readers pass over.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sphinx_jax import config as model_config
+from sphinx_jax.config import ModelConfig
+from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sphinx_jax.model.blueprint import Leaves, blueprint, flatten, unflatten
+
+CHUNK_BYTES = 8 * 2**20  # any leaf can then be read slice by slice
+MODEL, RECIPE = "model.json", "recipe.json"
+
+
+class BadCheckpoint(ValueError):
+    """A folder that is not a complete checkpoint of the model asked for."""
+
+
+def _orbax():
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+    return ocp, context
+
+
+def save(
+    folder: str | Path,
+    leaves: Leaves,
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    recipe: dict[str, Any],
+    *,
+    optimizer: Any = None,
+    data: Any = None,
+) -> Path:
+    """Write a complete checkpoint; ``optimizer`` (a pytree) and ``data`` (a Grain iterator) make it resumable."""
+    folder = Path(folder).absolute()
+    if folder.exists():
+        if is_complete(folder):
+            raise BadCheckpoint(f"{folder} already holds a checkpoint")
+        shutil.rmtree(folder)  # what a killed process left
+    ocp, context = _orbax()
+    parts = {"state": unflatten(leaves)}
+    if optimizer is not None:
+        parts["optimizer"] = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(optimizer))}
+    if data is not None:
+        parts["data"] = data
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with context:
+        ocp.save_checkpointables(folder, parts)
+    (folder / MODEL).write_text(model_config.to_json(config))
+    if tokenizer is not None:
+        tokenizer.save(folder)
+    (folder / RECIPE).write_text(json.dumps(recipe, indent=2))
+    return folder
+
+
+def is_complete(folder: str | Path) -> bool:
+    return (Path(folder) / RECIPE).is_file()
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    folder = Path(folder)
+    if not is_complete(folder):
+        raise BadCheckpoint(f"{folder} is not a complete checkpoint (it has no {RECIPE})")
+    return model_config.from_dict(json.loads((folder / MODEL).read_text()))
+
+
+def read_recipe(folder: str | Path) -> dict[str, Any]:
+    return json.loads((Path(folder) / RECIPE).read_text())
+
+
+def read_tokenizer(folder: str | Path) -> Tokenizer:
+    return load_tokenizer(folder)
+
+
+def restore(folder: str | Path, mesh: Mesh, config: ModelConfig | None = None) -> Leaves:
+    """The leaves of a checkpoint on a mesh, whatever mesh wrote it.
+
+    ``config`` is the model expected; its leaves must be exactly those stored, with the same shapes.
+    """
+    folder = Path(folder).absolute()
+    stored = read_config(folder)
+    ocp, context = _orbax()
+    expected = blueprint(config or stored).abstract(mesh)
+    with context:
+        found = flatten(ocp.metadata(folder, "state").metadata)
+        wrong = sorted(expected.keys() ^ found.keys())
+        if wrong:
+            raise BadCheckpoint(f"{folder} holds another model: {len(wrong)} leaves differ, the first is {wrong[0]}")
+        for path, leaf in expected.items():
+            if tuple(found[path].shape) != leaf.shape:
+                raise BadCheckpoint(
+                    f"{folder} holds another model: {path} is {tuple(found[path].shape)}, the config wants {leaf.shape}"
+                )
+        return flatten(ocp.load(folder, unflatten(expected), checkpointable_name="state"))
+
+
+def restore_training(folder: str | Path, optimizer: Any, data: Any) -> Any:
+    """The optimizer state in the structure and layout of ``optimizer``; moves the iterator ``data`` in place."""
+    folder = Path(folder).absolute()
+    ocp, context = _orbax()
+    leaves, structure = jax.tree.flatten(optimizer)
+    like = {str(i): jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for i, x in enumerate(leaves)}
+    with context:
+        parts = ocp.load_checkpointables(folder, {"optimizer": like, "data": data})
+    return jax.tree.unflatten(structure, [parts["optimizer"][str(i)] for i in range(len(leaves))])
+
+
+def newest(folder: str | Path) -> Path | None:
+    """The newest complete checkpoint among ``folder``'s step-numbered ones."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return None
+    steps = sorted((int(p.name), p) for p in folder.iterdir() if p.name.isdigit() and is_complete(p))
+    return steps[-1][1] if steps else None
+
+
+def keep_newest(folder: str | Path, count: int = 1) -> None:
+    """Delete step-numbered checkpoints but the newest ``count`` complete ones."""
+    steps = sorted((int(p.name), p) for p in Path(folder).iterdir() if p.name.isdigit() and is_complete(p))
+    for _, old in steps[:-count]:
+        # the marker goes first, so an interrupted deletion is not taken for a checkpoint
+        (old / RECIPE).unlink()
+        shutil.rmtree(old)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,181 @@
+"""The mix of tasks: data sets and instructions become one stream of static batches.
+
+Shuffling, mixing and the choice of turns are functions of (seed, position in the global stream) alone, and processes
+slice the stream afterwards: the number of workers or processes changes nothing, and one number is the whole state.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grain
+import numpy as np
+
+from sphinx_jax.data.conversation import IGNORE, BadItem, Encoded, Item, encode_conversation, pad
+from sphinx_jax.data.image import BadImage, load_image, padded_resize
+from sphinx_jax.data.tasks import INSTRUCTIONS
+from sphinx_jax.data.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+# position in these tuples is the number that batches carry
+TASKS = ("other", "text", *INSTRUCTIONS)
+DOMAINS = ("other", "real", "synthetic")
+
+Row = dict[str, np.ndarray]
+
+
+def task_id(name: str) -> int:
+    return TASKS.index(name) if name in TASKS else 0
+
+
+def domain_id(name: str) -> int:
+    return DOMAINS.index(name) if name in DOMAINS else 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set in the mix: random access to items (or plain documents, for text) and its share of the stream."""
+
+    name: str
+    items: Sequence[Item | str]
+    weight: float = 1.0
+    # task -> relative weight of its turns; tasks not named have weight 1
+    task_weights: Mapping[str, float] = field(default_factory=dict)
+    features: Any = None  # FeatureCache: the encoders' view of each picture, in place of its pixels
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The static shape of rows.
+
+    ``turns``: how many turns to draw for a picture (None: all, in the order of the file, cut to the length).
+    """
+
+    length: int
+    image_size: int | None = None
+    turns: int | None = None
+    isolate_turns: bool = False
+
+
+class Rows(grain.transforms.RandomMap):
+    """Item -> row of a batch.  An item that cannot be used becomes a row without labels, named in the log."""
+
+    def __init__(self, source: Source, tokenizer: Tokenizer, shape: Shape):
+        self.source, self.tokenizer, self.shape = source, tokenizer, shape
+
+    def random_map(self, index: int, rng: np.random.Generator) -> Row:
+        item = self.source.items[index]
+        try:
+            return self.row(item, index, rng)
+        except (BadItem, BadImage) as error:
+            name = getattr(item, "id", "") or index
+            _log.warning("skipped %s/%s: %s", self.source.name, name, error)
+            return self.masked(index)
+
+    def row(self, item: Item | str, index: int, rng: np.random.Generator) -> Row:
+        if isinstance(item, str):
+            return self.finish(self.document(item, rng), 0)
+        turns, tasks = item.turns, item.tasks or ("",) * len(item.turns)
+        if self.shape.turns is not None:
+            chosen = self.choose(tasks, rng)
+            turns, tasks = [turns[i] for i in chosen], [tasks[i] for i in chosen]
+        ids = [task_id(t) or (0 if item.image is not None else 1) for t in tasks]
+        encoded = encode_conversation(turns, self.tokenizer, self.shape.length, task_ids=ids)
+        row = self.finish(encoded, domain_id(item.domain))
+        if self.shape.image_size is not None:
+            row |= self.picture(item, index)
+        return row
+
+    def choose(self, tasks: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+        """Turns of one picture, drawn without replacement by the weights of their tasks, in random order."""
+        weights = np.array([self.source.task_weights.get(task, 1.0) for task in tasks])
+        # Gumbel top-k is weighted sampling without replacement
+        with np.errstate(divide="ignore"):
+            keys = np.log(weights) + rng.gumbel(size=len(weights))
+        return np.argsort(-keys)[: min(self.shape.turns, int((weights > 0).sum()))]
+
+    def document(self, text: str, rng: np.random.Generator) -> Encoded:
+        """A window of a document, every token of it a label."""
+        ids = self.tokenizer.encode(text, bos=True, eos=True)
+        room = self.shape.length
+        start = int(rng.integers(0, max(len(ids) - room, 0) + 1))
+        tokens = np.array(ids[start : start + room], np.int32)
+        tokens[0] = self.tokenizer.bos_id
+        labels = np.where(np.arange(len(tokens)) > 0, tokens, IGNORE)
+        nothing = np.zeros(len(tokens), np.int32)
+        return Encoded(tokens, labels, labels > 0, nothing, nothing + 1, nothing)
+
+    def finish(self, encoded: Encoded, domain: int) -> Row:
+        encoded = pad(encoded, self.shape.length)
+        row = {"tokens": encoded.tokens, "labels": encoded.labels}
+        row["group"] = np.where(encoded.task >= 0, encoded.task * len(DOMAINS) + domain, 0).astype(np.int32)
+        if self.shape.isolate_turns:
+            row["segments"] = encoded.segment
+        row["skipped"] = np.zeros((), bool)
+        return row
+
+    def picture(self, item: Item, index: int) -> Row:
+        if self.source.features is not None:
+            return self.source.features[index]
+        if item.image is None:
+            raise BadItem("the item has no picture")
+        return {"pixels": padded_resize(load_image(item.image), self.shape.image_size)}
+
+    def masked(self, index: int) -> Row:
+        nothing = np.zeros(0, np.int32)
+        row = self.finish(Encoded(nothing, nothing, nothing, nothing, nothing, nothing), 0)
+        row["skipped"] = np.ones((), bool)
+        if self.shape.image_size is not None:
+            size = self.shape.image_size
+            features = self.source.features
+            row |= features[index] if features is not None else {"pixels": np.zeros((size, size, 3), np.uint8)}
+        return row
+
+
+def rows(sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: int) -> grain.MapDataset:
+    """The endless global stream of rows of one kind (all with pictures, or all without)."""
+    streams = []
+    for number, source in enumerate(sources):
+        indices = grain.MapDataset.range(len(source.items)).seed(seed + 1000 * number)
+        streams.append(indices.shuffle().repeat().random_map(Rows(source, tokenizer, shape)))
+    if len(streams) == 1:
+        return streams[0]
+    return grain.MapDataset.mix(streams, weights=[source.weight for source in sources])
+
+
+class _Named(grain.transforms.Map):
+    def __init__(self, names: tuple[str, ...]):
+        self.names = names
+
+    def map(self, parts):
+        return dict(zip(self.names, parts, strict=True))
+
+
+def task_mix(
+    streams: Mapping[str, tuple[grain.MapDataset, int]],
+    *,
+    process: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+    threads: int = 2,
+) -> grain.DatasetIterator:
+    """Iterator of batches {name: {key: (global batch / processes, …)}}; its state is the position in the stream.
+
+    ``streams`` maps a name (``image``, ``text``) to a stream of rows and its global batch size: a batch of each makes a
+    step.  ``workers`` > 0 prepares batches in that many processes, else ``threads`` do it in this one.
+    """
+    parts = []
+    for name, (stream, batch) in streams.items():
+        if batch % processes:
+            raise ValueError(f"the {name} batch of {batch} does not divide over {processes} processes")
+        parts.append(stream[process::processes].batch(batch // processes))
+    zipped = grain.experimental.ZipMapDataset(parts).map(_Named(tuple(streams)))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+    dataset = zipped.to_iter_dataset(options)
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(dataset)
