@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from sphinx_jax import config as model_config
 from sphinx_jax.config import ModelConfig
@@ -108,6 +108,16 @@ def restore(folder: str | Path, mesh: Mesh, config: ModelConfig | None = None) -
         return flatten(ocp.load(folder, unflatten(expected), checkpointable_name="state"))
 
 
+def restore_parts(folder: str | Path, mesh: Mesh, config: ModelConfig) -> Leaves:
+    """The encoders and the decoder of a parts checkpoint: what a model starts from before its stages."""
+    leaves = restore(folder, mesh)
+    expected = blueprint(config).specs
+    for path, leaf in leaves.items():
+        if path not in expected or tuple(leaf.shape) != expected[path].shape:
+            raise BadCheckpoint(f"{folder} holds parts of another model: {path} {tuple(leaf.shape)} does not fit the config")
+    return {path: leaf for path, leaf in leaves.items() if path.startswith(("encoders/", "decoder/"))}
+
+
 def restore_training(folder: str | Path, optimizer: Any, data: Any) -> Any:
     """The optimizer state in the structure and layout of ``optimizer``; moves the iterator ``data`` in place."""
     folder = Path(folder).absolute()
@@ -135,7 +145,3 @@ def keep_newest(folder: str | Path, count: int = 1) -> None:
         # the marker goes first, so an interrupted deletion is not taken for a checkpoint
         (old / RECIPE).unlink()
         shutil.rmtree(old)
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())

@@ -6,6 +6,7 @@ slice the stream afterwards: the number of workers or processes changes nothing,
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,15 @@ class Source:
     task_weights: Mapping[str, float] = field(default_factory=dict)
     features: Any = None  # FeatureCache: the encoders' view of each picture, in place of its pixels
 
+    @functools.cached_property
+    def eligible(self) -> np.ndarray:
+        """Numbers of the items that have a turn of positive weight."""
+        weighted = any(weight <= 0 for weight in self.task_weights.values())
+        return np.array([i for i, item in enumerate(self.items) if not weighted or self._wanted(item)])
+
+    def _wanted(self, item: Item | str) -> bool:
+        return isinstance(item, str) or any(self.task_weights.get(task, 1.0) > 0 for task in item.tasks)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -67,7 +77,8 @@ class Rows(grain.transforms.RandomMap):
     def __init__(self, source: Source, tokenizer: Tokenizer, shape: Shape):
         self.source, self.tokenizer, self.shape = source, tokenizer, shape
 
-    def random_map(self, index: int, rng: np.random.Generator) -> Row:
+    def random_map(self, number: int, rng: np.random.Generator) -> Row:
+        index = int(self.source.eligible[number])
         item = self.source.items[index]
         try:
             return self.row(item, index, rng)
@@ -140,7 +151,9 @@ def rows(sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: in
     """The endless global stream of rows of one kind (all with pictures, or all without)."""
     streams = []
     for number, source in enumerate(sources):
-        indices = grain.MapDataset.range(len(source.items)).seed(seed + 1000 * number)
+        if not len(source.eligible):
+            raise ValueError(f"data set {source.name} has no item with a task of positive weight")
+        indices = grain.MapDataset.range(len(source.eligible)).seed(seed + 1000 * number)
         streams.append(indices.shuffle().repeat().random_map(Rows(source, tokenizer, shape)))
     if len(streams) == 1:
         return streams[0]

@@ -1,0 +1,60 @@
+"""Where a recipe's examples come from: the playground, or the data lists that people have on disk."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sphinx_jax.config import ConfigError
+from sphinx_jax.data.conversation import Item, read_meta
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """``playground`` names a size of the embedded world; ``meta`` a published data config per split instead."""
+
+    playground: str | None = "quick"
+    seed: int = 0
+    meta: Mapping[str, str] | None = None  # split -> YAML with a list META
+    folder: str | None = None  # where generated data is kept; default: data/ in the workdir
+
+    def __post_init__(self):
+        if bool(self.playground) == bool(self.meta):
+            raise ConfigError("data: give either playground or meta")
+
+
+class Data:
+    """Splits of a recipe's data, opened when first asked for."""
+
+    def __init__(self, config: DataConfig, workdir: Path):
+        self.config = config
+        self.folder = Path(config.folder) if config.folder else workdir / "data"
+
+    @functools.cache  # noqa: B019 (one per run)
+    def items(self, split: str, domain: str) -> Sequence[Item]:
+        """Items with pictures of one split and domain."""
+        if self.config.playground:
+            from sphinx_jax.data.playground import builder
+
+            source = builder.open_playground(self.folder, self.config.playground, split, domain)
+            return [builder.as_item(source[i]) for i in range(len(source))]
+        return [i for i in self._meta(split) if i.image is not None and domain in (i.domain or "other", "*")]
+
+    @functools.cache  # noqa: B019
+    def texts(self, split: str) -> Sequence[Item | str]:
+        """Text-only conversations and documents of one split."""
+        if self.config.playground:
+            from sphinx_jax.data.playground import text
+
+            return text.stream(self.config.seed, split)
+        return [i for i in self._meta(split) if i.image is None]
+
+    @functools.cache  # noqa: B019
+    def _meta(self, split: str) -> list[Item]:
+        if split not in self.config.meta:
+            raise ConfigError(f"data.meta has no {split!r} split")
+        return [item for entry in read_meta(self.config.meta[split], self.config.seed) for item in entry.items]

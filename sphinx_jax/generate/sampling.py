@@ -1,0 +1,23 @@
+"""Choosing the next token."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def sample(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
+    """logits (B, V) -> (B,) int32.  Temperature 0 is greedy.
+
+    Top-p keeps the tokens whose cumulated probability before them is at most ``top_p`` (the reference's rule, so the
+    first one always stays).
+    """
+    greedy = logits.argmax(-1)
+    probabilities = jax.nn.softmax(logits / jnp.maximum(temperature, 1e-6))
+    order = jnp.argsort(-probabilities, axis=-1)
+    ranked = jnp.take_along_axis(probabilities, order, axis=-1)
+    before = jnp.cumsum(ranked, axis=-1) - ranked
+    kept = jnp.where(before <= top_p, ranked, 0)
+    choice = jax.random.categorical(key, jnp.log(kept), axis=-1)
+    sampled = jnp.take_along_axis(order, choice[:, None], axis=-1)[:, 0]
+    return jnp.where(temperature > 0, sampled, greedy).astype(jnp.int32)

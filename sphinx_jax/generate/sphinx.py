@@ -1,0 +1,185 @@
+"""``Sphinx``: a model to talk to, as ``sphinx_jax.from_pretrained`` returns it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from sphinx_jax.checkpoint import accessory, store
+from sphinx_jax.config import ModelConfig
+from sphinx_jax.data.conversation import STOP, clean, render
+from sphinx_jax.data.image import ImageSource, load_image, padded_resize
+from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sphinx_jax.generate import engine
+from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
+from sphinx_jax.model.embedding_mix import Features
+from sphinx_jax.sharding import make_mesh
+from sphinx_jax.train.features import make_encode
+
+_log = logging.getLogger(__name__)
+
+
+class Sphinx:
+    """A model with its tokenizer: logits, answers, scores."""
+
+    def __init__(self, config: ModelConfig, leaves: Leaves, tokenizer: Tokenizer | None, mesh: Mesh | None = None):
+        self.config, self.leaves, self.tokenizer = config, leaves, tokenizer
+        self.mesh = mesh or make_mesh()
+        self._encode = make_encode(config) if config.has_vision else None
+        self._encoders = {path: leaf for path, leaf in leaves.items() if matches(path, FROZEN)}
+
+    def logits(self, tokens: np.ndarray, pixels: np.ndarray | None = None) -> np.ndarray:
+        """(B, T) int32, (B, S, S, 3) CLIP-normalised float32 or None -> (B, T, V) float32; entry t predicts token t+1."""
+        tokens = np.asarray(tokens, np.int32)
+        length = tokens.shape[1]
+        # padding is on the right, where causality hides it
+        padded = np.pad(tokens, ((0, 0), (0, engine.round_up(length) - length)))
+        with jax.set_mesh(self.mesh):
+            out = _logits(self.config, self.leaves, padded, None if pixels is None else jnp.asarray(pixels))
+        return np.asarray(out[:, :length])
+
+    def features(self, images: Sequence[ImageSource]) -> Features:
+        """Pictures (paths, bytes or PIL) -> what the encoders see."""
+        if not self.config.has_vision:
+            raise ValueError(f"{self.config.name} is a text-only model; it takes no pictures")
+        size = self.config.views.image_size
+        pixels = np.stack([padded_resize(load_image(image), size) for image in images])
+        with jax.set_mesh(self.mesh):
+            return self._encode(self._encoders, pixels)
+
+    def respond(self, turns: Sequence[Sequence[str | None]], image: ImageSource | None = None, **settings) -> str:
+        """Answer the last question of a conversation [[question, answer], …, [question, None]] about one picture.
+
+        Settings are those of ``generate``; sampling defaults follow the published evaluation.
+        """
+        text, _ = render([(clean(q), None if a is None else clean(a)) for q, a in turns])
+        return self.generate([text], None if image is None else [image], **settings)[0]
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[ImageSource] | None = None,
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.1,
+        top_p: float = 0.75,
+        seed: int = 0,
+    ) -> list[str]:
+        """Continue prompts, taken verbatim (BOS is added), until ``\\n###``, EOS or ``max_new_tokens``."""
+        features = None if images is None else self.features(images)
+        prompts = [self.encode_prompt(prompt) for prompt in prompts]
+        with jax.set_mesh(self.mesh):
+            out = engine.generate(
+                self.config, self.leaves, prompts, features, stops=self.stops(), max_new_tokens=max_new_tokens,
+                temperature=temperature, top_p=top_p, seed=seed,
+            )  # fmt: skip
+        return [self.decode(tokens) for tokens in out]
+
+    def stream(
+        self,
+        prompt: str,
+        image: ImageSource | None = None,
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.1,
+        top_p: float = 0.75,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Yield the text so far."""
+        features = None if image is None else self.features([image])
+        with jax.set_mesh(self.mesh):
+            tokens = engine.stream(
+                self.config, self.leaves, self.encode_prompt(prompt), features, stops=self.stops(),
+                max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
+            )  # fmt: skip
+            for so_far in tokens:
+                yield self.decode(so_far)
+
+    def score(
+        self, prompts: Sequence[str], continuations: Sequence[str], images: Sequence[ImageSource] | None = None
+    ) -> list[float]:
+        """Log-likelihood in nats of each continuation after its prompt."""
+        starts = [self.encode_prompt(p) for p in prompts]
+        whole = [self.encode_prompt(p + c) for p, c in zip(prompts, continuations, strict=True)]
+        tokens, lengths = engine.pad_prompts(whole)
+        # the two texts may merge at their seam: what differs from the prompt's own tokens belongs to the continuation
+        begins = [next((i for i, (a, b) in enumerate(zip(s, w)) if a != b), len(s)) for s, w in zip(starts, whole)]
+        features = None if images is None else self.features(images)
+        with jax.set_mesh(self.mesh):
+            scores = _token_scores(self.config, self.leaves, tokens, features)
+        return [float(row[b - 1 : n - 1].sum()) for row, b, n in zip(np.asarray(scores), begins, lengths, strict=True)]
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        return self.tokenizer.encode(prompt, bos=True)
+
+    def stops(self) -> list[list[int]]:
+        return [*self.tokenizer.stop_sequences(STOP), [self.tokenizer.eos_id]]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(t for t in tokens if 0 < t < self.tokenizer.vocab_size).strip()
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _logits(config: ModelConfig, leaves: Leaves, tokens: jax.Array, pixels: jax.Array | None) -> jax.Array:
+    return blueprint(config).bind(leaves).logits(tokens, pixels)
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _token_scores(config: ModelConfig, leaves: Leaves, tokens: jax.Array, features: Features | None) -> jax.Array:
+    """(B, T) -> (B, T − 1) log-probability of each next token."""
+    model = blueprint(config).bind(leaves)
+    logits = jax.nn.log_softmax(model.decoder.logits(model.hidden(tokens, features)[:, :-1]))
+    return jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+
+
+def from_pretrained(folder: str | os.PathLike, *, mesh: Mesh | None = None, dtype: str | None = None) -> Sphinx:
+    """Load a model: one of our checkpoints, a recipe's workdir (its last trained stage), or a published folder.
+
+    ``dtype`` is the compute dtype (default: as the checkpoint says; float32 for published folders).
+    """
+    folder, mesh = Path(folder), mesh or make_mesh()
+    if not folder.is_dir():
+        raise store.BadCheckpoint(f"{folder} does not exist")
+    if (folder / "meta.json").exists():
+        return _published(folder, mesh, dtype)
+    found = folder if store.is_complete(folder) else last_checkpoint(folder)
+    if found is None:
+        raise store.BadCheckpoint(f"{folder} holds neither a complete checkpoint nor a workdir with one")
+    config = store.read_config(found)
+    leaves = store.restore(found, mesh)
+    return Sphinx(_with_dtype(config, dtype), leaves, store.read_tokenizer(found), mesh)
+
+
+def _with_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
+    import dataclasses
+
+    return config if dtype is None else dataclasses.replace(config, dtype=dtype)
+
+
+def _published(folder: Path, mesh: Mesh, dtype: str | None) -> Sphinx:
+    tokenizer = load_tokenizer(folder)
+    config = _with_dtype(accessory.read_config(folder, tokenizer.vocab_size), dtype)
+    files = sorted(folder.glob("consolidated.*.pth"))
+    if len(files) != 1:
+        raise store.BadCheckpoint(f"{folder} holds {len(files)} consolidated files; one is supported so far")
+    shardings = blueprint(config).shardings(mesh)
+    arrays = accessory.read_leaves(files[0], config)
+    return Sphinx(config, {p: jax.device_put(a, shardings[p]) for p, a in arrays.items()}, tokenizer, mesh)
+
+
+def last_checkpoint(workdir: Path) -> Path | None:
+    """The newest checkpoint of the last stage of a recipe that has one."""
+    stages = sorted((p for p in workdir.glob("*/checkpoints") if store.newest(p)), key=lambda p: _made(store.newest(p)))
+    return store.newest(stages[-1]) if stages else None
+
+
+def _made(checkpoint: Path) -> float:
+    return (checkpoint / store.RECIPE).stat().st_mtime

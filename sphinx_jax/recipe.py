@@ -1,0 +1,216 @@
+"""A recipe: the paper at one scale, as an ordered list of stages.
+
+``Recipe`` is what a config file says, with every key checked; ``Run`` is a recipe in a workdir; ``run`` carries out the
+stages that are not yet done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.config import ConfigError, ModelConfig, from_dict, unknown
+from sphinx_jax.data.sources import Data, DataConfig
+from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sphinx_jax.model.blueprint import Leaves, blueprint
+from sphinx_jax.sharding import make_mesh
+from sphinx_jax.train.features import FeatureCache, cache_features
+
+PARTS = Path(__file__).parent / "data" / "playground" / "parts"
+
+# kind -> module and name of (settings dataclass, function (Run, stage name, settings) -> None)
+KINDS = {
+    "train": ("sphinx_jax.train.stage", "TrainStage", "train"),
+    "encoders": ("sphinx_jax.train.parts_stage", "EncodersStage", "train_encoders"),
+    "assemble": ("sphinx_jax.train.parts_stage", "AssembleStage", "assemble"),
+    "mix": ("sphinx_jax.checkpoint.mix_stage", "MixStage", "mix"),
+    "evaluate": ("sphinx_jax.evaluate.stage", "EvaluateStage", "evaluate"),
+    "show": ("sphinx_jax.evaluate.show", "ShowStage", "show"),
+    "chat": ("sphinx_jax.serve.chat", "ChatStage", "chat"),
+}
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``stages`` run in this order; ``settings`` holds each one's settings by name.  Stages outside the list (chat) run
+    when asked for by name."""
+
+    model: ModelConfig
+    stages: tuple[str, ...]
+    settings: dict[str, Any]
+    data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()
+    title: str = "SPHINX"
+    about: tuple[str, ...] = ()  # what the run will do, printed first
+    seed: int = 0
+    tokenizer: str = ""  # folder or file; default: the playground's
+
+
+def parse(values: dict[str, Any]) -> Recipe:
+    """Plain data -> recipe; an unknown key anywhere is an error that names the nearest known one."""
+    values = dict(values)
+    stages = dict(values.pop("stage", {}))
+    order = tuple(values.pop("stages", stages))
+    settings = {}
+    for name, stage in stages.items():
+        stage = dict(stage)
+        kind = stage.pop("kind", None)
+        if kind not in KINDS:
+            raise unknown(f"kind of stage {name}", str(kind), KINDS)
+        settings[name] = from_dict(stage, _settings_class(kind), f"stage.{name}")
+    for name in order:
+        if name not in settings:
+            raise unknown("stage", name, settings)
+    return from_dict({**values, "stages": order, "settings": settings}, Recipe, "config")
+
+
+def _settings_class(kind: str) -> type:
+    module, name, _ = KINDS[kind]
+    return getattr(importlib.import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe in its workdir."""
+
+    recipe: Recipe
+    workdir: Path
+    quiet: bool = False
+
+    def folder(self, stage: str) -> Path:
+        return self.workdir / stage
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        return make_mesh(**dataclasses.asdict(self.recipe.mesh))
+
+    @functools.cached_property
+    def data(self) -> Data:
+        return Data(self.recipe.data, self.workdir)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.recipe.tokenizer or PARTS)
+
+    def checkpoint(self, start: str) -> Path:
+        """The folder that ``start`` names: ``parts``, a stage of this recipe, or a path."""
+        if start == "parts":
+            return PARTS
+        folder = store.newest(self.folder(start) / "checkpoints") if start in self.recipe.settings else Path(start)
+        if folder is None or not store.is_complete(folder):
+            raise store.BadCheckpoint(f"there is no complete checkpoint of {start!r} yet; run that stage first")
+        return folder
+
+    def leaves(self, start: str) -> Leaves:
+        """The model to start from.  ``parts`` holds encoders and decoder: projections and tags are born here."""
+        model = self.recipe.model
+        if start == "fresh":
+            return blueprint(model).init(self.mesh, self.recipe.seed)
+        folder = self.checkpoint(start)
+        if start != "parts":
+            return store.restore(folder, self.mesh, model)
+        return blueprint(model).init(self.mesh, self.recipe.seed) | store.restore_parts(folder, self.mesh, model)
+
+
+    def features(self, leaves: Leaves, split: str, domain: str) -> FeatureCache:
+        """What the frozen encoders see in the pictures of one split and domain; made once, kept in the workdir."""
+        items = self.data.items(split, domain)
+        folder = self.workdir / "features" / f"{domain}-{split}"
+        return cache_features(folder, items, leaves, self.recipe.model, f"encoding {domain} {split} pictures")
+
+
+def run(recipe: Recipe, workdir: Path, only: str | None = None, quiet: bool = False) -> Run:
+    """Carry out the stages of a recipe that are not yet done, or only the one named.
+
+    Raises ConfigError where the workdir was made with other settings.
+    """
+    if only is not None and only not in recipe.settings:
+        raise unknown("stage", only, recipe.settings)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _settle(recipe, workdir)
+    except OSError as error:
+        raise ConfigError(f"cannot write to workdir {workdir}: {error.strerror}; give another --workdir") from None
+    this = Run(recipe, workdir, quiet)
+    todo = [only] if only else [name for name in recipe.stages if not done(this, name)]
+    if not quiet:
+        for line in recipe.about if len(todo) == len(recipe.stages) else ():
+            print(line)
+        if not todo:
+            print(f"All {len(recipe.stages)} stages are done; the results are in {workdir}.")
+        elif not only:
+            print(f"To do in {workdir}: {', '.join(todo)}", flush=True)
+    for name in todo:
+        started = time.time()
+        kind = _kind(recipe.settings[name])
+        module, _, function = KINDS[kind]
+        getattr(importlib.import_module(module), function)(this, name, recipe.settings[name])
+        if name in recipe.stages:
+            _mark(this, name, time.time() - started)
+    return this
+
+
+def _kind(settings: Any) -> str:
+    return next(kind for kind, (_, cls, _) in KINDS.items() if type(settings).__name__ == cls)
+
+
+def seconds(this: Run) -> dict[str, float]:
+    """Wall time of each finished stage, all attempts added."""
+    times = {}
+    for name in this.recipe.stages:
+        path = this.folder(name) / "done.json"
+        if path.exists():
+            times[name] = json.loads(path.read_text())["seconds"]
+    return times
+
+
+def done(this: Run, name: str) -> bool:
+    return (this.folder(name) / "done.json").exists()
+
+
+def _mark(this: Run, name: str, spent: float) -> None:
+    this.folder(name).mkdir(parents=True, exist_ok=True)
+    (this.folder(name) / "done.json").write_text(json.dumps({"seconds": spent}))
+
+
+def _settle(recipe: Recipe, workdir: Path) -> None:
+    """Keep the resolved config, and refuse to go on with another one in the same workdir."""
+    path = workdir / "config.json"
+    now = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if not path.exists():
+        path.write_text(json.dumps(now, indent=2))
+        return
+    before, now_flat = _flat(json.loads(path.read_text())), _flat(now)
+    differing = sorted(k for k in before.keys() | now_flat.keys() if before.get(k) != now_flat.get(k))
+    # chat asks the finished model; its settings change nothing that was made
+    asked = {f"settings.{n}." for n, s in recipe.settings.items() if _kind(s) == "chat"}
+    differing = [k for k in differing if not any(k.startswith(a) for a in asked)]
+    if differing:
+        key = differing[0]
+        raise ConfigError(
+            f"{workdir} was made with {key} = {before.get(key)!r}, now it is {now_flat.get(key)!r}"
+            + (f" (and {len(differing) - 1} more)" if len(differing) > 1 else "")
+            + "; give another --workdir or delete this one"
+        )
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        return {k: v for name, sub in tree.items() for k, v in _flat(sub, f"{path}{name}.").items()}
+    return {path.rstrip("."): tree}

@@ -1,0 +1,113 @@
+"""A cache of what the frozen encoders say about each picture of a data set.
+
+The encoders never change within a recipe, so a data set that is seen many times needs them once.  It is a switch of the
+training stage: without it pixels go through the encoders at every step.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from sphinx_jax.config import ModelConfig, to_dict
+from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.image import BadImage, load_image, padded_resize
+from sphinx_jax.model.blueprint import FROZEN, Blueprint, Leaves, matches
+from sphinx_jax.model.embedding_mix import Features
+from sphinx_jax.model.sphinx import Encoders
+from sphinx_jax.train.step import normalise
+
+_log = logging.getLogger(__name__)
+
+
+class FeatureCache(Sequence):
+    """Features by item number, float16, memory-mapped: {"overview": (1, 1 + P, C), "crops": …, "queries": …}."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._arrays = None
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        if self._arrays is None:  # opened where it is used: a worker process opens its own
+            files = {name: self.folder / f"{name}.npy" for name in Features._fields}
+            self._arrays = {n: np.load(f, mmap_mode="r") for n, f in files.items() if f.exists()}
+        return self._arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {name: np.asarray(array[index]) for name, array in self.arrays.items()}
+
+    def __getstate__(self):
+        return {"folder": self.folder, "_arrays": None}
+
+
+@functools.cache
+def make_encode(config: ModelConfig) -> Callable[[Leaves, jax.Array], Features]:
+    """Jitted (leaves of the encoders, pixels (B, S, S, 3) uint8) -> features."""
+    plan = Blueprint(lambda rngs: Encoders(config, rngs=rngs))
+
+    def encode(leaves: Leaves, pixels: jax.Array) -> Features:
+        return plan.bind({path.removeprefix("encoders/"): leaf for path, leaf in leaves.items()})(normalise(pixels))
+
+    return jax.jit(encode)
+
+
+def fingerprint(leaves: Leaves, config: ModelConfig) -> str:
+    """Identifies the frozen encoders: features of other ones are not reused."""
+    digest = hashlib.sha256(json.dumps(to_dict(config) | {"decoder": None, "name": None}, sort_keys=True).encode())
+    for path in sorted(leaves):
+        if matches(path, FROZEN):
+            digest.update(np.ascontiguousarray(leaves[path]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_features(
+    folder: Path,
+    items: Sequence[Item],
+    leaves: Leaves,
+    config: ModelConfig,
+    description: str,
+    batch: int = 64,
+) -> FeatureCache:
+    """Features of the pictures of ``items``, read from ``folder`` when they are those of these encoders.
+
+    A picture that cannot be read gets zeros; the stream skips and names its item.
+    """
+    mark = {"encoders": fingerprint(leaves, config), "pictures": len(items)}
+    marker = folder / "complete.json"
+    if marker.exists() and json.loads(marker.read_text()) == mark:
+        return FeatureCache(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.unlink(missing_ok=True)
+    size, arrays, encode = config.views.image_size, {}, make_encode(config)
+    encoders = {path: leaf for path, leaf in leaves.items() if matches(path, FROZEN)}
+    for start in tqdm(range(0, len(items), batch), desc=description, unit="batch", leave=False):
+        pixels = np.zeros((batch, size, size, 3), np.uint8)
+        for row, index in enumerate(range(start, min(start + batch, len(items)))):
+            try:
+                pixels[row] = padded_resize(load_image(items[index].image), size)
+            except BadImage as error:
+                _log.warning("no features for picture %d: %s", index, error)
+        for name, value in encode(encoders, pixels)._asdict().items():
+            if value is None:
+                continue
+            if name not in arrays:
+                shape = (len(items), *value.shape[1:])
+                arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, shape)
+            rows = min(batch, len(items) - start)
+            arrays[name][start : start + rows] = np.asarray(value[:rows], np.float16)
+    for array in arrays.values():
+        array.flush()
+    marker.write_text(json.dumps(mark))
+    return FeatureCache(folder)

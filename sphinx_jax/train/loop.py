@@ -1,0 +1,218 @@
+"""The training loop of one stage: steps, log lines, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.config import ModelConfig
+from sphinx_jax.data.task_mix import DOMAINS, TASKS
+from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.train.step import TrainState
+
+_log = logging.getLogger(__name__)
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    steps: int
+    log_every: int = 20
+    save_every: int = 500
+    keep: int = 1
+    # consecutive steps whose loss or gradient is not finite, after which the stage stops
+    bad_steps: int = 20
+
+
+@dataclass
+class Throughput:
+    """What one step is worth, for the log line."""
+
+    tokens: int
+    flops: float
+    peak: float
+
+
+def run(
+    folder: Path,
+    name: str,
+    settings: LoopSettings,
+    state: TrainState,
+    step_fn: Callable,
+    rate: Callable[[int], float],
+    data: grain.DatasetIterator,
+    *,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    recipe: dict[str, Any],
+    throughput: Throughput,
+    quiet: bool = False,
+) -> TrainState:
+    """Train from the newest checkpoint in ``folder``/checkpoints, or from ``state``, to the last step.
+
+    Writes ``history.jsonl`` (one line a log step), TensorBoard events and checkpoints into ``folder``; a checkpoint
+    holds the state after its step and the data position of the next, so a resumed run repeats and skips nothing.
+    """
+    checkpoints = folder / "checkpoints"
+    start = 0
+    found = store.newest(checkpoints)
+    if found is not None:
+        start = int(found.name)
+        leaves = store.restore(found, mesh, config)
+        trainable = {path: leaves[path] for path in state.trainable}
+        state = TrainState(trainable, store.restore_training(found, state.optimizer, data), state.frozen)
+        _log.info("%s resumes at step %d", name, start)
+    history = _History(folder, start)
+    line = _Line(name, settings.steps, quiet)
+    window = _Window(start)
+    bad = 0
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    with jax.set_mesh(mesh):
+        for step in range(start, settings.steps):
+            waited = time.perf_counter()
+            batches = next(data)
+            skipped = sum(int(b.pop("skipped").sum()) for b in batches.values())
+            waited = time.perf_counter() - waited
+            batches = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batches)
+            state, metrics = step_fn(state, batches, np.float32(rate(step)))
+            window.add(metrics, skipped, waited)
+            last = step + 1 == settings.steps
+            if (step + 1) % settings.log_every == 0 or last:
+                entry = window.summary(step + 1, rate(step), throughput)
+                bad = bad + entry["not_finite"] if entry["not_finite"] else 0
+                if bad >= settings.bad_steps:
+                    raise TrainingStopped(f"{name}: {bad} steps up to {step + 1} had a loss or gradient that is not finite")
+                history.write(entry)
+                line.show(entry)
+                window = _Window(step + 1)
+            if (step + 1) % settings.save_every == 0 or last:
+                jax.block_until_ready(state.trainable)
+                store.save(
+                    checkpoints / str(step + 1), state.trainable | state.frozen, config, tokenizer,
+                    recipe | {"step": step + 1}, optimizer=state.optimizer, data=data,
+                )  # fmt: skip
+                store.keep_newest(checkpoints, settings.keep)
+    history.close()
+    line.close()
+    return state
+
+
+class _Window:
+    """Metrics between two log lines; read from the device only when a line is due."""
+
+    def __init__(self, step: int):
+        self.first, self.started = step, time.perf_counter()
+        self.metrics, self.skipped, self.waited = [], 0, 0.0
+
+    def add(self, metrics: dict[str, Any], skipped: int, waited: float) -> None:
+        self.metrics.append(metrics)
+        self.skipped += skipped
+        self.waited += waited
+
+    def summary(self, step: int, rate: float, throughput: Throughput) -> dict[str, float]:
+        metrics = jax.device_get(self.metrics)
+        seconds = time.perf_counter() - self.started
+        steps = step - self.first
+        finite = [m for m in metrics if m["finite"]]
+        entry = {
+            "step": step,
+            "loss": float(np.mean([m["loss"] for m in finite])) if finite else float("nan"),
+            "gradient_norm": float(np.mean([m["norm"] for m in finite])) if finite else float("nan"),
+            "rate": rate,
+            "seconds": seconds,
+            "tokens_per_second": throughput.tokens * steps / seconds,
+            "mfu": throughput.flops * steps / seconds / throughput.peak / jax.device_count(),
+            "data_wait": self.waited / seconds,
+            "not_finite": len(metrics) - len(finite),
+            "skipped": self.skipped,
+        }
+        if finite:
+            loss = np.sum([m["sums"].loss for m in finite], axis=0).reshape(len(TASKS), len(DOMAINS))
+            count = np.sum([m["sums"].count for m in finite], axis=0).reshape(len(TASKS), len(DOMAINS))
+            for i, task in enumerate(TASKS):
+                if count[i].sum():
+                    entry[f"loss/task/{task}"] = float(loss[i].sum() / count[i].sum())
+            for j, domain in enumerate(DOMAINS):
+                if count[2:, j].sum() and j:
+                    entry[f"loss/{domain}"] = float(loss[2:, j].sum() / count[2:, j].sum())
+        return entry
+
+
+class _History:
+    """history.jsonl and TensorBoard events; lines beyond the step resumed from are dropped."""
+
+    def __init__(self, folder: Path, start: int):
+        from tensorboardX import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "history.jsonl"
+        old = self.path.read_text().splitlines() if self.path.exists() else []
+        # the last line may be cut off where a process was killed
+        kept = [entry for entry in old if entry.endswith("}") and json.loads(entry)["step"] <= start]
+        self.path.write_text("".join(f"{entry}\n" for entry in kept))
+        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+
+    def write(self, entry: dict[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        for key, value in entry.items():
+            if key != "step":
+                self.events.add_scalar(key, value, entry["step"])
+
+    def close(self) -> None:
+        self.events.close()
+
+
+class _Line:
+    """One progress line, rewritten in place on a terminal."""
+
+    def __init__(self, name: str, steps: int, quiet: bool):
+        self.name, self.steps, self.quiet = name, steps, quiet
+        self.terminal = sys.stderr.isatty()
+        self.started, self.first = time.perf_counter(), None
+
+    def show(self, entry: dict[str, float]) -> None:
+        if self.quiet:
+            return
+        step = entry["step"]
+        # the first window holds the compilation; the estimate starts after it
+        if self.first is None:
+            self.first, self.started = step, time.perf_counter()
+            left = entry["seconds"] * (self.steps - step) / step
+        else:
+            left = (time.perf_counter() - self.started) / (step - self.first) * (self.steps - step)
+        domains = " ".join(f"{d} {entry[f'loss/{d}']:.3f}" for d in DOMAINS if f"loss/{d}" in entry)
+        text = (
+            f"{self.name} {step}/{self.steps}  loss {entry['loss']:.3f}  {domains}  "
+            f"{entry['tokens_per_second']:,.0f} tok/s  MFU {entry['mfu']:.0%}  ETA {int(left) // 60}:{int(left) % 60:02d}"
+        )
+        if entry["skipped"]:
+            text += f"  skipped {entry['skipped']}"
+        if entry["not_finite"]:
+            text += f"  not finite {entry['not_finite']}"
+        print(f"\r\033[K{text}" if self.terminal else text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.terminal and not self.quiet:
+            print(file=sys.stderr)
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    path = folder / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

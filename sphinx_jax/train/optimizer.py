@@ -1,0 +1,66 @@
+"""Optimizers by name, and the learning rate of a stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from sphinx_jax.config import unknown
+from sphinx_jax.model.blueprint import LeafSpec
+
+
+def learning_rate(step: int, *, peak: float, steps: int, warmup: int, floor: float = 0.0) -> float:
+    """Linear warm-up to ``peak``, then a cosine down to ``floor`` at the last step."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def decays(path: str) -> bool:
+    """Weight decay is for matrices: norms, biases and tags are left alone."""
+    *_, parent, name = ("", *path.split("/"))
+    return name not in ("scale", "bias") and parent != "tags"
+
+
+def muon_dimensions(path: str, spec: LeafSpec) -> MuonDimensionNumbers | None:
+    """How a leaf is a matrix, for Muon; None (AdamW takes it) for tables of tokens, norms, biases and tags.
+
+    The layers' axis is a batch of matrices.  Head axes count with their width as one dimension.
+    """
+    axes = [i for i, name in enumerate(spec.axes) if name != "layers"]
+    if "vocab" in spec.axes or len(axes) < 2 or not decays(path):
+        return None
+    ours = spec.axes[axes[0]]
+    split = 1 if len(axes) == 2 or ours in ("embed", "channels") else len(axes) - 1
+    return MuonDimensionNumbers(tuple(axes[:split]), tuple(axes[split:]))
+
+
+def make_optimizer(
+    name: str, specs: Mapping[str, LeafSpec], *, clip: float, weight_decay: float, **settings: Any
+) -> optax.GradientTransformation:
+    """Clipping by global norm, then any optax optimizer by name at learning rate 1: the step scales its updates.
+
+    ``adamw`` takes b1, b2, eps; ``muon`` (optax.contrib) also ``adam_learning_rate``, relative to Muon's own, for what
+    is not a matrix; other names are looked up in optax.  The rate comes from outside so that stages which differ in
+    schedule share one compiled step.
+    """
+    mask = {path: decays(path) for path in specs}
+    if name == "muon":
+        dimensions = {path: muon_dimensions(path, spec) for path, spec in specs.items()}
+        rule = optax.contrib.muon(
+            1.0, weight_decay=weight_decay, weight_decay_mask=mask, muon_weight_dimension_numbers=dimensions,
+            adam_weight_decay=weight_decay, **settings,
+        )  # fmt: skip
+    elif name == "adamw":
+        rule = optax.adamw(1.0, weight_decay=weight_decay, mask=mask, **({"b1": 0.9, "b2": 0.95} | settings))
+    else:
+        make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
+        if make is None or not callable(make):
+            raise unknown("optimizer", name, ["adamw", "muon", "adafactor", "lion", "sgd", "adam", "lamb", "sm3"])
+        rule = make(1.0, **settings)
+    return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule

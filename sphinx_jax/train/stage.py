@@ -1,0 +1,121 @@
+"""The training stage of a recipe: its settings, data and optimizer, handed to the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from sphinx_jax.data.task_mix import Shape, Source, rows, task_mix
+from sphinx_jax.data.tasks import INSTRUCTIONS
+from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
+from sphinx_jax.train import flops, loop
+from sphinx_jax.train.optimizer import learning_rate, make_optimizer
+from sphinx_jax.train.step import TrainState, make_step
+
+if TYPE_CHECKING:
+    from sphinx_jax.recipe import Run
+
+
+@dataclass(frozen=True)
+class TrainStage:
+    """Settings of one training stage.  Defaults are the published stage 2 (SPHINX §"training recipes") where it has one."""
+
+    start: str  # parts | fresh | a stage | a checkpoint folder
+    steps: int
+    domains: Mapping[str, float] = dataclasses.field(default_factory=dict)  # domain -> share; none: text only
+    tasks: Mapping[str, float] | None = None  # task -> weight, others 0; None: all alike
+    batch: int = 128  # pictures a step
+    turns: int | None = None  # questions drawn for each picture; None: all of its conversation
+    isolate_turns: bool = False  # turns about one picture do not see each other
+    length: int = 512  # text positions of a picture's row
+    text_batch: int = 0  # text-only rows a step
+    text_length: int = 512
+    text_weight: float = 1.0  # of the text-only loss beside the pictures'
+    optimizer: str = "adamw"
+    optimizer_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rate: float = 2e-5
+    floor: float = 0.0
+    warmup: int = 100
+    clip: float = 8.0
+    weight_decay: float = 0.0
+    accumulate: int = 1
+    remat: str = "none"
+    frozen: tuple[str, ...] = FROZEN  # patterns of leaves that do not train
+    cache_features: bool = False
+    workers: int = 0
+    log_every: int = 20
+    save_every: int = 500
+
+
+@functools.cache
+def _step(model, optimizer: str, settings: tuple, clip, weight_decay, frozen, text_weight, accumulate, remat):
+    """Stages that differ in schedule and data alone share one compiled step."""
+    plan = blueprint(model)
+    trainable = {p: s for p, s in plan.specs.items() if not matches(p, frozen)}
+    tx = make_optimizer(optimizer, trainable, clip=clip, weight_decay=weight_decay, **dict(settings))
+    return tx, make_step(plan, tx, weights={"text": text_weight}, accumulate=accumulate, remat=remat)
+
+
+def train(run: Run, name: str, settings: TrainStage) -> None:
+    s, model, mesh = settings, run.recipe.model, run.mesh
+    folder = run.folder(name)
+    leaves = run.leaves(s.start)
+    tx, step = _step(
+        model, s.optimizer, tuple(sorted(s.optimizer_settings.items())), s.clip, s.weight_decay, s.frozen, s.text_weight,
+        s.accumulate, s.remat,
+    )  # fmt: skip
+    trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
+    frozen = {p: x for p, x in leaves.items() if p not in trainable}
+    with jax.set_mesh(mesh):
+        state = TrainState(trainable, jax.jit(tx.init)(trainable), frozen)
+    streams = {}
+    if s.domains:
+        streams["image"] = (rows(image_sources(run, settings, leaves), run.tokenizer, image_shape(run, s), run.recipe.seed), s.batch)
+    if s.text_batch:
+        source = Source("text", run.data.texts("train"))
+        streams["text"] = (rows([source], run.tokenizer, Shape(s.text_length), run.recipe.seed + 1), s.text_batch)
+    data = task_mix(streams, process=jax.process_index(), processes=jax.process_count(), workers=s.workers)
+    loop.run(
+        folder, name, loop.LoopSettings(s.steps, s.log_every, s.save_every), state, step,
+        functools.partial(learning_rate, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor), data,
+        config=model, tokenizer=run.tokenizer, mesh=mesh,
+        recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},
+        throughput=throughput(run, s), quiet=run.quiet,
+    )  # fmt: skip
+
+
+def image_shape(run: Run, s: TrainStage) -> Shape:
+    return Shape(s.length, run.recipe.model.views.image_size, s.turns, s.isolate_turns)
+
+
+def image_sources(run: Run, s: TrainStage, leaves: Leaves) -> list[Source]:
+    weights = {} if s.tasks is None else dict.fromkeys(INSTRUCTIONS, 0.0) | dict(s.tasks)
+    return [
+        Source(
+            domain, run.data.items("train", domain), share, weights,
+            run.features(leaves, "train", domain) if s.cache_features else None,
+        )
+        for domain, share in s.domains.items()
+    ]  # fmt: skip
+
+
+def throughput(run: Run, s: TrainStage) -> loop.Throughput:
+    """Positions and model FLOPs of a step, padding not discounted."""
+    model = run.recipe.model
+    tokens = total = 0.0
+    if s.domains:
+        positions = model.image_positions + s.length
+        tokens += s.batch * positions
+        per_picture = 3 * flops.decoder_forward(model.decoder, positions, s.length)
+        total += s.batch * (per_picture + 3 * flops.image_forward(model, True))
+        if not s.cache_features:
+            total += s.batch * (flops.image_forward(model, False) - flops.image_forward(model, True))
+    if s.text_batch:
+        tokens += s.text_batch * s.text_length
+        total += s.text_batch * 3 * flops.decoder_forward(model.decoder, s.text_length, s.text_length)
+    return loop.Throughput(int(tokens), total, flops.peak_flops())

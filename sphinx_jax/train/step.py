@@ -1,0 +1,119 @@
+"""One training step: a batch of pictures and a batch of text, one update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sphinx_jax.config import CLIP_MEAN, CLIP_STD
+from sphinx_jax.data.task_mix import DOMAINS, TASKS
+from sphinx_jax.model.blueprint import Blueprint, Leaves
+from sphinx_jax.model.embedding_mix import Features
+from sphinx_jax.model.sphinx import SphinxModel
+
+GROUPS = len(TASKS) * len(DOMAINS)
+
+Batch = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    trainable: Leaves
+    optimizer: Any
+    frozen: Leaves
+
+
+class Sums(NamedTuple):
+    """Cross-entropy in nats summed by task and domain, (GROUPS,) each."""
+
+    loss: jax.Array
+    count: jax.Array
+
+
+def normalise(pixels: jax.Array) -> jax.Array:
+    """(…, 3) uint8 -> float32 with CLIP's statistics."""
+    return (pixels.astype(jnp.float32) / 255 - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+
+
+def features_of(model: SphinxModel, batch: Batch, remat: str = "none") -> Features | None:
+    """The pictures of a batch as the frozen encoders see them: computed from pixels, or read from a cache."""
+    if "pixels" in batch:
+        return model.encode(normalise(batch["pixels"]), remat)
+    if "overview" in batch:
+        dtype = model.config.dtype
+        return Features(*(None if batch.get(k) is None else batch[k].astype(dtype) for k in Features._fields))
+    return None
+
+
+def cross_entropy(model: SphinxModel, batch: Batch, remat: str = "none") -> tuple[jax.Array, jax.Array]:
+    """(B, T − 1) losses of the labelled tokens, 0 elsewhere, and whether each was the model's first choice."""
+    features = features_of(model, batch, remat)
+    hidden = model.hidden(batch["tokens"], features, batch.get("segments"), remat)
+    logits = model.decoder.logits(hidden[:, :-1])
+    labels = batch["labels"][:, 1:]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    labelled = labels > 0
+    return jnp.where(labelled, losses, 0), labelled & (logits.argmax(-1) == labels)
+
+
+def batch_sums(model: SphinxModel, batch: Batch, remat: str = "none") -> Sums:
+    losses, _ = cross_entropy(model, batch, remat)
+    group = batch["group"][:, 1:].ravel()
+    count = jax.ops.segment_sum((batch["labels"][:, 1:] > 0).ravel().astype(jnp.float32), group, GROUPS)
+    return Sums(jax.ops.segment_sum(losses.ravel(), group, GROUPS), count)
+
+
+def make_step(
+    blueprint: Blueprint,
+    optimizer: optax.GradientTransformation,
+    *,
+    weights: dict[str, float] | None = None,
+    accumulate: int = 1,
+    remat: str = "none",
+) -> Callable[[TrainState, dict[str, Batch], jax.Array], tuple[TrainState, dict[str, Any]]]:
+    """The jitted step: (state, {name: batch}, rate) -> (state, metrics).
+
+    Each named batch contributes its mean loss per labelled token times its weight.  With ``accumulate`` > 1 every batch
+    is cut into that many parts along its rows; the update is that of the whole batch.
+    """
+    weights = weights or {}
+
+    def loss_of(trainable: Leaves, frozen: Leaves, parts: dict[str, Batch], counts: dict[str, jax.Array]):
+        model = blueprint.bind(trainable | frozen)
+        total, sums = 0.0, {}
+        for name, part in parts.items():
+            sums[name] = batch_sums(model, part, remat)
+            total += weights.get(name, 1.0) * sums[name].loss.sum() / counts[name]
+        return total, sums
+
+    def step(state: TrainState, batches: dict[str, Batch], rate: jax.Array):
+        # the denominators are known beforehand, so parts add up to exactly the mean over the whole batch
+        counts = {n: jnp.maximum((b["labels"][:, 1:] > 0).sum(), 1).astype(jnp.float32) for n, b in batches.items()}
+        grad = jax.value_and_grad(loss_of, has_aux=True)
+        if accumulate == 1:
+            (loss, sums), grads = grad(state.trainable, state.frozen, batches, counts)
+        else:
+            parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batches)
+
+            def add(carry, part):
+                return jax.tree.map(jnp.add, carry, grad(state.trainable, state.frozen, part, counts)), None
+
+            first = jax.tree.map(lambda x: x[0], parts)
+            shapes = jax.eval_shape(grad, state.trainable, state.frozen, first, counts)
+            zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            ((loss, sums), grads), _ = jax.lax.scan(add, zero, parts)
+        updates, new_optimizer = optimizer.update(grads, state.optimizer, state.trainable)
+        new = jax.tree.map(lambda p, u: p + rate * u, state.trainable, updates)
+        norm = optax.global_norm(grads)
+        # a step with a loss or gradient that is not finite leaves no trace but its count
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        keep = lambda a, b: jax.tree.map(lambda x, y: jnp.where(finite, x, y), a, b)  # noqa: E731
+        state = TrainState(keep(new, state.trainable), keep(new_optimizer, state.optimizer), state.frozen)
+        merged = Sums(sum(s.loss for s in sums.values()), sum(s.count for s in sums.values()))
+        return state, {"loss": loss, "norm": norm, "finite": finite, "sums": merged}
+
+    return jax.jit(step, donate_argnums=0)
