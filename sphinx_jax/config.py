@@ -241,6 +241,20 @@ FAMILY: dict[str, ModelConfig] = {
     "sphinx_tiny_1k": _light("sphinx_tiny_1k", ViewsConfig(1024, crops=2)),
 }
 
+# The playground's model: the same modules over pictures of 96 pixels, five 48-pixel views of 6 × 6 patches.
+FAMILY["sphinx_nano"] = ModelConfig(
+    name="sphinx_nano",
+    decoder=DecoderConfig(dim=96, layers=3, heads=3, vocab_size=1024, multiple_of=32, tied_embeddings=True),
+    views=ViewsConfig(96, crops=2),
+    clip=clip_config(64, 3, 2, patch=8, view_size=48),
+    convnext=ConvNextConfig((2, 2), (32, 64), view_size=48, input_size=48),
+    dinov2=dinov2_config(64, 3, 2, patch=8, view_size=48, position_grid=6),
+    blip2=blip2_config(64, 2, 2, 128, patch=8, view_size=48),
+    qformer=QFormerConfig(64, 2, 2, 128, queries=1),
+    pool_overview=2,
+    pool_crops=2,
+)
+
 
 def unknown(kind: str, name: str, known: typing.Iterable[str]) -> ConfigError:
     """The error for a name that does not exist, with the nearest one that does."""

@@ -124,7 +124,7 @@ class Run:
             return blueprint(model).init(self.mesh, self.recipe.seed)
         folder = self.checkpoint(start)
         if start != "parts":
-            return store.restore(folder, self.mesh, model)
+            return store.restore(folder, self.mesh, blueprint(model))
         return blueprint(model).init(self.mesh, self.recipe.seed) | store.restore_parts(folder, self.mesh, model)
 
 

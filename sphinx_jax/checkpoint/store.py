@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from sphinx_jax import config as model_config
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
-from sphinx_jax.model.blueprint import Leaves, blueprint, flatten, unflatten
+from sphinx_jax.model.blueprint import Blueprint, Leaves, blueprint, flatten, unflatten
 
 CHUNK_BYTES = 8 * 2**20  # any leaf can then be read slice by slice
 MODEL, RECIPE = "model.json", "recipe.json"
@@ -86,15 +86,15 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-def restore(folder: str | Path, mesh: Mesh, config: ModelConfig | None = None) -> Leaves:
+def restore(folder: str | Path, mesh: Mesh, plan: Blueprint | None = None) -> Leaves:
     """The leaves of a checkpoint on a mesh, whatever mesh wrote it.
 
-    ``config`` is the model expected; its leaves must be exactly those stored, with the same shapes.
+    ``plan`` is the model expected; its leaves must be exactly those stored, with the same shapes.
     """
     folder = Path(folder).absolute()
     stored = read_config(folder)
     ocp, context = _orbax()
-    expected = blueprint(config or stored).abstract(mesh)
+    expected = (plan or blueprint(stored)).abstract(mesh)
     with context:
         found = flatten(ocp.metadata(folder, "state").metadata)
         wrong = sorted(expected.keys() ^ found.keys())

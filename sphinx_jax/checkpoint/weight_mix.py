@@ -26,13 +26,13 @@ def interpolate(trees: Sequence[Leaves], coefficients: jax.Array) -> Leaves:
     return jax.tree.map(mix, *trees)
 
 
-def sweep(
-    evaluate: Callable[[Leaves, Any], jax.Array], real: Leaves, synthetic: Leaves, batches: Sequence[Any], betas: Sequence[float]
-) -> list[list[jax.Array]]:
-    """``evaluate(leaves, batch)`` of every mix on every batch: [β][batch], one compiled program for all of them."""
+def make_mixed(
+    evaluate: Callable[[Leaves, Any], jax.Array],
+) -> Callable[[float, Leaves, Leaves, Any], jax.Array]:
+    """(β, θ_real, θ_syn, batch) -> ``evaluate(β·θ_real + (1 − β)·θ_syn, batch)``: one program for every β."""
 
     @jax.jit
     def at(beta: jax.Array, real: Leaves, synthetic: Leaves, batch: Any) -> jax.Array:
         return evaluate(interpolate([real, synthetic], jnp.stack([beta, 1 - beta])), batch)
 
-    return [[at(jnp.float32(beta), real, synthetic, batch) for batch in batches] for beta in betas]
+    return lambda beta, real, synthetic, batch: at(jnp.float32(beta), real, synthetic, batch)

@@ -169,6 +169,8 @@ class Item:
     """(question, answer) pairs."""
     tasks: tuple[str, ...] = ()
     """Name of each turn's task, "" where unknown."""
+    kinds: tuple[str, ...] = ()
+    """Kind of each turn's question within its task, for baselines per kind; empty where unknown."""
     domain: str = ""
     id: str = ""
 
@@ -232,7 +234,9 @@ def parse_item(raw: Any) -> Item:
     tasks = raw.get("tasks", [raw.get("task", "")] * len(turns))
     if not isinstance(tasks, list) or len(tasks) != len(turns):
         raise BadItem(f'"tasks" must be a list with one name for each of the {len(turns)} turns')
-    return Item(image, turns, tuple(map(str, tasks)), str(raw.get("domain", "")), str(raw.get("id", "")))
+    return Item(
+        image, turns, tuple(map(str, tasks)), domain=str(raw.get("domain", "")), id=str(raw.get("id", ""))
+    )
 
 
 def _encodable(text: str, message: int) -> str:

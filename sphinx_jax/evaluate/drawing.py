@@ -1,5 +1,6 @@
 """Held-out pictures with what was asked, what was expected and what a model said drawn on them."""
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,6 +59,11 @@ def verdict(score: float) -> str:
     if score >= 0.995:
         return RIGHT
     return PARTLY if score >= 0.5 else WRONG
+
+
+def verdict_text(score: float) -> str:
+    """The mark of a score with the score; the mark alone where there is none (NaN)."""
+    return verdict(score) if math.isnan(score) else f"{verdict(score)} {score:.2f}"
 
 
 def describe(task: str, text: str) -> str:
@@ -327,9 +333,8 @@ def _draw_card(sheet: Image.Image, draw: ImageDraw.ImageDraw, card: _Card, x: in
     heading = f"{sample.domain} · {sample.task.replace('_', ' ')}"
     draw.text((x, y), heading, font=small, fill=colour)
     mark = verdict(sample.score)
-    shown = f"{mark} {sample.score:.2f}"
     tint = {RIGHT: "#00785A", PARTLY: "#8A6100", WRONG: "#B3001B"}[mark]
-    draw.text((x + CELL, y), shown, font=_font(13, bold=True), fill=tint, anchor="ra")
+    draw.text((x + CELL, y), verdict_text(sample.score), font=_font(13, bold=True), fill=tint, anchor="ra")
     y += 22
     for text, font, colour in card.lines:
         draw.text((x, y), text, font=font, fill=colour)

@@ -13,7 +13,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sphinx_jax.evaluate.drawing import PARTLY, RIGHT, WRONG, Sample, annotate, describe, verdict
+from sphinx_jax.evaluate.drawing import (
+    PARTLY,
+    RIGHT,
+    WRONG,
+    Sample,
+    annotate,
+    describe,
+    verdict,
+    verdict_text,
+)
 from sphinx_jax.evaluate.drawing import grid as draw_grid
 from sphinx_jax.evaluate.plots import (
     History,
@@ -61,10 +70,10 @@ def write_report(
     """Write `report.html` and its figures as PNGs (loss, beta, scores, grid) into `folder`; returns its path.
 
     intro: its first text opens the report, the others say at its end how the run was made (one with line
-    breaks, such as a config, is set as code); histories: the log rows of each training stage; scores: the
-    content of `scores.json` (see `score_table`); samples: pictures of the test split not picked by outcome,
-    shown in order; timings: seconds of each stage. What there is no data for is left out, and its PNG of an
-    earlier run is removed.
+    breaks, such as a config, is set as code that folds away under its first line); histories: the log rows of
+    each training stage; scores: the content of `scores.json` (see `score_table`); samples: pictures of the
+    test split not picked by outcome, shown in order; timings: seconds of each stage. What there is no data
+    for is left out, and its PNG of an earlier run is removed.
     ReportError if the scores cannot be read; the report of an earlier run then stays.
     """
     rows = score_rows(scores)
@@ -305,8 +314,7 @@ def _samples_section(samples: Sequence[Sample]) -> str:
 
 def _sample(sample: Sample) -> str:
     picture = _source(_encoded(annotate(sample), "WEBP", quality=85), "webp")
-    mark = verdict(sample.score)
-    state = {RIGHT: "good", PARTLY: "partly", WRONG: "bad"}[mark]
+    state = {RIGHT: "good", PARTLY: "partly", WRONG: "bad"}[verdict(sample.score)]
     domain = sample.domain if sample.domain in DOMAINS else ""
     texts = "".join(
         f'<dt>{name}</dt><dd class="{style}" title="{html.escape(text)}">'
@@ -318,20 +326,22 @@ def _sample(sample: Sample) -> str:
     )
     return (
         f'<article><div class="picture"><img src="{picture}" alt="{_words(sample.task)}"></div>'
-        f'<p class="tags"><span><span class="{domain}">{_words(sample.domain)}</span> · {_words(sample.task)}</span>'
-        f'<b class="{state}">{mark} {sample.score:.2f}</b></p>'
+        f'<p class="tags"><span><span class="{domain}">{_words(sample.domain)}</span> · '
+        f'{_words(sample.task)}</span><b class="{state}">{verdict_text(sample.score)}</b></p>'
         f'<p class="question">{html.escape(sample.question.strip())}</p><dl>{texts}</dl></article>'
     )
 
 
+def _told(text: str) -> str:
+    """A paragraph; text with line breaks folds away under its first line."""
+    first, _, rest = text.partition("\n")
+    if not rest:
+        return f"<p>{html.escape(text)}</p>"
+    return f"<details><summary>{html.escape(first)}</summary><pre>{html.escape(rest)}</pre></details>"
+
+
 def _made_section(texts: Sequence[str], timings: Mapping[str, float]) -> str:
-    told = "".join(
-        f"<details><summary>{html.escape(text.strip().splitlines()[0])}</summary>"
-        f"<pre>{html.escape(text.strip())}</pre></details>"
-        if "\n" in text.strip()
-        else f"<p>{html.escape(text)}</p>"
-        for text in texts
-    )
+    told = "".join(_told(text.strip()) for text in texts)
     table = ""
     if timings:
         lines = "".join(

@@ -20,6 +20,7 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.task_mix import DOMAINS, TASKS
 from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.model.blueprint import Blueprint
 from sphinx_jax.train.step import TrainState
 
 _log = logging.getLogger(__name__)
@@ -54,9 +55,10 @@ def run(
     settings: LoopSettings,
     state: TrainState,
     step_fn: Callable,
-    rate: Callable[[int], float],
+    rate: Callable[[int], Any],
     data: grain.DatasetIterator,
     *,
+    plan: Blueprint,
     config: ModelConfig,
     tokenizer: Tokenizer,
     mesh: Mesh,
@@ -74,7 +76,7 @@ def run(
     found = store.newest(checkpoints)
     if found is not None:
         start = int(found.name)
-        leaves = store.restore(found, mesh, config)
+        leaves = store.restore(found, mesh, plan)
         trainable = {path: leaves[path] for path in state.trainable}
         state = TrainState(trainable, store.restore_training(found, state.optimizer, data), state.frozen)
         _log.info("%s resumes at step %d", name, start)
@@ -87,14 +89,14 @@ def run(
         for step in range(start, settings.steps):
             waited = time.perf_counter()
             batches = next(data)
-            skipped = sum(int(b.pop("skipped").sum()) for b in batches.values())
+            skipped = sum(int(b.pop("skipped", np.zeros(1)).sum()) for b in batches.values())
             waited = time.perf_counter() - waited
             batches = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batches)
-            state, metrics = step_fn(state, batches, np.float32(rate(step)))
+            state, metrics = step_fn(state, batches, rate(step))
             window.add(metrics, skipped, waited)
             last = step + 1 == settings.steps
             if (step + 1) % settings.log_every == 0 or last:
-                entry = window.summary(step + 1, rate(step), throughput)
+                entry = window.summary(step + 1, throughput)
                 bad = bad + entry["not_finite"] if entry["not_finite"] else 0
                 if bad >= settings.bad_steps:
                     raise TrainingStopped(f"{name}: {bad} steps up to {step + 1} had a loss or gradient that is not finite")
@@ -125,7 +127,7 @@ class _Window:
         self.skipped += skipped
         self.waited += waited
 
-    def summary(self, step: int, rate: float, throughput: Throughput) -> dict[str, float]:
+    def summary(self, step: int, throughput: Throughput) -> dict[str, float]:
         metrics = jax.device_get(self.metrics)
         seconds = time.perf_counter() - self.started
         steps = step - self.first
@@ -134,7 +136,6 @@ class _Window:
             "step": step,
             "loss": float(np.mean([m["loss"] for m in finite])) if finite else float("nan"),
             "gradient_norm": float(np.mean([m["norm"] for m in finite])) if finite else float("nan"),
-            "rate": rate,
             "seconds": seconds,
             "tokens_per_second": throughput.tokens * steps / seconds,
             "mfu": throughput.flops * steps / seconds / throughput.peak / jax.device_count(),
@@ -142,7 +143,9 @@ class _Window:
             "not_finite": len(metrics) - len(finite),
             "skipped": self.skipped,
         }
-        if finite:
+        for name in finite[0].get("losses", ()) if finite else ():
+            entry[f"loss/part/{name}"] = float(np.mean([m["losses"][name] for m in finite]))
+        if finite and "sums" in finite[0]:
             loss = np.sum([m["sums"].loss for m in finite], axis=0).reshape(len(TASKS), len(DOMAINS))
             count = np.sum([m["sums"].count for m in finite], axis=0).reshape(len(TASKS), len(DOMAINS))
             for i, task in enumerate(TASKS):

@@ -1,7 +1,8 @@
 """Pre-training the parts: each encoder against pictures of the training split, in the spirit of its original.
 
 * CLIP and ConvNeXt: pictures against captions (Radford et al. 2021), the class slot against the caption of its picture
-  and, as in GLIP (Li et al. 2022), every patch against the phrases of grounded captions.
+  and, as in GLIP (Li et al. 2022), every patch against the phrases of grounded captions, with GLIP's localisation loss
+  where a phrase covers the patch.
 * DINOv2: no text; patches are masked and their pixels predicted from the rest (SimMIM, Xie et al. 2022, stands in for
   the original's masked self-distillation, which needs batches of thousands).
 * BLIP-2: the vision tower as CLIP's; the Q-Former's queries against the phrases of the view and as the only thing a
@@ -96,6 +97,7 @@ class Parts(nnx.Module):
         widths = {"clip": c.clip.width, "convnext": c.convnext.dims[-1], "blip2": c.blip2.width}
         self.patch_heads = nnx.Dict({k: Contrast(w, space, rngs=rngs) for k, w in widths.items()})
         self.class_heads = nnx.Dict({k: Contrast(w, space, rngs=rngs) for k, w in widths.items()})
+        self.box_heads = nnx.Dict({k: Linear({None: w}, {None: 4}, rngs=rngs) for k, w in widths.items()})
         self.query_head = Contrast(c.qformer.width * c.qformer.queries, space, rngs=rngs)
         self.mask_token = param(rngs, (c.dinov2.width,), (None,))
         self.pixels = Linear({None: c.dinov2.width}, {"ffn": 3 * c.dinov2.patch**2}, rngs=rngs)
@@ -122,6 +124,10 @@ class Parts(nnx.Module):
         real = (names > 0).astype(jnp.float32)
         texts = self.phrases(einops.rearrange(batch.phrase_tokens, "b k l -> (b k) l"))
         captions = self.captions(batch.captions)
+        best = covered.argmax(-1)[..., None]  # (I, P, 1) the thing that each patch shows most of
+        shown = jnp.take_along_axis(covered, best, axis=-1) > 0.3
+        local = jnp.clip((boxes - jnp.tile(frames[:, None, :2], 2)) / (frames[:, None, 2:3] - frames[:, None, :1]), 0, 1)
+        box_target = jnp.take_along_axis(local, best, axis=1)  # (I, P, 4) in the view's own frame
         losses = {}
 
         def against_text(name: str, tokens: jax.Array) -> None:
@@ -131,6 +137,8 @@ class Parts(nnx.Module):
             losses[f"{name}/phrases"] = 5 * _bce(view_logits, view_target, real)
             scores = self.class_heads[name](tokens[:count, 0], captions)
             losses[f"{name}/captions"] = 0.2 * _info_nce(scores)
+            error = jnp.abs(self.box_heads[name](tokens[:, 1:]) - box_target).mean(-1, keepdims=True)
+            losses[f"{name}/boxes"] = 4 * (error * shown).sum() / jnp.maximum(shown.sum(), 1)
 
         against_text("clip", self.encoders.clip(views))
         maps = self.encoders.convnext(nearest(views, c.convnext.input_size))

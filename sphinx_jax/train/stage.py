@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from sphinx_jax.data.task_mix import Shape, Source, rows, task_mix
 from sphinx_jax.data.tasks import INSTRUCTIONS
@@ -82,8 +83,8 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     data = task_mix(streams, process=jax.process_index(), processes=jax.process_count(), workers=s.workers)
     loop.run(
         folder, name, loop.LoopSettings(s.steps, s.log_every, s.save_every), state, step,
-        functools.partial(learning_rate, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor), data,
-        config=model, tokenizer=run.tokenizer, mesh=mesh,
+        lambda step: np.float32(learning_rate(step, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor)), data,
+        plan=blueprint(model), config=model, tokenizer=run.tokenizer, mesh=mesh,
         recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},
         throughput=throughput(run, s), quiet=run.quiet,
     )  # fmt: skip

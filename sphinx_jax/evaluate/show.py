@@ -1,0 +1,63 @@
+"""The show stage: ``scores.json``, ``report.html`` and pictures in the workdir, and the table in the terminal."""
+
+from __future__ import annotations
+
+import collections
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sphinx_jax.data.image import load_image
+from sphinx_jax.evaluate.report import Sample, format_table, write_report
+from sphinx_jax.train.loop import read_history
+
+if TYPE_CHECKING:
+    from sphinx_jax.recipe import Run
+
+
+@dataclass(frozen=True)
+class ShowStage:
+    evaluate: str = "evaluate"  # the stage whose scores are shown
+    mix: str | None = "mix"  # the stage whose β curve is shown
+    split: str = "test"
+    samples: int = 24  # held-out questions in the picture grid
+
+
+def show(run: Run, name: str, settings: ShowStage) -> None:
+    from sphinx_jax import recipe
+
+    s = settings
+    scores = json.loads((run.folder(s.evaluate) / "scores.json").read_text())
+    if s.mix is not None:
+        scores["beta"] = json.loads((run.folder(s.mix) / "beta.json").read_text())
+    timings = recipe.seconds(run)
+    scores["seconds"] = sum(timings.values())
+    histories = {n: read_history(run.folder(n)) for n in run.recipe.stages}
+    report = write_report(
+        run.workdir, title=run.recipe.title, intro=[*run.recipe.about, "config.json\n" + (run.workdir / "config.json").read_text()],
+        histories={n: h for n, h in histories.items() if h}, scores=scores, samples=samples(run, s), timings=timings,
+    )  # fmt: skip
+    (run.workdir / "scores.json").write_text(json.dumps(scores, indent=2))
+    if not run.quiet:
+        print(format_table(scores, colour=sys.stdout.isatty(), width=shutil.get_terminal_size((120, 24)).columns))
+        print(f"\n{report}")
+
+
+def samples(run: Run, s: ShowStage) -> list[Sample]:
+    """The first questions of each task and domain in turn, whatever their score."""
+    rows = [json.loads(line) for line in (run.folder(s.evaluate) / "predictions.jsonl").open()]
+    queues: dict[Any, collections.deque] = collections.defaultdict(collections.deque)
+    for row in rows:
+        queues[row["task"], row["domain"]].append(row)
+    chosen: list[dict] = []
+    while len(chosen) < min(s.samples, len(rows)):
+        chosen += [queue.popleft() for queue in queues.values() if queue]
+    return [
+        Sample(
+            load_image(run.data.items(s.split, r["domain"])[r["picture"]].image), r["task"], r["domain"], r["question"],
+            r["answer"], r["prediction"], r["score"]["prediction"],
+        )
+        for r in chosen[: s.samples]
+    ]  # fmt: skip

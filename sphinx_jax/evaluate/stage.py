@@ -1,0 +1,168 @@
+"""The evaluation stage: the model on held-out questions, beside two honest baselines.
+
+*Majority* is the best constant answer per kind of question, chosen on the training split; *blind* is the same model
+with the picture withheld.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from sphinx_jax.data.conversation import STOP, render
+from sphinx_jax.evaluate.baseline import best_constant
+from sphinx_jax.evaluate.metrics import METRICS
+from sphinx_jax.generate import engine
+from sphinx_jax.model.embedding_mix import Features
+
+if TYPE_CHECKING:
+    from sphinx_jax.recipe import Run
+
+# what an answer may take at most: the published evaluation's 10 for short answers and 30 for boxes, more where an answer
+# lists many things
+SHORT, LONG = 32, 128
+LONG_TASKS = (
+    "grounded_caption", "detailed_caption", "detection", "text_detection", "text_spotting", "layout", "pose", "chart",
+)  # fmt: skip
+# training answers that a constant answer is chosen on, per task and domain
+BASELINE_ANSWERS = 2000
+
+
+@dataclass(frozen=True)
+class EvaluateStage:
+    start: str  # a stage or a checkpoint folder
+    domains: tuple[str, ...] = ("real", "synthetic")
+    split: str = "test"
+    tasks: tuple[str, ...] | None = None  # None: all that occur
+    limit: int | None = None  # questions per task and domain
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class Question:
+    domain: str
+    picture: int
+    task: str
+    kind: str
+    question: str
+    answer: str
+
+
+def questions(run: Run, s: EvaluateStage) -> list[Question]:
+    """Every turn of the held-out pictures as a question of its own."""
+    found, counts = [], collections.Counter()
+    for domain in s.domains:
+        for picture, item in enumerate(run.data.items(s.split, domain)):
+            kinds = item.kinds or ("",) * len(item.turns)
+            for task, kind, (question, answer) in zip(item.tasks, kinds, item.turns, strict=True):
+                if task not in METRICS or (s.tasks is not None and task not in s.tasks):
+                    continue
+                counts[domain, task] += 1
+                if s.limit is None or counts[domain, task] <= s.limit:
+                    found.append(Question(domain, picture, task, kind, question, answer))
+    return found
+
+
+def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
+    """Write ``predictions.jsonl`` and ``scores.json`` into the stage's folder."""
+    s = settings
+    asked = questions(run, s)
+    leaves = run.leaves(s.start)
+    features = {domain: run.features(leaves, s.split, domain) for domain in s.domains}
+    seen = answer(run, leaves, asked, features, s.batch, "answering")
+    blind = answer(run, leaves, asked, None, s.batch, "answering blind")
+    constant = constants(run, s, asked)
+    rows = []
+    for question, with_picture, without in zip(asked, seen, blind, strict=True):
+        majority = constant[question.task, question.domain][question.kind]
+        texts = {"prediction": with_picture, "blind": without, "majority": majority}
+        fn = METRICS[question.task].fn
+        rows.append(asdict(question) | texts | {"score": {k: fn(t, question.answer) for k, t in texts.items()}})
+    folder = run.folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "predictions.jsonl").open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    (folder / "scores.json").write_text(json.dumps(tabulate(rows, s.domains), indent=2))
+
+
+def answer(
+    run: Run, leaves: Any, asked: Sequence[Question], features: Mapping[str, Any] | None, batch: int, doing: str
+) -> list[str]:
+    """Greedy answers, each question alone; without ``features`` the picture is withheld."""
+    tokenizer, config = run.tokenizer, run.recipe.model
+    prompts = [tokenizer.encode(render([(q.question, None)])[0], bos=True) for q in asked]
+    length = engine.round_up(max(map(len, prompts)))
+    stops = [*tokenizer.stop_sequences(STOP), [tokenizer.eos_id]]
+    answers = [""] * len(asked)
+    # questions of one task need about as many steps; two budgets keep it at two programs
+    order = sorted(range(len(asked)), key=lambda i: (asked[i].task in LONG_TASKS, asked[i].task))
+    groups = [[i for i in order if (asked[i].task in LONG_TASKS) == long] for long in (False, True)]
+    with jax.set_mesh(run.mesh), tqdm(total=len(asked), desc=doing, unit="q", disable=run.quiet, leave=False) as bar:
+        for group, budget in zip(groups, (SHORT, LONG), strict=True):
+            for start in range(0, len(group), batch):
+                chosen = group[start : start + batch]
+                padded = chosen + chosen[-1:] * (batch - len(chosen))
+                pictures = None if features is None else gather(features, [asked[i] for i in padded])
+                out = engine.generate(
+                    config, leaves, [prompts[i] for i in padded], pictures, stops=stops, max_new_tokens=budget,
+                    length=length,
+                )  # fmt: skip
+                for i, tokens in zip(chosen, out, strict=False):
+                    answers[i] = tokenizer.decode(t for t in tokens if t < tokenizer.vocab_size).strip()
+                bar.update(len(chosen))
+    return answers
+
+
+def gather(features: Mapping[str, Any], asked: Sequence[Question]) -> Features:
+    rows = [features[q.domain][q.picture] for q in asked]
+    return Features(*(np.stack([r[n] for r in rows]).astype(np.float32) if n in rows[0] else None for n in Features._fields))
+
+
+def constants(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[tuple[str, str], dict[str, str]]:
+    """(task, domain) -> kind -> the constant answer that scores best on the training split."""
+    wanted = {(q.task, q.domain) for q in asked}
+    pool: dict[tuple[str, str], list[tuple[str, str]]] = collections.defaultdict(list)
+    for domain in s.domains:
+        for item in run.data.items("train", domain):
+            kinds = item.kinds or ("",) * len(item.turns)
+            for task, kind, (_, text) in zip(item.tasks, kinds, item.turns, strict=True):
+                if (task, domain) in wanted and len(pool[task, domain]) < BASELINE_ANSWERS:
+                    pool[task, domain].append((kind, text))
+    chosen = {}
+    for (task, domain), rows in pool.items():
+        kinds, texts = zip(*rows, strict=True)
+        chosen[task, domain] = best_constant(task, kinds, texts)
+    # a kind or task that training lacks has no majority
+    return {
+        key: collections.defaultdict(str, chosen.get(key, {})) for key in wanted
+    }
+
+
+def tabulate(rows: Sequence[Mapping[str, Any]], domains: Sequence[str]) -> dict[str, Any]:
+    """Scores by task, by kind of VQA question, and by domain: the ``tasks`` of ``scores.json``."""
+
+    def cell(chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+        if not chosen:
+            return None
+        mean = {k: float(np.mean([r["score"][k] for r in chosen])) for k in ("prediction", "majority", "blind")}
+        return {
+            "metric": METRICS[chosen[0]["task"]].name, "value": mean["prediction"],
+            "baseline_majority": mean["majority"], "baseline_blind": mean["blind"], "count": len(chosen),
+        }  # fmt: skip
+
+    def entry(chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return cell(chosen) | {d: cell([r for r in chosen if r["domain"] == d]) for d in domains}
+
+    tasks = [t for t in METRICS if any(r["task"] == t for r in rows)]
+    kinds = sorted({r["kind"] for r in rows if r["task"] == "vqa" and r["kind"]})
+    return {
+        "tasks": {t: entry([r for r in rows if r["task"] == t]) for t in tasks},
+        "vqa_kinds": {k: entry([r for r in rows if r["task"] == "vqa" and r["kind"] == k]) for k in kinds},
+    }

@@ -1,0 +1,177 @@
+"""The stages that make the pre-trained parts: encoders against pictures and captions, and their assembly."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.image import load_image, padded_resize
+from sphinx_jax.data.tasks import COCO_KEYPOINTS, Box, parse_answer, parse_boxes
+from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.model.blueprint import Blueprint, blueprint
+from sphinx_jax.train import loop
+from sphinx_jax.train.flops import peak_flops
+from sphinx_jax.train.optimizer import learning_rate, make_optimizer
+from sphinx_jax.train.parts import Parts, PartsBatch
+from sphinx_jax.train.step import TrainState, normalise
+
+if TYPE_CHECKING:
+    from sphinx_jax.recipe import Run
+
+PHRASE_TOKENS, CAPTION_TOKENS, PHRASES = 6, 48, 8
+KEYPOINT_SIDE = 0.08  # a keypoint counts as a box of this side around it
+
+
+@dataclass(frozen=True)
+class EncodersStage:
+    steps: int
+    domains: tuple[str, ...] = ("real", "synthetic")
+    batch: int = 32
+    optimizer: str = "muon"
+    rate: float = 8e-3
+    adam_rate: float = 0.3  # relative to ``rate``, for what is not a matrix
+    warmup: int = 50
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    log_every: int = 50
+    save_every: int = 1000
+
+
+@dataclass(frozen=True)
+class AssembleStage:
+    encoders: str
+    decoder: str
+    out: str  # folder of the parts checkpoint; an older one there is replaced
+
+
+def grounded_phrases(item: Item) -> list[tuple[str, Box]]:
+    """Every phrase that the item's conversation ties to a box, each once."""
+    found: dict[tuple[str, Box], None] = {}
+    for task, (question, answer) in zip(item.tasks, item.turns, strict=True):
+        if task in ("grounded_caption", "detection"):
+            pairs = [(g.phrase, b) for g in parse_answer("grounded_caption", answer) for b in g.boxes]
+        elif task == "text_spotting":
+            pairs = [(r.text, r.box) for r in parse_answer(task, answer)]
+        elif task == "layout":
+            pairs = [(r.kind, r.box) for r in parse_answer(task, answer)]
+        elif task == "reg":
+            pairs = [(answer, box) for box in parse_boxes(question)[:1]]
+        elif task == "pose":
+            pose, half = parse_answer(task, answer), KEYPOINT_SIDE / 2
+            named = zip(COCO_KEYPOINTS, pose.points if pose else (), strict=False)
+            pairs = [
+                (n.replace("_", " "), Box(max(p.x - half, 0), max(p.y - half, 0), min(p.x + half, 1), min(p.y + half, 1)))
+                for n, p in named if p is not None
+            ]  # fmt: skip
+        else:
+            continue
+        found.update(dict.fromkeys(pairs))
+    return list(found)
+
+
+def caption(item: Item) -> str:
+    """What the item's conversation says of the picture as a whole."""
+    by_task = {task: answer for task, (_, answer) in zip(item.tasks, item.turns, strict=True)}
+    order = ("detailed_caption", "short_caption", "chart", "classification", "text_spotting", "grounded_caption")
+    chosen = next((by_task[t] for t in order if t in by_task), "")
+    return chosen or next((a for _, a in item.turns), "")
+
+
+class _Rows(grain.transforms.RandomMap):
+    """Item number -> one row of a PartsBatch, everything but pixels prepared beforehand."""
+
+    def __init__(self, items: Sequence[Item], tokenizer: Tokenizer, size: int):
+        self.images = np.stack([padded_resize(load_image(item.image), size) for item in items])
+        self.phrases = [grounded_phrases(item) for item in items]
+        texts = sorted({phrase for phrases in self.phrases for phrase, _ in phrases})
+        self.number = {text: i + 1 for i, text in enumerate(texts)}
+        self.table = np.zeros((len(texts) + 1, PHRASE_TOKENS), np.int32)
+        for text, i in self.number.items():
+            ids = tokenizer.encode(text)[:PHRASE_TOKENS]
+            self.table[i, : len(ids)] = ids
+        self.captions = np.zeros((len(items), CAPTION_TOKENS), np.int32)
+        for row, item in zip(self.captions, items, strict=True):
+            ids = tokenizer.encode(caption(item), bos=True, eos=True)[:CAPTION_TOKENS]
+            row[: len(ids)] = ids
+
+    def random_map(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        pairs = self.phrases[index]
+        chosen = rng.permutation(len(pairs))[:PHRASES]
+        boxes, phrases = np.zeros((PHRASES, 4), np.float32), np.zeros(PHRASES, np.int32)
+        for row, i in enumerate(chosen):
+            phrase, box = pairs[i]
+            boxes[row], phrases[row] = (box.x1, box.y1, box.x2, box.y2), self.number[phrase]
+        return {
+            "pixels": self.images[index], "boxes": boxes, "phrases": phrases,
+            "phrase_tokens": self.table[phrases], "captions": self.captions[index],
+        }  # fmt: skip
+
+
+def train_encoders(run: Run, name: str, settings: EncodersStage) -> None:
+    s, model, mesh = settings, run.recipe.model, run.mesh
+    plan = Blueprint(lambda rngs: Parts(model, PHRASE_TOKENS, CAPTION_TOKENS, rngs=rngs))
+    leaves = plan.init(mesh, run.recipe.seed)
+    optimizer = make_optimizer(
+        s.optimizer, plan.specs, clip=s.clip, weight_decay=s.weight_decay,
+        **({"adam_learning_rate": s.adam_rate} if s.optimizer == "muon" else {}),
+    )  # fmt: skip
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, batches: dict[str, Any], inputs: tuple[jax.Array, jax.Array]):
+        rate, seed = inputs
+        batch = batches["image"]
+        batch = PartsBatch(**(batch | {"pixels": normalise(batch["pixels"])}))
+        grad = jax.value_and_grad(lambda leaves: plan.bind(leaves)(batch, jax.random.key(seed)), has_aux=True)
+        (loss, losses), grads = grad(state.trainable)
+        updates, new = optimizer.update(grads, state.optimizer, state.trainable)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        trained = jax.tree.map(lambda p, u: jnp.where(finite, p + rate * u, p), state.trainable, updates)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state.optimizer)
+        return TrainState(trained, new, {}), {"loss": loss, "norm": norm, "finite": finite, "losses": losses}
+
+    items = [item for domain in s.domains for item in run.data.items("train", domain)]
+    prepare = _Rows(items, run.tokenizer, model.views.image_size)
+    stream = grain.MapDataset.range(len(items)).seed(run.recipe.seed).shuffle().repeat().random_map(prepare).batch(s.batch)
+    data = iter(stream.map(lambda batch: {"image": batch}).to_iter_dataset())
+    rate = functools.partial(learning_rate, peak=s.rate, steps=s.steps, warmup=s.warmup)
+    tokens = 2 * s.batch * (1 + model.grid**2)
+    encoders = sum(spec.size for path, spec in plan.specs.items() if path.startswith("encoders/"))
+    with jax.set_mesh(mesh):
+        state = TrainState(leaves, jax.jit(optimizer.init)(leaves), {})
+    loop.run(
+        run.folder(name), name, loop.LoopSettings(s.steps, s.log_every, s.save_every), state, step,
+        lambda step: (np.float32(rate(step)), np.uint32(step)), data,
+        plan=plan, config=model, tokenizer=run.tokenizer, mesh=mesh,
+        recipe={"made_by": "encoders", "stage": name, "settings": asdict(s)},
+        throughput=loop.Throughput(tokens, 6.0 * tokens * encoders, peak_flops()), quiet=run.quiet,
+    )  # fmt: skip
+
+
+def assemble(run: Run, name: str, settings: AssembleStage) -> None:
+    """One checkpoint of the encoders of one stage and the decoder of another; projections and tags are fresh."""
+    s, plan = settings, blueprint(run.recipe.model)
+    encoders = run.checkpoint(s.encoders)
+    found = store.restore(encoders, run.mesh, Blueprint(lambda r: Parts(run.recipe.model, PHRASE_TOKENS, CAPTION_TOKENS, rngs=r)))
+    leaves = run.leaves(s.decoder) | {path: leaf for path, leaf in found.items() if path.startswith("encoders/")}
+    out = Path(s.out)
+    if out.exists():
+        shutil.rmtree(out)
+    recipe = {
+        "made_by": "assemble",
+        "parts": {n: store.read_recipe(run.checkpoint(n)) for n in (s.encoders, s.decoder)},
+        "data": asdict(run.recipe.data),
+    }
+    store.save(out, {path: leaves[path] for path in plan.specs}, run.recipe.model, run.tokenizer, recipe)

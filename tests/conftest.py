@@ -1,0 +1,50 @@
+"""Shared by all tests: a tiny model, and the fixtures that the reference produced."""
+
+import os
+from pathlib import Path
+
+# compiled once for all tests of a run
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax
+import pytest
+
+from sphinx_jax.config import (
+    ConvNextConfig,
+    DecoderConfig,
+    ModelConfig,
+    QFormerConfig,
+    ViewsConfig,
+    blip2_config,
+    clip_config,
+    dinov2_config,
+)
+
+DATA = Path(__file__).parent / "data"
+
+
+def tiny_config(**changes) -> ModelConfig:
+    """All four encoders and five views, as small as they get: 16-pixel views of 2 × 2 patches."""
+    values = {
+        "name": "tiny",
+        "decoder": DecoderConfig(dim=32, layers=2, heads=2, kv_heads=1, vocab_size=512, multiple_of=16),
+        "views": ViewsConfig(32, crops=2),
+        "clip": clip_config(16, 2, 2, patch=8, view_size=16),
+        "convnext": ConvNextConfig((1, 1), (8, 16), view_size=16, input_size=16),
+        "dinov2": dinov2_config(16, 2, 2, patch=8, view_size=16, position_grid=2),
+        "blip2": blip2_config(16, 2, 2, 32, patch=8, view_size=16),
+        "qformer": QFormerConfig(16, 2, 2, 32, queries=2),
+    }
+    return ModelConfig(**(values | changes))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModelConfig:
+    return tiny_config()
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    from sphinx_jax.sharding import make_mesh
+
+    return make_mesh(devices=jax.devices()[:1])

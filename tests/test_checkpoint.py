@@ -1,0 +1,108 @@
+"""Checkpoints: complete or not there, on any mesh; the mix of weights."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import DATA, tiny_config
+
+from sphinx_jax.checkpoint import store, weight_mix
+from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.model.blueprint import blueprint
+
+TOKENIZER = load_tokenizer(DATA / "tokenizer.model")
+CONFIG = tiny_config()
+
+
+@pytest.fixture
+def saved(tmp_path, mesh):
+    leaves = blueprint(CONFIG).init(mesh, seed=3)
+    return store.save(tmp_path / "c", leaves, CONFIG, TOKENIZER, {"made_by": "test"}), leaves
+
+
+def test_a_checkpoint_gives_back_what_went_in(saved, mesh):
+    folder, leaves = saved
+    assert store.read_config(folder) == CONFIG
+    assert store.read_tokenizer(folder).encode("a cat") == TOKENIZER.encode("a cat")
+    found = store.restore(folder, mesh)
+    assert found.keys() == leaves.keys()
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(found[path], leaf)
+
+
+def test_state_is_plain_orbax_under_clean_paths(saved):
+    from orbax.checkpoint import v1 as ocp
+
+    folder, leaves = saved
+    tree = ocp.load_checkpointables(folder)["state"]
+    np.testing.assert_array_equal(tree["decoder"]["blocks"]["attention"]["q"], leaves["decoder/blocks/attention/q"])
+
+
+def test_a_checkpoint_without_its_last_file_does_not_count(saved, tmp_path, mesh):
+    folder, _ = saved
+    folder = folder.rename(tmp_path / "7")
+    assert store.newest(tmp_path) == folder
+    (folder / "recipe.json").unlink()
+    assert store.newest(tmp_path) is None
+    with pytest.raises(store.BadCheckpoint, match="not a complete checkpoint"):
+        store.restore(folder, mesh)
+
+
+def test_saving_over_a_complete_checkpoint_is_refused_over_debris_it_is_not(saved, mesh):
+    folder, leaves = saved
+    with pytest.raises(store.BadCheckpoint, match="already holds"):
+        store.save(folder, leaves, CONFIG, TOKENIZER, {})
+    (folder / "recipe.json").unlink()
+    store.save(folder, leaves, CONFIG, TOKENIZER, {"again": True})
+    assert store.read_recipe(folder) == {"again": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"clip": None}, "encoders/clip/"), ({"pool_crops": 1, "qformer": None, "blip2": None}, "embedding_mix/qformer_proj")],
+)
+def test_another_model_is_refused_by_leaf(saved, mesh, changes, named):
+    folder, _ = saved
+    with pytest.raises(store.BadCheckpoint, match="another model"):
+        store.restore(folder, mesh, blueprint(tiny_config(**changes)))
+
+
+def test_only_the_newest_are_kept(tmp_path, mesh):
+    leaves = {"decoder/norm/scale": jnp.ones(4)}
+    for step in (5, 10, 100):
+        store.save(tmp_path / str(step), leaves, CONFIG, None, {})
+    store.keep_newest(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["10", "100"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_interpolation_is_the_papers_formula(dtype):
+    rng = np.random.default_rng(0)
+    real, synthetic = ({"a": jnp.asarray(rng.normal(size=(3, 4)), dtype), "b": jnp.asarray(rng.normal(size=5), dtype)} for _ in "12")
+    for beta in (0.0, 0.3, 1.0):
+        mixed = jax.jit(weight_mix.interpolate)([real, synthetic], jnp.array([beta, 1 - beta]))
+        for name in real:
+            exact = beta * np.float64(real[name]) + (1 - beta) * np.float64(synthetic[name])
+            assert mixed[name].dtype == real[name].dtype
+            np.testing.assert_allclose(np.float64(mixed[name]), exact, rtol=1e-6 if dtype == "float32" else 8e-3, atol=1e-6)
+
+
+def test_a_sweep_compiles_once():
+    traces = []
+
+    def evaluate(leaves, batch):
+        traces.append(1)
+        return leaves["a"].sum() * batch
+
+    at = weight_mix.make_mixed(evaluate)
+    real, synthetic = {"a": jnp.ones(3)}, {"a": jnp.zeros(3)}
+    values = [float(at(beta, real, synthetic, jnp.float32(2))) for beta in np.linspace(0, 1, 11)]
+    np.testing.assert_allclose(values, 6 * np.linspace(0, 1, 11), rtol=1e-5)
+    assert len(traces) == 1
+
+
+def test_model_json_is_readable_by_people(saved):
+    folder, _ = saved
+    assert json.loads((folder / "model.json").read_text())["decoder"]["dim"] == 32

@@ -1,0 +1,264 @@
+"""The modules against the reference's own numbers, and the properties that hold at any size."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import DATA, tiny_config
+
+import sphinx_jax
+from sphinx_jax.checkpoint import accessory
+from sphinx_jax.config import FAMILY, ConfigError, ViewsConfig, family, from_dict, to_dict
+from sphinx_jax.model import views
+from sphinx_jax.model.blueprint import blueprint, count_parameters, flatten, matches, unflatten
+from sphinx_jax.model.cache import Cache
+from sphinx_jax.model.encoders.convnext import depthwise
+from sphinx_jax.model.sphinx import isolate
+
+REFERENCE = DATA / "llama_ens5"
+
+
+@functools.cache
+def reference():
+    config = accessory.read_config(REFERENCE / "ckpt", vocab_size=512)
+    arrays = accessory.read_leaves(REFERENCE / "ckpt" / "consolidated.00-of-01.model.pth", config)
+    plan = blueprint(config)
+    return config, plan.bind({path: jnp.asarray(a) for path, a in arrays.items()}), np.load(REFERENCE / "expected.npz")
+
+
+@functools.cache
+def reference_features():
+    config, model, _ = reference()
+    pixels = np.load(DATA / "images" / "pre_448.npz")["image"].transpose(0, 2, 3, 1)
+    return jax.jit(model.encode)(jnp.asarray(pixels))
+
+
+def test_encoders_agree_with_the_reference():
+    config, _, expected = reference()
+    overview, _, queries = reference_features()
+    clip, dino = config.clip.width, config.dinov2.width
+    np.testing.assert_allclose(overview[:, 0, :, :clip], expected["img__clip_feats"], atol=1e-5)
+    # the overview is resized 448 -> 224 through float16: one tie moves a feature by a few 1e-5
+    np.testing.assert_allclose(overview[:, 0, :, -dino:], expected["img__dino_feats"], atol=1e-4)
+    by_view = np.moveaxis(np.asarray(queries), 1, 0).reshape(-1, *queries.shape[2:])
+    np.testing.assert_allclose(by_view, expected["img__qformer_feats"], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["img", "text"])
+def test_logits_and_loss_agree_with_the_reference(kind):
+    _, model, expected = reference()
+    tokens = jnp.asarray(expected["examples"])
+    features = reference_features() if kind == "img" else None
+    logits = model.decoder.logits(model.hidden(tokens, features))
+    np.testing.assert_allclose(logits, expected[f"{kind}_logits_full"], atol=1e-4)
+    labels = expected["labels"][:, 1:]
+    chosen = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits))[:, :-1], labels[..., None], -1)[..., 0]
+    assert -chosen[labels > 0].mean() == pytest.approx(expected[f"{kind}_loss"], abs=1e-5)
+
+
+def test_cached_decoding_gives_the_references_tokens_and_logits():
+    config, model, expected = reference()
+    features = jax.tree.map(lambda x: x[:1], reference_features())
+    prompt, tokens = expected["img_gen_prompt"], expected["img_gen_tokens"]
+    padded = np.zeros((1, 160), np.int32)
+    padded[0, : len(prompt)] = prompt
+    length = jnp.array([len(prompt)])
+    cache = Cache.empty(config.decoder, 1, config.image_positions + 180, jnp.float32)
+    logits, cache = model.prefill(padded, length, features, cache)
+    for step, token in enumerate(tokens):
+        np.testing.assert_allclose(logits[0], expected["img_gen_logits"][step], atol=1e-4)
+        assert int(logits.argmax()) == token
+        position = length + config.image_positions + step
+        logits, cache = model.decode(jnp.array([token]), position, cache)
+
+
+def test_published_folder_answers_through_the_public_api():
+    model = sphinx_jax.from_pretrained(REFERENCE / "ckpt")
+    expected = np.load(REFERENCE / "expected.npz")
+    tokens = expected["examples"][:, :77]  # a length that is no bucket's
+    np.testing.assert_allclose(model.logits(tokens), expected["text_logits_full"][:, :77], atol=1e-4)
+
+
+def test_full_size_parameter_counts_are_the_published_ones():
+    # SPHINX.md §2 less what the files hold unused: CLIP's text side and output projection, DINOv2's mask token
+    full = count_parameters("sphinx_1k")
+    assert full["decoder"] == 13_015_864_320
+    assert full["clip"] == 303_966_208 - 1024 * 768
+    assert full["convnext"] == 843_398_016
+    assert full["dinov2"] == 1_136_480_768 - 1536
+    assert full["blip2_vision"] == 985_952_256
+    assert full["qformer"] == 105_137_664 + 24_576
+    assert (full["visual_proj"], full["qformer_proj"], full["tags"]) == (28_851_200, 3_947_520, 10_240)
+    assert full["trainable"] == 13_048_673_280
+    light = count_parameters("sphinx_tiny_1k")
+    assert light["decoder"] == 1_100_048_384
+    assert (light["visual_proj"], light["tags"], "clip" in light) == (9_443_328, 4_096, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [("sphinx", 291), ("sphinx_1k", 1455), ("sphinx_2k", 2910), ("sphinx_1k_pooled", 687), ("sphinx_tiny", 259),
+     ("sphinx_tiny_1k", 1295)],
+)  # fmt: skip
+def test_image_positions_are_the_published_ones(name, positions):
+    assert family(name).image_positions == positions
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_configs_survive_json(name):
+    import json
+
+    assert from_dict(json.loads(json.dumps(to_dict(family(name))))) == family(name)
+
+
+def test_unknown_config_key_names_the_nearest():
+    values = to_dict(family("sphinx"))
+    values["decoder"]["layer"] = 3
+    with pytest.raises(ConfigError, match=re.escape("unknown key of model.decoder 'layer'; did you mean 'layers'?")):
+        from_dict(values)
+
+
+def test_embedding_places_pictures_right_after_bos(tiny, mesh):
+    plan = blueprint(tiny)
+    model = plan.bind(plan.init(mesh))
+    pixels = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    tokens = jnp.array([[1, 5, 6], [1, 7, 8]])
+    x = model.embed(tokens, model.encode(pixels))
+    assert x.shape == (2, 3 + tiny.image_positions, 32)
+    table = model.decoder.embedding[...]
+    np.testing.assert_array_equal(x[:, 0], table[tokens[:, 0]])
+    np.testing.assert_array_equal(x[:, -2:], table[tokens[:, 1:]])
+    view = tiny.image_positions // 5
+    tags = model.embedding_mix.tags
+    for number in range(5):
+        np.testing.assert_array_equal(x[0, 1 + number * view], tags.start[...])
+        np.testing.assert_array_equal(x[0, (number + 1) * view], tags.end[...])
+
+
+def test_one_picture_of_a_batch_does_not_see_another(tiny, mesh):
+    plan = blueprint(tiny)
+    model = plan.bind(plan.init(mesh))
+    pixels = jax.random.normal(jax.random.key(0), (3, 32, 32, 3))
+    tokens = jnp.ones((3, 4), jnp.int32)
+    together, alone = model.logits(tokens, pixels), model.logits(tokens[1:2], pixels[1:2])
+    np.testing.assert_allclose(together[1:2], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_pooled_crops_keep_the_class_slot(pool, mesh):
+    config = tiny_config(pool_crops=pool)
+    plan = blueprint(config)
+    features = plan.bind(plan.init(mesh)).encode(jax.random.normal(jax.random.key(0), (1, 32, 32, 3)))
+    assert features.overview.shape[2] == 5
+    assert features.crops.shape == (1, 4, 1 + 4 // pool**2, config.mixed_channels)
+    if pool == 2:
+        whole = blueprint(tiny_config()).bind(plan.init(mesh)).encode(jax.random.normal(jax.random.key(0), (1, 32, 32, 3)))
+        np.testing.assert_allclose(features.crops[:, :, 0], whole.crops[:, :, 0], atol=1e-6)
+        np.testing.assert_allclose(features.crops[:, :, 1], whole.crops[:, :, 1:].mean(2), atol=1e-6)
+
+
+def test_views_are_the_overview_and_the_raw_crops():
+    image = jax.random.uniform(jax.random.key(1), (1, 8, 8, 3))
+    made = views.make_views(image, 4, ViewsConfig(8, crops=2))
+    assert made.shape == (5, 4, 4, 3)
+    for number, (row, column) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+        np.testing.assert_array_equal(made[1 + number], image[0, row : row + 4, column : column + 4])
+    half = np.asarray(made[0]).astype(np.float16)
+    np.testing.assert_array_equal(made[0], half)  # every value of the resized overview is a float16 one
+
+
+@pytest.mark.parametrize(("target", "source"), [(4, 8), (7, 16), (16, 37), (9, 5)])
+def test_cubic_weights_sum_to_one_and_keep_straight_lines(target, source):
+    matrix = views.cubic_matrix(target, source)
+    np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
+    line = matrix @ np.arange(source, dtype=np.float32)
+    at = (np.arange(target) + 0.5) * source / target - 0.5
+    inside = (at > 1) & (at < source - 2)
+    # a cubic kernel with a = -0.75 is interpolating, and symmetric about the middle between two samples
+    np.testing.assert_allclose(line[inside], at[inside], atol=0.15)
+
+
+@pytest.mark.parametrize("side", [1, 5, 8, 17])
+def test_depthwise_paths_agree_with_a_plain_loop(side):
+    rng = np.random.default_rng(side)
+    x, kernel = rng.normal(size=(2, side, side, 3)).astype(np.float32), rng.normal(size=(7, 7, 3)).astype(np.float32)
+    padded = np.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
+    expected = sum(
+        padded[:, i : i + side, j : j + side] * kernel[i, j] for i in range(7) for j in range(7)
+    )
+    np.testing.assert_allclose(depthwise(jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-4)
+
+
+def test_isolated_turns_answer_as_if_alone(tiny, mesh):
+    """Two turns behind one picture give the logits that each gives in a conversation of its own."""
+    plan = blueprint(tiny)
+    model = plan.bind(plan.init(mesh))
+    features = model.encode(jax.random.normal(jax.random.key(0), (1, 32, 32, 3)))
+    prefix, first, second = [1, 9, 8], [20, 21, 22, 23], [30, 31, 32]
+    both = jnp.array([prefix + first + second + [0]])
+    segments = jnp.array([[0] * 3 + [1] * 4 + [2] * 3 + [-1]])
+    packed = model.decoder.logits(model.hidden(both, features, segments))
+    for turn, at in ((first, 3), (second, 7)):
+        alone = model.decoder.logits(model.hidden(jnp.array([prefix + turn]), features))
+        np.testing.assert_allclose(packed[0, at : at + len(turn)], alone[0, 3:], atol=1e-5)
+
+
+def test_isolation_shares_the_prefix_and_nothing_else():
+    positions, seen = isolate(jnp.array([[0, 0, 1, 1, 2, 2, 2, -1]]), image_positions=2)
+    np.testing.assert_array_equal(positions[0, :9], [0, 1, 2, 3, 4, 5, 4, 5, 6])
+    seen = np.asarray(seen[0, 0])
+    assert seen[8, :4].all() and not seen[8, 4:6].any() and seen[8, 6:9].all()
+    assert not np.triu(seen, 1).any()
+
+
+def test_leaf_paths_are_clean_and_flatten_round_trips(tiny):
+    plan = blueprint(tiny)
+    assert "decoder/blocks/attention/q" in plan.specs
+    assert plan.specs["decoder/blocks/attention/q"].axes == ("layers", "embed", "heads", None)
+    assert flatten(unflatten(plan.specs)) == plan.specs
+    assert matches("encoders/clip/norm/scale", ["encoders/*"]) and not matches("decoder/output", ["encoders/*"])
+
+
+def test_bind_names_a_missing_leaf(tiny, mesh):
+    plan = blueprint(tiny)
+    leaves = plan.init(mesh)
+    del leaves["decoder/norm/scale"]
+    with pytest.raises(ValueError, match="decoder/norm/scale"):
+        plan.bind(leaves)
+
+
+def test_born_in_shards_equals_born_whole(tiny):
+    """The same leaves whatever the mesh; checked in a process with eight devices."""
+    import subprocess
+    import sys
+
+    code = """
+import numpy as np, jax
+from conftest import tiny_config
+from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.sharding import make_mesh
+plan = blueprint(tiny_config())
+whole = plan.init(make_mesh(devices=jax.devices()[:1]))
+parts = plan.init(make_mesh(data=1, fsdp=4, tensor=2))
+q = parts["decoder/blocks/attention/q"]
+assert q.sharding.shard_shape(q.shape) == (2, 8, 1, 16), q.sharding
+kv = parts["decoder/blocks/attention/k"]  # one key/value head does not divide by two
+assert kv.sharding.shard_shape(kv.shape) == (2, 8, 1, 16), kv.sharding
+pixels, tokens = np.ones((1, 32, 32, 3), np.float32), np.ones((1, 4), np.int32)
+a = plan.bind(whole).logits(tokens, pixels)
+with jax.set_mesh(make_mesh(data=1, fsdp=4, tensor=2)):
+    b = jax.jit(lambda p: plan.bind(p).logits(tokens, pixels))({k: jax.device_put(np.asarray(v), parts[k].sharding) for k, v in whole.items()})
+np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
+"""
+    import os
+    from pathlib import Path
+
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

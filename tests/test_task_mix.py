@@ -1,0 +1,138 @@
+"""The stream: deterministic, resumable, the same for any number of workers and processes."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from conftest import DATA
+from PIL import Image
+
+from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.task_mix import DOMAINS, TASKS, Rows, Shape, Source, rows, task_mix
+from sphinx_jax.data.tokenizer import load_tokenizer
+
+TOKENIZER = load_tokenizer(DATA / "tokenizer.model")
+SHAPE = Shape(200, image_size=16, turns=2, isolate_turns=True)
+
+
+def picture(colour: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 10), (colour, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def items(domain: str, count: int = 12) -> list[Item]:
+    turns = (("What is it?", "a cat"), ("Where is it?", "[0.10, 0.20, 0.30, 0.40]"), ("Describe.", "a red cat"))
+    return [
+        Item(picture(i * 20), turns, ("vqa", "rec", "short_caption"), domain=domain, id=f"{domain}{i}") for i in range(count)
+    ]
+
+
+def sources(**changes) -> list[Source]:
+    return [Source(d, items(d), w, **changes) for d, w in (("real", 3.0), ("synthetic", 1.0))]
+
+
+def stream(seed: int = 0, **changes):
+    texts = [Source("text", ["some words about cats and dogs " * 20, "a short one"])]
+    return {
+        "image": (rows(sources(**changes), TOKENIZER, SHAPE, seed), 4),
+        "text": (rows(texts, TOKENIZER, Shape(32), seed), 2),
+    }
+
+
+def take(iterator, count: int) -> list[dict]:
+    return list(itertools.islice(iterator, count))
+
+
+def same(a, b) -> bool:
+    return all(
+        np.array_equal(a[name][key], b[name][key]) for name in a for key in a[name]
+    )
+
+
+def test_same_seed_same_stream_and_another_seed_another():
+    first, second, other = take(task_mix(stream()), 5), take(task_mix(stream()), 5), take(task_mix(stream(seed=1)), 5)
+    assert all(map(same, first, second))
+    assert not all(map(same, first, other))
+
+
+def test_shapes_are_static():
+    for batch in take(task_mix(stream()), 6):
+        image, text = batch["image"], batch["text"]
+        assert image["tokens"].shape == image["labels"].shape == image["segments"].shape == (4, 200)
+        assert image["pixels"].shape == (4, 16, 16, 3) and image["pixels"].dtype == np.uint8
+        assert text["tokens"].shape == (2, 32)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_one_stream(processes):
+    whole = take(task_mix(stream()), 3)
+    if processes == 4:
+        texts = stream()["image"]
+        whole = take(task_mix({"image": texts}), 3)
+        shares = [take(task_mix({"image": stream()["image"]}, process=p, processes=4), 3) for p in range(4)]
+    else:
+        shares = [take(task_mix(stream(), process=p, processes=2), 3) for p in range(2)]
+    for step, batch in enumerate(whole):
+        for name, part in batch.items():
+            interleaved = np.stack([share[step][name]["tokens"] for share in shares], axis=1)
+            np.testing.assert_array_equal(interleaved.reshape(part["tokens"].shape), part["tokens"])
+
+
+def test_a_batch_must_divide_over_the_processes():
+    with pytest.raises(ValueError, match="text batch of 2 does not divide over 4"):
+        task_mix(stream(), processes=4)
+
+
+def test_state_resumes_exactly():
+    iterator = task_mix(stream())
+    take(iterator, 3)
+    state = iterator.get_state()
+    expected = take(iterator, 4)
+    again = task_mix(stream())
+    again.set_state(state)
+    assert all(map(same, expected, take(again, 4)))
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing():
+    expected = take(task_mix(stream()), 4)
+    assert all(map(same, expected, take(task_mix(stream(), workers=2), 4)))
+
+
+def test_domains_come_in_their_shares():
+    image = {"image": (rows(sources(), TOKENIZER, SHAPE, 0), 8)}
+    groups = np.concatenate([b["image"]["group"].max(1) for b in take(task_mix(image), 50)])
+    domains = np.array(DOMAINS)[groups % len(DOMAINS)]
+    assert (domains == "real").mean() == pytest.approx(0.75, abs=0.02)
+
+
+def test_task_weights_choose_the_turns():
+    weights = dict.fromkeys(TASKS, 0.0) | {"rec": 1.0}
+    image = {"image": (rows(sources(task_weights=weights), TOKENIZER, SHAPE, 0), 8)}
+    for batch in take(task_mix(image), 4):
+        groups = batch["image"]["group"][batch["image"]["labels"] > 0]
+        assert {TASKS[g // len(DOMAINS)] for g in groups} == {"rec"}
+
+
+def test_labels_are_the_drawn_turns_answers():
+    source = Source("real", items("real"))
+    row = Rows(source, TOKENIZER, Shape(200, 16, turns=1)).random_map(0, np.random.default_rng(3))
+    answer = TOKENIZER.decode(row["labels"][row["labels"] > 0].tolist())
+    assert answer.strip().removesuffix("###").strip() in {a for _, a in source.items[0].turns}
+
+
+def test_a_bad_item_is_a_masked_row_counted_and_named(caplog):
+    broken = [Item(b"not a picture", (("q", "a"),), ("vqa",), domain="real", id="broken-7")]
+    mapping = Rows(Source("mine", broken), TOKENIZER, SHAPE)
+    row = mapping.random_map(0, np.random.default_rng(0))
+    good = Rows(sources()[0], TOKENIZER, SHAPE).random_map(0, np.random.default_rng(0))
+    assert row["skipped"] and not row["labels"].any()
+    assert {k: v.shape for k, v in row.items()} == {k: v.shape for k, v in good.items()}
+    assert "broken-7" in caplog.text and "mine" in caplog.text
+
+
+def test_a_source_without_any_wanted_task_is_an_error():
+    with pytest.raises(ValueError, match="real has no item with a task"):
+        rows(sources(task_weights=dict.fromkeys(TASKS, 0.0)), TOKENIZER, SHAPE, 0)

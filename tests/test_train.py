@@ -1,0 +1,222 @@
+"""Steps, resume and what survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import tiny_config
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
+from sphinx_jax.train.optimizer import decays, learning_rate, make_optimizer, muon_dimensions
+from sphinx_jax.train.step import TrainState, make_step
+
+CONFIG = tiny_config()
+PLAN = blueprint(CONFIG)
+
+
+def batch(rows: int = 4, seed: int = 0, image: bool = True):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, 500, (rows, 12)).astype(np.int32)
+    labels = np.where(rng.random((rows, 12)) < 0.5, tokens, 0).astype(np.int32)
+    made = {"tokens": tokens, "labels": labels, "group": np.full((rows, 12), 7, np.int32)}
+    if image:
+        made["pixels"] = rng.integers(0, 255, (rows, 32, 32, 3)).astype(np.uint8)
+    return {k: jnp.asarray(v) for k, v in made.items()}
+
+
+def state_of(optimizer, mesh):
+    leaves = PLAN.init(mesh)
+    trainable = {p: x for p, x in leaves.items() if not matches(p, FROZEN)}
+    return TrainState(trainable, optimizer.init(trainable), {p: x for p, x in leaves.items() if p not in trainable})
+
+
+def trainable_specs():
+    return {p: s for p, s in PLAN.specs.items() if not matches(p, FROZEN)}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor", "lion", "sgd"])
+def test_every_optimizer_learns_a_batch_and_leaves_the_encoders_alone(name, mesh):
+    optimizer = make_optimizer(name, trainable_specs(), clip=1.0, weight_decay=0.0)
+    step = make_step(PLAN, optimizer)
+    state = state_of(optimizer, mesh)
+    before = {p: np.asarray(x) for p, x in state.frozen.items()}
+    rate = {"sgd": 0.3, "muon": 0.02, "lion": 3e-3}.get(name, 1e-2)
+    losses = []
+    for _ in range(12):
+        state, metrics = step(state, {"image": batch(), "text": batch(image=False)}, np.float32(rate))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.3
+    for path, leaf in state.frozen.items():
+        np.testing.assert_array_equal(leaf, before[path])
+
+
+def test_optimizer_state_is_for_what_trains():
+    optimizer = make_optimizer("adamw", trainable_specs(), clip=1.0, weight_decay=0.1)
+    slots = jax.eval_shape(optimizer.init, {p: jax.ShapeDtypeStruct(s.shape, s.dtype) for p, s in trainable_specs().items()})
+    numbers = sum(x.size for x in jax.tree.leaves(slots))
+    trainable = sum(s.size for s in trainable_specs().values())
+    assert 2 * trainable <= numbers < 2 * trainable + 10
+
+
+def test_accumulated_step_equals_the_whole_batch(mesh):
+    optimizer = make_optimizer("adamw", trainable_specs(), clip=1.0, weight_decay=0.1)
+    results = []
+    for accumulate in (1, 2, 4):
+        step = make_step(PLAN, optimizer, accumulate=accumulate)
+        state, metrics = step(state_of(optimizer, mesh), {"image": batch()}, np.float32(1e-3))
+        results.append((float(metrics["loss"]), state.trainable))
+    for loss, leaves in results[1:]:
+        assert loss == pytest.approx(results[0][0], rel=1e-5)
+        for path, leaf in leaves.items():
+            np.testing.assert_allclose(leaf, results[0][1][path], atol=2e-5, err_msg=path)
+
+
+def test_the_text_batch_counts_by_its_weight(mesh):
+    optimizer = make_optimizer("sgd", trainable_specs(), clip=0.0, weight_decay=0.0)
+    image, text = batch(), batch(seed=1, image=False)
+    loss = {
+        weight: float(make_step(PLAN, optimizer, weights={"text": weight})(
+            state_of(optimizer, mesh), {"image": image, "text": text}, np.float32(0))[1]["loss"])
+        for weight in (0.0, 0.5, 1.0)
+    }  # fmt: skip
+    assert loss[0.5] == pytest.approx((loss[0.0] + loss[1.0]) / 2, rel=1e-5)
+    assert loss[1.0] > loss[0.0]
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_says_so(mesh):
+    optimizer = make_optimizer("adamw", trainable_specs(), clip=1.0, weight_decay=0.0)
+    state = state_of(optimizer, mesh)
+    state.trainable["decoder/norm/scale"] = state.trainable["decoder/norm/scale"].at[0].set(jnp.inf)
+    kept = {p: np.asarray(x) for p, x in state.trainable.items()}
+    after, metrics = make_step(PLAN, optimizer)(state, {"image": batch()}, np.float32(1e-2))
+    assert not metrics["finite"]
+    for path, leaf in after.trainable.items():
+        np.testing.assert_array_equal(leaf, kept[path])
+
+
+def test_rate_warms_up_and_falls_to_the_floor():
+    rates = [learning_rate(s, peak=1.0, steps=100, warmup=10, floor=0.1) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[9] == pytest.approx(1.0)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert learning_rate(100, peak=1.0, steps=100, warmup=10, floor=0.1) == pytest.approx(0.1)
+
+
+def test_no_decay_on_norms_biases_and_tags():
+    undecayed = {p for p in PLAN.specs if not decays(p)}
+    assert {"decoder/norm/scale", "embedding_mix/visual_proj/linear/bias", "embedding_mix/tags/start"} <= undecayed
+    assert "decoder/blocks/attention/q" not in undecayed and "embedding_mix/visual_proj/linear/kernel" not in undecayed
+
+
+def test_muon_takes_each_layers_matrices():
+    axes = {p: muon_dimensions(p, s) for p, s in trainable_specs().items()}
+    assert axes["decoder/embedding"] is None and axes["decoder/norm/scale"] is None
+    q, o, gate = (axes[f"decoder/blocks/{n}"] for n in ("attention/q", "attention/o", "ffn/gate"))
+    assert (q.reduction_axis, q.output_axis) == ((1,), (2, 3))
+    assert (o.reduction_axis, o.output_axis) == ((1, 2), (3,))
+    assert (gate.reduction_axis, gate.output_axis) == ((1,), (2,))
+
+
+def test_unknown_optimizer_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'adamw'"):
+        make_optimizer("adanw", trainable_specs(), clip=1.0, weight_decay=0.0)
+
+
+WORKER = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from conftest import DATA
+from test_task_mix import sources, TOKENIZER
+from sphinx_jax.checkpoint import store
+from sphinx_jax.data.task_mix import Shape, rows, task_mix
+from sphinx_jax.model.blueprint import FROZEN, matches
+from sphinx_jax.sharding import make_mesh
+from sphinx_jax.train import loop
+from sphinx_jax.train.optimizer import learning_rate, make_optimizer
+from sphinx_jax.train.step import TrainState, make_step
+from test_train import CONFIG, PLAN, trainable_specs
+import jax
+folder, steps, save_every = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+mesh = make_mesh()
+leaves = PLAN.init(mesh)
+trainable = {p: x for p, x in leaves.items() if not matches(p, FROZEN)}
+optimizer = make_optimizer("adamw", trainable_specs(), clip=1.0, weight_decay=0.1)
+state = TrainState(trainable, jax.jit(optimizer.init)(trainable), {p: x for p, x in leaves.items() if p not in trainable})
+data = task_mix({"image": (rows(sources(), TOKENIZER, Shape(160, 32, 2, True), 0), 4)})
+loop.run(folder, "t", loop.LoopSettings(steps, log_every=1, save_every=save_every), state, make_step(PLAN, optimizer),
+         lambda s: np.float32(learning_rate(s, peak=1e-3, steps=steps, warmup=2)), data, plan=PLAN, config=CONFIG,
+         tokenizer=TOKENIZER, mesh=mesh, recipe={"made_by": "test"}, throughput=loop.Throughput(1, 1.0, 1.0), quiet=True)
+"""
+
+
+def start(folder: Path, steps: int, save_every: int) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(folder), str(steps), str(save_every)], env=env, stderr=subprocess.PIPE, text=True
+    )
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    return [(e["step"], e["loss"]) for e in map(json.loads, lines)]
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.time() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.time() < deadline, "it took too long"
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_killed_training_resumes_with_the_same_losses(tmp_path):
+    """kill -9 in the middle of a step, then in the middle of a save; the losses are those of an unbroken run."""
+    steps, every = 14, 4
+    whole = start(tmp_path / "whole", steps, every)
+    assert whole.wait(300) == 0, whole.stderr.read()
+    broken = tmp_path / "broken"
+    history = broken / "history.jsonl"
+
+    process = start(broken, steps, every)
+    wait_for(lambda: history.exists() and len(history.read_text().splitlines()) >= 6, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert store.newest(broken / "checkpoints").name == "4"
+
+    process = start(broken, steps, every)
+    # Orbax or our own files are being written, and the checkpoint is not complete
+    saving = lambda: any(p.name.startswith("8") and not store.is_complete(p) for p in (broken / "checkpoints").iterdir())  # noqa: E731
+    wait_for(saving, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert store.newest(broken / "checkpoints").name in ("4", "8")
+
+    process = start(broken, steps, every)
+    assert process.wait(300) == 0, process.stderr.read()
+    assert losses(broken) == losses(tmp_path / "whole")
+    ours, theirs = (store.newest(tmp_path / n / "checkpoints") for n in ("broken", "whole"))
+    mesh_ = __import__("sphinx_jax.sharding", fromlist=["make_mesh"]).make_mesh()
+    a, b = store.restore(ours, mesh_), store.restore(theirs, mesh_)
+    for path, leaf in a.items():
+        np.testing.assert_array_equal(leaf, b[path], err_msg=path)
+
+
+def test_clipping_bounds_the_update(mesh):
+    optimizer = make_optimizer("sgd", trainable_specs(), clip=0.5, weight_decay=0.0)
+    state = state_of(optimizer, mesh)
+    before = {p: np.asarray(x) for p, x in state.trainable.items()}
+    state, metrics = make_step(PLAN, optimizer)(state, {"image": batch()}, np.float32(1.0))
+    moved = {p: np.asarray(x) - before[p] for p, x in state.trainable.items()}
+    assert float(metrics["norm"]) > 0.5
+    assert float(optax.global_norm(moved)) == pytest.approx(0.5, rel=1e-4)
