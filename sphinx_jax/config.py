@@ -14,7 +14,6 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-
 # Pixel statistics of the published encoders (OpenAI CLIP; ImageNet for DINOv2), RGB in 0-1.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -106,7 +105,9 @@ class ConvNextConfig:
 
     def __post_init__(self):
         if self.input_size % (4 * 2 ** (len(self.dims) - 1)):
-            raise ConfigError(f"convnext: an input of {self.input_size} pixels does not survive {len(self.dims)} stages")
+            raise ConfigError(
+                f"convnext: an input of {self.input_size} pixels does not survive {len(self.dims)} stages"
+            )
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,11 @@ class ModelConfig:
 
     @property
     def mixed_channels(self) -> int:
-        widths = (self.clip and self.clip.width, self.convnext and self.convnext.dims[-1], self.dinov2 and self.dinov2.width)
+        widths = (
+            self.clip and self.clip.width,
+            self.convnext and self.convnext.dims[-1],
+            self.dinov2 and self.dinov2.width,
+        )
         return sum(w for w in widths if w)
 
     def __post_init__(self):
@@ -218,8 +223,8 @@ DECODERS = {
 def _full(name: str, decoder: str, views: ViewsConfig, **changes) -> ModelConfig:
     return ModelConfig(
         name=name, decoder=DECODERS[decoder], views=views,
-        clip=clip_config(), convnext=ConvNextConfig(), dinov2=dinov2_config(), blip2=blip2_config(), qformer=QFormerConfig(),
-        **changes,
+        clip=clip_config(), convnext=ConvNextConfig(), dinov2=dinov2_config(), blip2=blip2_config(),
+        qformer=QFormerConfig(), **changes,
     )  # fmt: skip
 
 
@@ -244,7 +249,7 @@ FAMILY: dict[str, ModelConfig] = {
 # The playground's model: the same modules over pictures of 96 pixels, five 48-pixel views of 6 × 6 patches.
 FAMILY["sphinx_nano"] = ModelConfig(
     name="sphinx_nano",
-    decoder=DecoderConfig(dim=96, layers=3, heads=3, vocab_size=1024, multiple_of=32, tied_embeddings=True),
+    decoder=DecoderConfig(dim=96, layers=3, heads=3, vocab_size=1280, multiple_of=32, tied_embeddings=True),
     views=ViewsConfig(96, crops=2),
     clip=clip_config(64, 3, 2, patch=8, view_size=48),
     convnext=ConvNextConfig((2, 2), (32, 64), view_size=48, input_size=48),
@@ -260,7 +265,9 @@ def unknown(kind: str, name: str, known: typing.Iterable[str]) -> ConfigError:
     """The error for a name that does not exist, with the nearest one that does."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    return ConfigError(f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"))
+    return ConfigError(
+        f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
+    )
 
 
 def family(name: str) -> ModelConfig:
@@ -282,7 +289,11 @@ def from_dict(values: dict[str, Any], cls: type = ModelConfig, path: str = "mode
     for key, value in values.items():
         if key not in fields:
             raise unknown(f"key of {path}", key, fields)
-        kinds = typing.get_args(hints[key]) if typing.get_origin(hints[key]) in (typing.Union, types.UnionType) else (hints[key],)
+        kinds = (
+            typing.get_args(hints[key])
+            if typing.get_origin(hints[key]) in (typing.Union, types.UnionType)
+            else (hints[key],)
+        )
         nested = next((k for k in kinds if dataclasses.is_dataclass(k)), None)
         if nested is not None and value is not None and not isinstance(value, nested):
             value = from_dict(dict(value), nested, f"{path}.{key}")

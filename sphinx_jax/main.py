@@ -9,7 +9,9 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a Python file with get_config().", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The recipe, a Python file with get_config().", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; default: runs/<name of the config>.")
 _STAGE = flags.DEFINE_string("stage", None, "Run this stage alone, e.g. chat; default: all that are not yet done.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Print no progress.")

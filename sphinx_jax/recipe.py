@@ -25,7 +25,8 @@ from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train.features import FeatureCache, cache_features
 
-PARTS = Path(__file__).parent / "data" / "playground" / "parts"
+PLAYGROUND = Path(__file__).parent / "data" / "playground"
+PARTS = PLAYGROUND / "parts"
 
 # kind -> module and name of (settings dataclass, function (Run, stage name, settings) -> None)
 KINDS = {
@@ -106,7 +107,7 @@ class Run:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.recipe.tokenizer or PARTS)
+        return load_tokenizer(self.recipe.tokenizer or PLAYGROUND / "tokenizer.model")
 
     def checkpoint(self, start: str) -> Path:
         """The folder that ``start`` names: ``parts``, a stage of this recipe, or a path."""
@@ -126,7 +127,6 @@ class Run:
         if start != "parts":
             return store.restore(folder, self.mesh, blueprint(model))
         return blueprint(model).init(self.mesh, self.recipe.seed) | store.restore_parts(folder, self.mesh, model)
-
 
     def features(self, leaves: Leaves, split: str, domain: str) -> FeatureCache:
         """What the frozen encoders see in the pictures of one split and domain; made once, kept in the workdir."""

@@ -13,7 +13,8 @@ from sphinx_jax.config import ConfigError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# logical axis -> mesh axes.  A dimension that its mesh axes do not divide stays whole (few key/value heads, odd widths).
+# logical axis -> mesh axes.  A dimension that its mesh axes do not divide stays whole (few key/value heads, odd
+# widths).
 RULES: dict[str | None, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "embed": ("fsdp",),

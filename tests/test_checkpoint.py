@@ -61,7 +61,10 @@ def test_saving_over_a_complete_checkpoint_is_refused_over_debris_it_is_not(save
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"clip": None}, "encoders/clip/"), ({"pool_crops": 1, "qformer": None, "blip2": None}, "embedding_mix/qformer_proj")],
+    [
+        ({"clip": None}, "encoders/clip/"),
+        ({"pool_crops": 1, "qformer": None, "blip2": None}, "embedding_mix/qformer_proj"),
+    ],
 )
 def test_another_model_is_refused_by_leaf(saved, mesh, changes, named):
     folder, _ = saved
@@ -80,13 +83,17 @@ def test_only_the_newest_are_kept(tmp_path, mesh):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_interpolation_is_the_papers_formula(dtype):
     rng = np.random.default_rng(0)
-    real, synthetic = ({"a": jnp.asarray(rng.normal(size=(3, 4)), dtype), "b": jnp.asarray(rng.normal(size=5), dtype)} for _ in "12")
+    real, synthetic = (
+        {"a": jnp.asarray(rng.normal(size=(3, 4)), dtype), "b": jnp.asarray(rng.normal(size=5), dtype)} for _ in "12"
+    )
     for beta in (0.0, 0.3, 1.0):
         mixed = jax.jit(weight_mix.interpolate)([real, synthetic], jnp.array([beta, 1 - beta]))
         for name in real:
             exact = beta * np.float64(real[name]) + (1 - beta) * np.float64(synthetic[name])
             assert mixed[name].dtype == real[name].dtype
-            np.testing.assert_allclose(np.float64(mixed[name]), exact, rtol=1e-6 if dtype == "float32" else 8e-3, atol=1e-6)
+            np.testing.assert_allclose(
+                np.float64(mixed[name]), exact, rtol=1e-6 if dtype == "float32" else 8e-3, atol=1e-6
+            )
 
 
 def test_a_sweep_compiles_once():

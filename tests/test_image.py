@@ -41,9 +41,7 @@ def test_odd_pictures_equal_the_reference(name):
 
 
 def test_resized_center_crop_equals_the_reference():
-    for picture, reference in zip(
-        ("img0.png", "img1.png"), expected("pre_224_resized_center_crop.npz"), strict=True
-    ):
+    for picture, reference in zip(("img0.png", "img1.png"), expected("pre_224_resized_center_crop.npz"), strict=True):
         ours = im.preprocess(im.load_image(DATA / picture), 224, "resized_center_crop")
         np.testing.assert_array_equal(ours, reference)
 

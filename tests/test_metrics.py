@@ -109,9 +109,7 @@ def test_named_f1_needs_the_name_too(items, others):
     predictions = [("a", box) for box in others]
     answers = [box for name, box in items if name == "a"]
     alone = f1_boxes(others, answers)
-    expected = (
-        alone * (len(others) + len(answers)) / max(len(others) + len(items), 1) if items or others else 1.0
-    )
+    expected = alone * (len(others) + len(answers)) / max(len(others) + len(items), 1) if items or others else 1.0
     for f1, make in (
         (f1_text_regions, TextRegion),
         (f1_layout, LayoutRegion),

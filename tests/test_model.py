@@ -26,7 +26,11 @@ def reference():
     config = accessory.read_config(REFERENCE / "ckpt", vocab_size=512)
     arrays = accessory.read_leaves(REFERENCE / "ckpt" / "consolidated.00-of-01.model.pth", config)
     plan = blueprint(config)
-    return config, plan.bind({path: jnp.asarray(a) for path, a in arrays.items()}), np.load(REFERENCE / "expected.npz")
+    return (
+        config,
+        plan.bind({path: jnp.asarray(a) for path, a in arrays.items()}),
+        np.load(REFERENCE / "expected.npz"),
+    )
 
 
 @functools.cache
@@ -155,7 +159,9 @@ def test_pooled_crops_keep_the_class_slot(pool, mesh):
     assert features.overview.shape[2] == 5
     assert features.crops.shape == (1, 4, 1 + 4 // pool**2, config.mixed_channels)
     if pool == 2:
-        whole = blueprint(tiny_config()).bind(plan.init(mesh)).encode(jax.random.normal(jax.random.key(0), (1, 32, 32, 3)))
+        whole = (
+            blueprint(tiny_config()).bind(plan.init(mesh)).encode(jax.random.normal(jax.random.key(0), (1, 32, 32, 3)))
+        )
         np.testing.assert_allclose(features.crops[:, :, 0], whole.crops[:, :, 0], atol=1e-6)
         np.testing.assert_allclose(features.crops[:, :, 1], whole.crops[:, :, 1:].mean(2), atol=1e-6)
 
@@ -184,11 +190,12 @@ def test_cubic_weights_sum_to_one_and_keep_straight_lines(target, source):
 @pytest.mark.parametrize("side", [1, 5, 8, 17])
 def test_depthwise_paths_agree_with_a_plain_loop(side):
     rng = np.random.default_rng(side)
-    x, kernel = rng.normal(size=(2, side, side, 3)).astype(np.float32), rng.normal(size=(7, 7, 3)).astype(np.float32)
-    padded = np.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
-    expected = sum(
-        padded[:, i : i + side, j : j + side] * kernel[i, j] for i in range(7) for j in range(7)
+    x, kernel = (
+        rng.normal(size=(2, side, side, 3)).astype(np.float32),
+        rng.normal(size=(7, 7, 3)).astype(np.float32),
     )
+    padded = np.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
+    expected = sum(padded[:, i : i + side, j : j + side] * kernel[i, j] for i in range(7) for j in range(7))
     np.testing.assert_allclose(depthwise(jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-4)
 
 
@@ -250,7 +257,8 @@ assert kv.sharding.shard_shape(kv.shape) == (2, 8, 1, 16), kv.sharding
 pixels, tokens = np.ones((1, 32, 32, 3), np.float32), np.ones((1, 4), np.int32)
 a = plan.bind(whole).logits(tokens, pixels)
 with jax.set_mesh(make_mesh(data=1, fsdp=4, tensor=2)):
-    b = jax.jit(lambda p: plan.bind(p).logits(tokens, pixels))({k: jax.device_put(np.asarray(v), parts[k].sharding) for k, v in whole.items()})
+    placed = {k: jax.device_put(np.asarray(v), parts[k].sharding) for k, v in whole.items()}
+    b = jax.jit(lambda p: plan.bind(p).logits(tokens, pixels))(placed)
 np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
 """
     import os

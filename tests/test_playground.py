@@ -25,9 +25,7 @@ COUNT = 240
 @pytest.fixture(scope="module")
 def world():
     """Pictures by (domain, split)."""
-    return {
-        (d, s): [make_picture(0, s, d, i) for i in range(COUNT)] for d in DOMAINS for s in ("train", "test")
-    }
+    return {(d, s): [make_picture(0, s, d, i) for i in range(COUNT)] for d in DOMAINS for s in ("train", "test")}
 
 
 def examples_of(world):
@@ -49,9 +47,7 @@ def test_splits_share_no_material():
     for piece in ("backgrounds", "textures", "sheets"):
         used = [name for split in SPLITS for name in getattr(MATERIAL[split], piece)]
         assert len(used) == len(set(used))
-    everywhere = [
-        n for s in SPLITS for n in (*MATERIAL[s].backgrounds, *MATERIAL[s].textures, *MATERIAL[s].sheets)
-    ]
+    everywhere = [n for s in SPLITS for n in (*MATERIAL[s].backgrounds, *MATERIAL[s].textures, *MATERIAL[s].sheets)]
     assert len(everywhere) == len(set(everywhere))
     assert not {"motorcycle_left.png", "motorcycle_right.png"} <= set(everywhere)
 
@@ -61,9 +57,7 @@ def test_splits_share_no_photograph_by_its_pixels():
     prints = {}
     for split in SPLITS:
         for name in (*MATERIAL[split].backgrounds, *MATERIAL[split].textures):
-            small = (
-                Image.fromarray(photos.photograph(name)).convert("L").resize((16, 16), Image.Resampling.BOX)
-            )
+            small = Image.fromarray(photos.photograph(name)).convert("L").resize((16, 16), Image.Resampling.BOX)
             values = np.asarray(small, float).ravel()
             prints[split, name] = (values - values.mean()) / values.std()
     for (a, first), x in prints.items():
@@ -218,11 +212,7 @@ def test_colours_stay_apart_in_real_pictures(world):
     hits = []
     for example in world["real", "train"] + world["real", "test"]:
         things = example.labels["things"]
-        if (
-            example.scene != "things"
-            or len(things) != 1
-            or things[0]["name"] not in ("circle", "square", "heart")
-        ):
+        if example.scene != "things" or len(things) != 1 or things[0]["name"] not in ("circle", "square", "heart"):
             continue
         image = pixels(example)
         box = PaddedSquare(image.shape[1], image.shape[0]).to_pixels(Box(*things[0]["box"]))
@@ -284,9 +274,7 @@ def test_rec_and_reg_name_what_is_in_the_box(world):
             checked += 1
     for example, turn in turns_of(world, "reg"):
         (box,) = parse_boxes(turn.question)
-        boxes = [
-            t["box"] for t in example.labels["things"] if f"{t['colour']} {t['name']}".strip() == turn.answer
-        ]
+        boxes = [t["box"] for t in example.labels["things"] if f"{t['colour']} {t['name']}".strip() == turn.answer]
         assert any(np.allclose([box.x1, box.y1, box.x2, box.y2], b, atol=0.0051) for b in boxes)
     assert checked > 200
 
@@ -299,11 +287,7 @@ def test_counts_and_colours_are_true(world):
             assert int(turn.answer) == len(things)
         if turn.kind == "count" and " things are" in question and question.split()[2] in COLOURS:
             assert int(turn.answer) == sum(t["colour"] == question.split()[2] for t in things)
-        if (
-            question.startswith("What colour is the ")
-            and " thing " not in question
-            and example.scene == "things"
-        ):
+        if question.startswith("What colour is the ") and " thing " not in question and example.scene == "things":
             name = question.removeprefix("What colour is the ").removesuffix("?")
             assert [t["colour"] for t in things if t["name"] == name] == [turn.answer]
 
@@ -345,9 +329,7 @@ def test_poses_lie_in_their_boxes(world):
         (box,) = parse_boxes(turn.question)
         points = parse_answer("pose", turn.answer).points
         assert all(points)
-        assert all(
-            box.x1 - 0.02 <= p.x <= box.x2 + 0.02 and box.y1 - 0.02 <= p.y <= box.y2 + 0.02 for p in points
-        )
+        assert all(box.x1 - 0.02 <= p.x <= box.x2 + 0.02 and box.y1 - 0.02 <= p.y <= box.y2 + 0.02 for p in points)
         # seen from the front: the person's left is on the viewer's right
         assert points[5].x > points[6].x and points[11].x > points[12].x
 
@@ -370,9 +352,7 @@ def shares(answers):
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_answers_are_balanced(world, domain):
-    turns = [
-        t for split in ("train", "test") for e in world[domain, split] for t in e.turns if t.task == "vqa"
-    ]
+    turns = [t for split in ("train", "test") for e in world[domain, split] for t in e.turns if t.task == "vqa"]
     assert np.mean([t.kind == "yes_no" for t in turns]) < 0.3
     most = {"yes_no": 0.6, "count": 0.45, "where": 0.36, "colour": 0.22, "what": 0.15, "read": 0.2}
     for kind, limit in most.items():

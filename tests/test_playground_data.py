@@ -68,9 +68,7 @@ def test_unknown_config_is_named(tmp_path):
 def test_an_interrupted_build_leaves_no_valid_half(tmp_path, how):
     from sphinx_jax.data.playground import builder
 
-    code = (
-        f"from sphinx_jax.data.playground import builder; builder.open_playground({str(tmp_path)!r}, 'full')"
-    )
+    code = f"from sphinx_jax.data.playground import builder; builder.open_playground({str(tmp_path)!r}, 'full')"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
     deadline = time.time() + 15
@@ -93,9 +91,7 @@ def test_prose_is_plain_and_split_by_document():
         assert len(documents[split]) > 5
         assert not any("###" in d or ">>>" in d or "----" in d for d in documents[split])
     paragraphs = [{p for d in documents[split] for p in d.split("\n")} for split in SPLITS]
-    assert not (
-        paragraphs[0] & paragraphs[1] or paragraphs[0] & paragraphs[2] or paragraphs[1] & paragraphs[2]
-    )
+    assert not (paragraphs[0] & paragraphs[1] or paragraphs[0] & paragraphs[2] or paragraphs[1] & paragraphs[2])
 
 
 @given(st.integers(0, 1000), st.sampled_from(SPLITS), st.integers(0, 10**6))

@@ -63,9 +63,7 @@ def made_scores():
                 real=entry(0.101, 0.12, 0.14),
                 synthetic=entry(0.6, 0.1, 0.1),
             ),
-            "chart": entry(
-                0.345, 0.07, 0.08, 50, "cell_accuracy", real=None, synthetic=entry(0.345, 0.07, 0.08, 50)
-            ),
+            "chart": entry(0.345, 0.07, 0.08, 50, "cell_accuracy", real=None, synthetic=entry(0.345, 0.07, 0.08, 50)),
         },
         "vqa_kinds": {"colour": entry(0.851, 0.4, 0.3), "read": entry(0.2, 0.3, 0.1)},
         "beta": {
@@ -254,9 +252,7 @@ def test_unreadable_scores_name_the_fix_and_keep_the_last_report(tmp_path, score
 
 
 def test_scores_that_json_kept_as_nan_or_null_are_dashes(tmp_path):
-    scores = json.loads(
-        '{"tasks": {"vqa": {"metric": "exact_match", "value": NaN, "baseline_majority": null}}}'
-    )
+    scores = json.loads('{"tasks": {"vqa": {"metric": "exact_match", "value": NaN, "baseline_majority": null}}}')
     assert re.search(r"vqa +exact_match +– +– +– +–", format_table(scores))
     assert "nan" not in Reader(write(tmp_path, scores=scores)).text.lower()
 
@@ -312,9 +308,7 @@ def test_figures_of_nothing_are_none():
 def test_figures_are_drawn_from_little(dark):
     assert is_drawn(loss_figure({"align": [{"step": 1, "loss": 2.0}]}, dark))
     rows = [{"step": i, "loss/real": math.inf if i % 3 else 2.0} for i in range(50)]
-    assert is_drawn(
-        loss_figure({"a": rows, "b": made_history(), "c": made_history(("loss/synthetic",))}, dark)
-    )
+    assert is_drawn(loss_figure({"a": rows, "b": made_history(), "c": made_history(("loss/synthetic",))}, dark))
     assert is_drawn(beta_figure({"values": [1, 0], "real": [1.0, None], "synthetic": [2.0]}, dark))
     assert is_drawn(score_figure(score_rows({"tasks": {"rec": entry(0.2, None, None, None, "iou")}}), dark))
 
@@ -388,9 +382,7 @@ def test_every_task_draws_its_places(task):
         assert (coloured(seen, colour) is not None) == has_place
 
 
-@given(
-    text=st.text(max_size=80), task=st.sampled_from(["rec", "detection", "pose", "chart", "vqa", "layout"])
-)
+@given(text=st.text(max_size=80), task=st.sampled_from(["rec", "detection", "pose", "chart", "vqa", "layout"]))
 def test_any_prediction_is_drawn(text, task):
     assert annotate(Sample(made_picture(20, 90), task, "real", text, text, text, 0.0), side=60).size == (
         13,
@@ -407,8 +399,7 @@ def test_pictures_of_any_mode_are_drawn(mode):
 def test_grid_holds_every_sample_in_order():
     colours = ["#FF0000", "#00FF00", "#0000FF", "#FFFF00", "#00FFFF"]
     samples = [
-        Sample(Image.new("RGB", (64, 64), colour), "vqa", "real", "q " * 200, "a", "b", 0.0)
-        for colour in colours
+        Sample(Image.new("RGB", (64, 64), colour), "vqa", "real", "q " * 200, "a", "b", 0.0) for colour in colours
     ]
     sheet = grid(samples, columns=3)
     places = [coloured(sheet, colour) for colour in colours]

@@ -23,9 +23,14 @@ def picture(colour: int) -> bytes:
 
 
 def items(domain: str, count: int = 12) -> list[Item]:
-    turns = (("What is it?", "a cat"), ("Where is it?", "[0.10, 0.20, 0.30, 0.40]"), ("Describe.", "a red cat"))
+    turns = (
+        ("What is it?", "a cat"),
+        ("Where is it?", "[0.10, 0.20, 0.30, 0.40]"),
+        ("Describe.", "a red cat"),
+    )
     return [
-        Item(picture(i * 20), turns, ("vqa", "rec", "short_caption"), domain=domain, id=f"{domain}{i}") for i in range(count)
+        Item(picture(i * 20), turns, ("vqa", "rec", "short_caption"), domain=domain, id=f"{domain}{i}")
+        for i in range(count)
     ]
 
 
@@ -46,13 +51,15 @@ def take(iterator, count: int) -> list[dict]:
 
 
 def same(a, b) -> bool:
-    return all(
-        np.array_equal(a[name][key], b[name][key]) for name in a for key in a[name]
-    )
+    return all(np.array_equal(a[name][key], b[name][key]) for name in a for key in a[name])
 
 
 def test_same_seed_same_stream_and_another_seed_another():
-    first, second, other = take(task_mix(stream()), 5), take(task_mix(stream()), 5), take(task_mix(stream(seed=1)), 5)
+    first, second, other = (
+        take(task_mix(stream()), 5),
+        take(task_mix(stream()), 5),
+        take(task_mix(stream(seed=1)), 5),
+    )
     assert all(map(same, first, second))
     assert not all(map(same, first, other))
 

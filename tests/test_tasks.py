@@ -61,9 +61,7 @@ phrases = (
 )
 grounded = st.builds(Grounded, phrases, st.lists(boxes, min_size=1, max_size=3).map(tuple))
 cells = (
-    st.text(st.sampled_from("abc 09.%-"), min_size=1, max_size=8)
-    .map(str.strip)
-    .filter(re.compile("[a-c0-9]").search)
+    st.text(st.sampled_from("abc 09.%-"), min_size=1, max_size=8).map(str.strip).filter(re.compile("[a-c0-9]").search)
 )
 VALUES = {
     "vqa": phrases,
@@ -197,10 +195,7 @@ def test_a_closed_pose_of_another_length_is_left_out():
 
 
 def test_several_phrases_of_one_caption():
-    text = (
-        "A <p>cat</p>[0,0,.5,.5] and </p> two <p>dogs</p> [0,0,1,1;.5,.5,1,1], "
-        "<p>no box</p>, <p>cut</p>[0.1, 0.2"
-    )
+    text = "A <p>cat</p>[0,0,.5,.5] and </p> two <p>dogs</p> [0,0,1,1;.5,.5,1,1], <p>no box</p>, <p>cut</p>[0.1, 0.2"
     assert parse_grounded(text) == [
         Grounded("cat", (Box(0, 0, 0.5, 0.5),)),
         Grounded("dogs", (Box(0, 0, 1, 1), Box(0.5, 0.5, 1, 1))),
@@ -267,9 +262,7 @@ def test_frames_go_there_and_back(width, height, data):
     relative = square.from_pixels(box)
     assert all(0 <= value <= 1 for value in vars(relative).values())
     for clip in (False, True):
-        assert list(vars(square.to_pixels(relative, clip)).values()) == pytest.approx(
-            [x1, y1, x2, y2], abs=1e-6
-        )
+        assert list(vars(square.to_pixels(relative, clip)).values()) == pytest.approx([x1, y1, x2, y2], abs=1e-6)
     region = square.from_pixels(Grounded("it", (box,)))
     assert region == Grounded("it", (relative,))
     pose = square.from_pixels(Pose((Point(x1, y1),) + (None,) * 16))
@@ -304,8 +297,7 @@ def test_frames_refuse_what_has_no_place():
         (
             "multiple_choice",
             {"question": "Which?", "choices": ["red"]},
-            "Question: Which?\nChoices:\nA. red\n"
-            "Answer with the option's letter from the given choices directly.",
+            "Question: Which?\nChoices:\nA. red\nAnswer with the option's letter from the given choices directly.",
         ),
         (
             "rec",
@@ -315,8 +307,7 @@ def test_frames_refuse_what_has_no_place():
         (
             "relation",
             {"phrase": "people on car"},
-            "Please provide the bounding box coordinate of the region this sentence describes : "
-            "people on car.",
+            "Please provide the bounding box coordinate of the region this sentence describes : people on car.",
         ),
         ("detection", {"phrase": "people"}, "Detect all people shown in the image."),
         (

@@ -87,9 +87,7 @@ def byte_level_json(folder: Path) -> Path:
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    model.train_from_iterator(
-        ["the cat looks at the red box", "a ### b\n### Human: x\n### Assistant: y"], trainer
-    )
+    model.train_from_iterator(["the cat looks at the red box", "a ### b\n### Human: x\n### Assistant: y"], trainer)
     folder.mkdir()
     model.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": None, "eos_token": "<|end|>"}))

@@ -62,7 +62,9 @@ def test_every_optimizer_learns_a_batch_and_leaves_the_encoders_alone(name, mesh
 
 def test_optimizer_state_is_for_what_trains():
     optimizer = make_optimizer("adamw", trainable_specs(), clip=1.0, weight_decay=0.1)
-    slots = jax.eval_shape(optimizer.init, {p: jax.ShapeDtypeStruct(s.shape, s.dtype) for p, s in trainable_specs().items()})
+    slots = jax.eval_shape(
+        optimizer.init, {p: jax.ShapeDtypeStruct(s.shape, s.dtype) for p, s in trainable_specs().items()}
+    )
     numbers = sum(x.size for x in jax.tree.leaves(slots))
     trainable = sum(s.size for s in trainable_specs().values())
     assert 2 * trainable <= numbers < 2 * trainable + 10
@@ -113,7 +115,11 @@ def test_rate_warms_up_and_falls_to_the_floor():
 
 def test_no_decay_on_norms_biases_and_tags():
     undecayed = {p for p in PLAN.specs if not decays(p)}
-    assert {"decoder/norm/scale", "embedding_mix/visual_proj/linear/bias", "embedding_mix/tags/start"} <= undecayed
+    assert {
+        "decoder/norm/scale",
+        "embedding_mix/visual_proj/linear/bias",
+        "embedding_mix/tags/start",
+    } <= undecayed
     assert "decoder/blocks/attention/q" not in undecayed and "embedding_mix/visual_proj/linear/kernel" not in undecayed
 
 
@@ -151,18 +157,24 @@ mesh = make_mesh()
 leaves = PLAN.init(mesh)
 trainable = {p: x for p, x in leaves.items() if not matches(p, FROZEN)}
 optimizer = make_optimizer("adamw", trainable_specs(), clip=1.0, weight_decay=0.1)
-state = TrainState(trainable, jax.jit(optimizer.init)(trainable), {p: x for p, x in leaves.items() if p not in trainable})
+frozen = {p: x for p, x in leaves.items() if p not in trainable}
+state = TrainState(trainable, jax.jit(optimizer.init)(trainable), frozen)
 data = task_mix({"image": (rows(sources(), TOKENIZER, Shape(160, 32, 2, True), 0), 4)})
-loop.run(folder, "t", loop.LoopSettings(steps, log_every=1, save_every=save_every), state, make_step(PLAN, optimizer),
+settings = loop.LoopSettings(steps, log_every=1, save_every=save_every)
+loop.run(folder, "t", settings, state, make_step(PLAN, optimizer),
          lambda s: np.float32(learning_rate(s, peak=1e-3, steps=steps, warmup=2)), data, plan=PLAN, config=CONFIG,
-         tokenizer=TOKENIZER, mesh=mesh, recipe={"made_by": "test"}, throughput=loop.Throughput(1, 1.0, 1.0), quiet=True)
+         tokenizer=TOKENIZER, mesh=mesh, recipe={"made_by": "test"},
+         throughput=loop.Throughput(1, 1.0, 1.0), quiet=True)
 """
 
 
 def start(folder: Path, steps: int, save_every: int) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     return subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(folder), str(steps), str(save_every)], env=env, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WORKER, str(folder), str(steps), str(save_every)],
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -195,8 +207,11 @@ def test_killed_training_resumes_with_the_same_losses(tmp_path):
     assert store.newest(broken / "checkpoints").name == "4"
 
     process = start(broken, steps, every)
+
     # Orbax or our own files are being written, and the checkpoint is not complete
-    saving = lambda: any(p.name.startswith("8") and not store.is_complete(p) for p in (broken / "checkpoints").iterdir())  # noqa: E731
+    def saving():
+        return any(p.name.startswith("8") and not store.is_complete(p) for p in (broken / "checkpoints").iterdir())
+
     wait_for(saving, process)
     process.send_signal(signal.SIGKILL)
     process.wait()

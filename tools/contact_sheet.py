@@ -29,9 +29,7 @@ def cell(example: Example) -> Image.Image:
         question = turn.question.split("\n")[0]
         lines += textwrap.wrap(f"{turn.kind}: {question} > {turn.answer}", 42)
     draw = ImageDraw.Draw(tile)
-    draw.multiline_text(
-        (2, CELL + 2), "\n".join(lines[:LINES]), fill="black", font=font(PLAIN_FACE, 9), spacing=2
-    )
+    draw.multiline_text((2, CELL + 2), "\n".join(lines[:LINES]), fill="black", font=font(PLAIN_FACE, 9), spacing=2)
     return tile
 
 

@@ -1,7 +1,7 @@
 """The published checkpoints: folders of ``consolidated.*.pth`` files, read without torch.
 
-A ``.pth`` is a zip that stores every tensor uncompressed beside one pickle of their shapes.  Only the tensor skeleton is
-unpickled, any other global is refused, and each tensor is read by byte range when it is asked for.
+A ``.pth`` is a zip that stores every tensor uncompressed beside one pickle of their shapes.  Only the tensor skeleton
+is unpickled, any other global is refused, and each tensor is read by byte range when it is asked for.
 """
 
 from __future__ import annotations
@@ -17,13 +17,21 @@ import numpy as np
 
 from sphinx_jax.checkpoint.names import UNUSED, accessory_names
 from sphinx_jax.config import (
-    ConvNextConfig, DecoderConfig, ModelConfig, QFormerConfig, ViewsConfig, blip2_config, clip_config, dinov2_config,
+    ConvNextConfig,
+    DecoderConfig,
+    ModelConfig,
+    QFormerConfig,
+    ViewsConfig,
+    blip2_config,
+    clip_config,
+    dinov2_config,
     unknown,
 )  # fmt: skip
 
 DTYPES = {
     "FloatStorage": np.dtype(np.float32), "HalfStorage": np.dtype(np.float16), "DoubleStorage": np.dtype(np.float64),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype(np.int64), "IntStorage": np.dtype(np.int32),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
 }  # fmt: skip
 
 
@@ -39,7 +47,9 @@ class Tensor:
     strides: tuple[int, ...]
 
     def read(self) -> np.ndarray:
-        count = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) if 0 not in self.shape else 0
+        count = (
+            1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) if 0 not in self.shape else 0
+        )
         with zipfile.ZipFile(self.file) as archive, archive.open(self.member) as stored:
             stored.seek(self.offset * self.dtype.itemsize)
             flat = np.frombuffer(stored.read(count * self.dtype.itemsize), self.dtype)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from sphinx_jax.checkpoint import store, weight_mix
 from sphinx_jax.data.task_mix import Rows, Shape, Source
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
+from sphinx_jax.progress import progress
 from sphinx_jax.train.step import batch_sums
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
 
     domains = ("real", "synthetic")
     batches = {(split, d): batches_of(run, s, frozen, split, d) for split in ("validation", "test") for d in domains}
-    betas = tqdm(s.betas, desc="β", disable=run.quiet, leave=False)
+    betas = progress(s.betas, desc="β", disable=run.quiet)
     both = [*batches["validation", "real"], *batches["validation", "synthetic"]]
     with jax.set_mesh(run.mesh):
         at = weight_mix.make_mixed(loss)
@@ -72,7 +72,10 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
     recipe = {"made_by": "mix", "method": "linear", "beta": chosen, "sources": sources, "settings": asdict(s)}
     store.save(folder / "checkpoints" / "0", mixed | frozen, run.recipe.model, run.tokenizer, recipe)
     if not run.quiet:
-        print(f"{name}: β = {chosen:g} is best on validation, {s.metric} {mean.min():.3f} (β = 0: {mean[0]:.3f}, β = 1: {mean[-1]:.3f})")
+        print(
+            f"{name}: β = {chosen:g} is best on validation, {s.metric} {mean.min():.3f} "
+            f"(β = 0: {mean[0]:.3f}, β = 1: {mean[-1]:.3f})"
+        )
 
 
 def batches_of(run: Run, s: MixStage, frozen: Any, split: str, domain: str) -> list[dict[str, np.ndarray]]:

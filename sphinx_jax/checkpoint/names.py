@@ -86,7 +86,11 @@ def _decoder(config: ModelConfig) -> Iterator[Name]:
                 {"n": heads}, layer,
             )  # fmt: skip
         yield Name(
-            f"layers.{layer}.attention.wo.weight", (f"{block}/attention/o",), "d (n h) -> n h d", {"n": c.heads}, layer
+            f"layers.{layer}.attention.wo.weight",
+            (f"{block}/attention/o",),
+            "d (n h) -> n h d",
+            {"n": c.heads},
+            layer,
         )
         for foreign, ours in (("w1", "gate"), ("w3", "up"), ("w2", "down")):
             yield Name(f"layers.{layer}.feed_forward.{foreign}.weight", (f"{block}/ffn/{ours}",), LINEAR, layer=layer)
@@ -119,7 +123,9 @@ def _clip(c: VitConfig) -> Iterator[Name]:
     yield from _norm(f"{there}.ln_post", f"{here}/norm")
     for layer in range(c.layers):
         block, ours = f"{there}.transformer.resblocks.{layer}", f"{here}/blocks"
-        yield from _packed_attention(f"{block}.attn.in_proj_weight", f"{block}.attn.in_proj_bias", f"{ours}/attention", c.heads, layer)
+        yield from _packed_attention(
+            f"{block}.attn.in_proj_weight", f"{block}.attn.in_proj_bias", f"{ours}/attention", c.heads, layer
+        )
         yield from _attention_out(f"{block}.attn.out_proj", f"{ours}/attention", c.heads, layer)
         yield from _norm(f"{block}.ln_1", f"{ours}/attention_norm", layer)
         yield from _norm(f"{block}.ln_2", f"{ours}/mlp_norm", layer)
@@ -160,12 +166,20 @@ def _dinov2(c: VitConfig) -> Iterator[Name]:
         block, ours = f"{there}.blocks.{layer}", f"{here}/blocks"
         yield from _norm(f"{block}.norm1", f"{ours}/attention_norm", layer)
         yield from _norm(f"{block}.norm2", f"{ours}/mlp_norm", layer)
-        yield from _packed_attention(f"{block}.attn.qkv.weight", f"{block}.attn.qkv.bias", f"{ours}/attention", c.heads, layer)
+        yield from _packed_attention(
+            f"{block}.attn.qkv.weight", f"{block}.attn.qkv.bias", f"{ours}/attention", c.heads, layer
+        )
         yield from _attention_out(f"{block}.attn.proj", f"{ours}/attention", c.heads, layer)
         yield Name(f"{block}.ls1.gamma", (f"{ours}/attention_scale",), SAME[1], layer=layer)
         yield Name(f"{block}.ls2.gamma", (f"{ours}/mlp_scale",), SAME[1], layer=layer)
         gate_up = (f"{ours}/mlp/gate", f"{ours}/mlp/up")
-        yield Name(f"{block}.mlp.w12.weight", tuple(f"{n}/kernel" for n in gate_up), "(s o) i -> s i o", {"s": 2}, layer)
+        yield Name(
+            f"{block}.mlp.w12.weight",
+            tuple(f"{n}/kernel" for n in gate_up),
+            "(s o) i -> s i o",
+            {"s": 2},
+            layer,
+        )
         yield Name(f"{block}.mlp.w12.bias", tuple(f"{n}/bias" for n in gate_up), "(s o) -> s o", {"s": 2}, layer)
         yield from _linear(f"{block}.mlp.w3", f"{ours}/mlp/down", layer)
 
@@ -181,7 +195,11 @@ def _blip2(config: ModelConfig) -> Iterator[Name]:
     for layer in range(v.layers):
         block, ours = f"{there}.encoder.layers.{layer}", f"{here}/blocks"
         yield from _packed_attention(
-            f"{block}.self_attn.qkv.weight", f"{block}.self_attn.qkv.bias", f"{ours}/attention", v.heads, layer
+            f"{block}.self_attn.qkv.weight",
+            f"{block}.self_attn.qkv.bias",
+            f"{ours}/attention",
+            v.heads,
+            layer,
         )
         yield from _attention_out(f"{block}.self_attn.projection", f"{ours}/attention", v.heads, layer)
         yield from _norm(f"{block}.layer_norm1", f"{ours}/attention_norm", layer)
@@ -199,7 +217,8 @@ def _blip2(config: ModelConfig) -> Iterator[Name]:
                 continue
             for foreign, name in (("query", "q"), ("key", "k"), ("value", "v")):
                 yield Name(
-                    f"{block}.{theirs}.attention.{foreign}.weight", (f"{ours}/{mine}/{name}/kernel",), "(n h) c -> c n h",
+                    f"{block}.{theirs}.attention.{foreign}.weight", (f"{ours}/{mine}/{name}/kernel",),
+                    "(n h) c -> c n h",
                     {"n": q.heads}, pair,
                 )  # fmt: skip
                 yield Name(

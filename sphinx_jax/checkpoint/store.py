@@ -114,7 +114,9 @@ def restore_parts(folder: str | Path, mesh: Mesh, config: ModelConfig) -> Leaves
     expected = blueprint(config).specs
     for path, leaf in leaves.items():
         if path not in expected or tuple(leaf.shape) != expected[path].shape:
-            raise BadCheckpoint(f"{folder} holds parts of another model: {path} {tuple(leaf.shape)} does not fit the config")
+            raise BadCheckpoint(
+                f"{folder} holds parts of another model: {path} {tuple(leaf.shape)} does not fit the config"
+            )
     return {path: leaf for path, leaf in leaves.items() if path.startswith(("encoders/", "decoder/"))}
 
 

@@ -154,9 +154,7 @@ def pad(encoded: Encoded, length: int) -> Encoded:
     if missing < 0:
         raise ValueError(f"a conversation of {len(encoded)} tokens does not fit into {length}; cut it first")
     fill = {"tokens": IGNORE, "labels": IGNORE, "mask": False, "turn": -1, "task": -1, "segment": -1}
-    return Encoded(
-        **{k: np.pad(getattr(encoded, k), (0, missing), constant_values=value) for k, value in fill.items()}
-    )
+    return Encoded(**{k: np.pad(getattr(encoded, k), (0, missing), constant_values=value) for k, value in fill.items()})
 
 
 @dataclass(frozen=True)
@@ -234,9 +232,7 @@ def parse_item(raw: Any) -> Item:
     tasks = raw.get("tasks", [raw.get("task", "")] * len(turns))
     if not isinstance(tasks, list) or len(tasks) != len(turns):
         raise BadItem(f'"tasks" must be a list with one name for each of the {len(turns)} turns')
-    return Item(
-        image, turns, tuple(map(str, tasks)), domain=str(raw.get("domain", "")), id=str(raw.get("id", ""))
-    )
+    return Item(image, turns, tuple(map(str, tasks)), domain=str(raw.get("domain", "")), id=str(raw.get("id", "")))
 
 
 def _encodable(text: str, message: int) -> str:
@@ -296,9 +292,7 @@ def _read_raw(path: Path) -> list[Any]:
             if text.strip() or not line:
                 values.append(json.loads(text))
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {line or error.lineno}: not JSON ({error.msg}); is it complete?"
-        ) from None
+        raise ValueError(f"{path}, line {line or error.lineno}: not JSON ({error.msg}); is it complete?") from None
     if path.suffix == ".jsonl":
         return values
     if not isinstance(values[0], list):

@@ -140,9 +140,7 @@ class Pose:
 
     def __post_init__(self) -> None:
         if len(self.points) != len(COCO_KEYPOINTS):
-            raise GrammarError(
-                f"pose of {len(self.points)} points: give all {len(COCO_KEYPOINTS)} COCO keypoints"
-            )
+            raise GrammarError(f"pose of {len(self.points)} points: give all {len(COCO_KEYPOINTS)} COCO keypoints")
 
 
 def _number(value: float) -> str:

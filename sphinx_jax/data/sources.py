@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import Item, read_meta
+from sphinx_jax.data.task_mix import Source
 
 SPLITS = ("train", "validation", "test")
 
@@ -19,6 +20,7 @@ class DataConfig:
 
     playground: str | None = "quick"
     seed: int = 0
+    told: float = 1.0  # share of pictures told in words beside the other texts
     meta: Mapping[str, str] | None = None  # split -> YAML with a list META
     folder: str | None = None  # where generated data is kept; default: data/ in the workdir
 
@@ -45,13 +47,17 @@ class Data:
         return [i for i in self._meta(split) if i.image is not None and domain in (i.domain or "other", "*")]
 
     @functools.cache  # noqa: B019
-    def texts(self, split: str) -> Sequence[Item | str]:
-        """Text-only conversations and documents of one split."""
-        if self.config.playground:
-            from sphinx_jax.data.playground import text
+    def texts(self, split: str) -> list[Source]:
+        """Text-only conversations and documents of one split, with their shares."""
+        if not self.config.playground:
+            return [Source("text", [i for i in self._meta(split) if i.image is None])]
+        from sphinx_jax.data.playground import text, told
 
-            return text.stream(self.config.seed, split)
-        return [i for i in self._meta(split) if i.image is None]
+        pictures = [item for domain in ("real", "synthetic") for item in self.items(split, domain)]
+        return [
+            Source("text", text.stream(self.config.seed, split)),
+            Source("told", told.told_all(pictures), self.config.told),
+        ]
 
     @functools.cache  # noqa: B019
     def _meta(self, split: str) -> list[Item]:

@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 TASKS = ("other", "text", *INSTRUCTIONS)
 DOMAINS = ("other", "real", "synthetic")
 
+# the streams never end, but those that are zipped must say so alike
+ENDLESS = 2**40
+
 Row = dict[str, np.ndarray]
 
 
@@ -185,7 +188,7 @@ def task_mix(
     for name, (stream, batch) in streams.items():
         if batch % processes:
             raise ValueError(f"the {name} batch of {batch} does not divide over {processes} processes")
-        parts.append(stream[process::processes].batch(batch // processes))
+        parts.append(stream[process::processes].batch(batch // processes)[:ENDLESS])
     zipped = grain.experimental.ZipMapDataset(parts).map(_Named(tuple(streams)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     dataset = zipped.to_iter_dataset(options)

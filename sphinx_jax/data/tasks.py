@@ -114,8 +114,7 @@ INSTRUCTIONS: dict[str, Instruction] = {
         Instruction("vqa", "{question}" + _SHORT_ANSWER, _PUBLISHED),
         Instruction(
             "vizwiz",
-            "{question} When the provided information is insufficient, respond with 'Unanswerable'."
-            + _SHORT_ANSWER,
+            "{question} When the provided information is insufficient, respond with 'Unanswerable'." + _SHORT_ANSWER,
             _PUBLISHED,
         ),
         Instruction(
@@ -242,9 +241,7 @@ class PaddedSquare:
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
-            raise TaskError(
-                f"image of {self.width} x {self.height} pixels: give a width and height of at least 1"
-            )
+            raise TaskError(f"image of {self.width} x {self.height} pixels: give a width and height of at least 1")
 
     @property
     def side(self) -> int:

@@ -70,9 +70,7 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
         for name in (_SENTENCEPIECE_FILE, _JSON_FILE):
             if (path / name).is_file():
                 return load_tokenizer(path / name)
-        raise BadTokenizer(
-            f"{path} has no {_SENTENCEPIECE_FILE} or {_JSON_FILE}; copy the tokenizer's files there"
-        )
+        raise BadTokenizer(f"{path} has no {_SENTENCEPIECE_FILE} or {_JSON_FILE}; copy the tokenizer's files there")
     if not path.is_file():
         raise BadTokenizer(f"tokenizer {path} does not exist; give a {_SENTENCEPIECE_FILE} or {_JSON_FILE}")
     if path.suffix != ".json":
@@ -203,9 +201,7 @@ class JsonTokenizer(_Shared):
         named = _special_tokens(files, name)
         eos = self._model.token_to_id(named["eos_token"]) if "eos_token" in named else None
         if eos is None:
-            raise BadTokenizer(
-                f"{name} has no end-of-sequence token; put the model's tokenizer_config.json beside it"
-            )
+            raise BadTokenizer(f"{name} has no end-of-sequence token; put the model's tokenizer_config.json beside it")
         bos = self._model.token_to_id(named["bos_token"]) if "bos_token" in named else None
         self.eos_id = eos
         self.bos_id = eos if bos is None else bos

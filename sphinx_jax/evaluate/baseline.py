@@ -37,9 +37,7 @@ BOXES = 2400
 Named = tuple[str, Box]
 
 
-def best_constant(
-    task: str, kinds: Sequence[Hashable], answers: Sequence[str], seed: int = 0
-) -> dict[Hashable, str]:
+def best_constant(task: str, kinds: Sequence[Hashable], answers: Sequence[str], seed: int = 0) -> dict[Hashable, str]:
     """The best constant answer text of each kind in `kinds`, the kind of each training answer in `answers`.
 
     Candidates: the 64 most frequent answers, 64 random ones, for tasks with boxes one composed by search, for
@@ -49,9 +47,7 @@ def best_constant(
     if task not in METRICS:
         raise TaskError(f"no metric for task {task!r}: give one of {', '.join(METRICS)}")
     if len(kinds) != len(answers) or not answers:
-        raise TaskError(
-            f"{len(kinds)} kinds for {len(answers)} training answers: give as many of each, at least one"
-        )
+        raise TaskError(f"{len(kinds)} kinds for {len(answers)} training answers: give as many of each, at least one")
     by_kind: dict[Hashable, list[str]] = {}
     for kind, answer in zip(kinds, answers, strict=True):
         by_kind.setdefault(kind, []).append(answer)
@@ -71,9 +67,7 @@ def _best(task: str, answers: list[str], rng: np.random.Generator) -> str:
     if task in _LOCATED:
         candidates.append(_compose(task, metric, answers, expected[:FIRST_ROUND], rng))
     if task == "pose":
-        candidates.append(
-            format_answer("pose", mean_pose([parse_answer("pose", answer) for answer in answers]))
-        )
+        candidates.append(format_answer("pose", mean_pose([parse_answer("pose", answer) for answer in answers])))
     finalists = _ranked(metric, candidates, expected[:FIRST_ROUND])[:FINALISTS]
     return _ranked(metric, finalists, expected)[0]
 
@@ -100,11 +94,7 @@ def mean_pose(poses: Sequence[Pose]) -> Pose:
     points: list[Point | None] = []
     for column in zip(*(pose.points for pose in poses), strict=True):
         there = [point for point in column if point]
-        mean = (
-            Point(float(np.mean([p.x for p in there])), float(np.mean([p.y for p in there])))
-            if there
-            else None
-        )
+        mean = Point(float(np.mean([p.x for p in there])), float(np.mean([p.y for p in there]))) if there else None
         points.append(mean if 2 * len(there) >= len(column) else None)
     return Pose(tuple(points))
 
@@ -140,9 +130,7 @@ _LOCATED = {
     "detection": _Located(_read_boxes("detection"), _write_boxes("detection")),
     "text_detection": _Located(_read_boxes("text_detection"), _write_boxes("text_detection")),
     "grounded_caption": _Located(
-        lambda text: [
-            (item.phrase, box) for item in parse_answer("grounded_caption", text) for box in item.boxes
-        ],
+        lambda text: [(item.phrase, box) for item in parse_answer("grounded_caption", text) for box in item.boxes],
         lambda items: format_answer("grounded_caption", [Grounded(name, (box,)) for name, box in items]),
     ),
     "text_spotting": _Located(
@@ -178,8 +166,7 @@ def _compose(
     reached = -1.0
     while best_boxes and len(chosen) < located.most:
         totals = {
-            name: _total(metric, located.write([*chosen, (name, box)]), expected)
-            for name, box in best_boxes.items()
+            name: _total(metric, located.write([*chosen, (name, box)]), expected) for name, box in best_boxes.items()
         }
         name = max(totals, key=totals.__getitem__)
         if totals[name] <= reached:

@@ -248,9 +248,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int) -> li
             if line:
                 lines.append(line)
             while font.getlength(word) > width and len(word) > 1:
-                fits = next(
-                    n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width
-                )
+                fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
                 lines.append(word[:fits])
                 word = word[fits:]
             line = word

@@ -99,9 +99,7 @@ def precision_at(prediction: Box | None, answer: Box, threshold: float = 0.5) ->
     return float(prediction is not None and iou(prediction, answer) >= threshold)
 
 
-def _matched_f1(
-    predictions: Sequence[Any], answers: Sequence[Any], fits: Callable[[Any, Any], bool]
-) -> float:
+def _matched_f1(predictions: Sequence[Any], answers: Sequence[Any], fits: Callable[[Any, Any], bool]) -> float:
     """F1 of the largest one-to-one matching of pairs that fit; 1.0 if both are empty."""
     if not predictions and not answers:
         return 1.0
@@ -127,23 +125,17 @@ def f1_boxes(predictions: Sequence[Box], answers: Sequence[Box], threshold: floa
     return _matched_f1(predictions, answers, lambda p, a: iou(p, a) >= threshold)
 
 
-def f1_grounded(
-    predictions: Sequence[Grounded], answers: Sequence[Grounded], threshold: float = 0.5
-) -> float:
+def f1_grounded(predictions: Sequence[Grounded], answers: Sequence[Grounded], threshold: float = 0.5) -> float:
     """F1 over (phrase, box) pairs: same normalised phrase and IoU of at least `threshold`, one to one."""
     return _f1_named(_named_grounded(predictions), _named_grounded(answers), threshold)
 
 
-def f1_text_regions(
-    predictions: Sequence[TextRegion], answers: Sequence[TextRegion], threshold: float = 0.5
-) -> float:
+def f1_text_regions(predictions: Sequence[TextRegion], answers: Sequence[TextRegion], threshold: float = 0.5) -> float:
     """Text spotting: same text up to case and blanks, and IoU of at least `threshold`, one to one."""
     return _f1_named(_named_text(predictions), _named_text(answers), threshold)
 
 
-def f1_layout(
-    predictions: Sequence[LayoutRegion], answers: Sequence[LayoutRegion], threshold: float = 0.5
-) -> float:
+def f1_layout(predictions: Sequence[LayoutRegion], answers: Sequence[LayoutRegion], threshold: float = 0.5) -> float:
     """F1 over page regions: same kind and IoU of at least `threshold`, one to one."""
     return _f1_named(_named_layout(predictions), _named_layout(answers), threshold)
 
@@ -192,9 +184,7 @@ def oks(prediction: Pose, answer: Pose, area: float) -> float:
     """
     labelled = [i for i, point in enumerate(answer.points) if point]
     if not labelled or not area > 0:
-        raise TaskError(
-            f"oks of {len(labelled)} keypoints in area {area}: give at least one and a positive area"
-        )
+        raise TaskError(f"oks of {len(labelled)} keypoints in area {area}: give at least one and a positive area")
     total = 0.0
     for i in labelled:
         found, expected = prediction.points[i], answer.points[i]
@@ -239,9 +229,7 @@ def cell_accuracy(prediction: Sequence[Sequence[str]], answer: Sequence[Sequence
     """
     expected, found = _by_name(answer), _by_name(prediction)
     right = sum(
-        _same_cell(a, b)
-        for name in expected.keys() & found
-        for a, b in zip(found[name], expected[name], strict=False)
+        _same_cell(a, b) for name in expected.keys() & found for a, b in zip(found[name], expected[name], strict=False)
     )
     cells = max(sum(len(row) - 1 for row in answer), sum(len(row) - 1 for row in prediction))
     return right / cells if cells else 1.0

@@ -207,9 +207,7 @@ def beta_figure(beta: Mapping[str, Any] | None, dark: bool = False) -> bytes | N
         axes = figure.add_subplot()
         for name, curve in sides.items():
             axes.plot(values, curve, color=paint[name], marker=MARKERS[name], markersize=5, label=name)
-        axes.plot(
-            values, mean, color=paint["all"], marker="D", markersize=4, linestyle="--", label="mean of both"
-        )
+        axes.plot(values, mean, color=paint["all"], marker="D", markersize=4, linestyle="--", label="mean of both")
         _plain_log(axes, np.concatenate([*sides.values(), mean]))
         chosen = finite(beta.get("chosen"))
         if chosen is not None:
@@ -249,9 +247,7 @@ def score_figure(rows: Sequence[Row], dark: bool = False) -> bytes | None:
     """
     bars = []
     for row in rows:
-        domains = [(name, row.cells[name]) for name in DOMAINS if row.cells[name]] or [
-            ("all", row.cells["all"])
-        ]
+        domains = [(name, row.cells[name]) for name in DOMAINS if row.cells[name]] or [("all", row.cells["all"])]
         cells = [(name, cell) for name, cell in domains if cell and cell.value is not None]
         if cells and not row.is_kind and not lower_is_better(row.metric):
             bars.append((row, cells))
@@ -271,11 +267,7 @@ def score_figure(rows: Sequence[Row], dark: bool = False) -> bytes | None:
         axes.set_xlabel("score")
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        used = [
-            name
-            for name in (*DOMAINS, "all")
-            if any(name == found for _, cells in bars for found, _ in cells)
-        ]
+        used = [name for name in (*DOMAINS, "all") if any(name == found for _, cells in bars for found, _ in cells)]
         _score_legend(figure, used, paint)
         return _png(figure)
 

@@ -207,10 +207,7 @@ def _beta_section(scores: Mapping[str, Any], drawn: tuple[bytes | None, bytes | 
             f"<thead><tr><th>mix</th><th>β</th><th>real</th><th>synthetic</th><th>mean</th></tr></thead>"
             f"<tbody>{lines}</tbody></table></div>"
         )
-    text = (
-        "<p>The weights of two domains in one model: "
-        "θ = β · θ<sub>real</sub> + (1 − β) · θ<sub>synthetic</sub>.</p>"
-    )
+    text = "<p>The weights of two domains in one model: θ = β · θ<sub>real</sub> + (1 − β) · θ<sub>synthetic</sub>.</p>"
     return _section("The mix of weights", text, figure, table) if figure or table else ""
 
 
@@ -257,8 +254,7 @@ def _loss_section(histories: Mapping[str, History], drawn: tuple[bytes | None, b
     if not lines:
         return figure and _section("Losses", figure)
     heads = "".join(
-        f"<th>{head}</th>"
-        for head in ("stage", "steps", "first loss", "last loss", "tokens/s", "MFU", "time")
+        f"<th>{head}</th>" for head in ("stage", "steps", "first loss", "last loss", "tokens/s", "MFU", "time")
     )
     table = f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
     return _section("Losses", figure, table)
@@ -345,8 +341,7 @@ def _made_section(texts: Sequence[str], timings: Mapping[str, float]) -> str:
     table = ""
     if timings:
         lines = "".join(
-            f"<tr><th>{_words(name)}</th><td>{duration(seconds)}</td></tr>"
-            for name, seconds in timings.items()
+            f"<tr><th>{_words(name)}</th><td>{duration(seconds)}</td></tr>" for name, seconds in timings.items()
         )
         total = f'<tr class="chosen"><th>total</th><td>{duration(sum(timings.values()))}</td></tr>'
         table = (

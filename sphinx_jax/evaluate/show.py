@@ -35,8 +35,9 @@ def show(run: Run, name: str, settings: ShowStage) -> None:
     timings = recipe.seconds(run)
     scores["seconds"] = sum(timings.values())
     histories = {n: read_history(run.folder(n)) for n in run.recipe.stages}
+    config = (run.workdir / "config.json").read_text()
     report = write_report(
-        run.workdir, title=run.recipe.title, intro=[*run.recipe.about, "config.json\n" + (run.workdir / "config.json").read_text()],
+        run.workdir, title=run.recipe.title, intro=[*run.recipe.about, f"config.json\n{config}"],
         histories={n: h for n, h in histories.items() if h}, scores=scores, samples=samples(run, s), timings=timings,
     )  # fmt: skip
     (run.workdir / "scores.json").write_text(json.dumps(scores, indent=2))

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from sphinx_jax.data.conversation import STOP, render
 from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.generate import engine
 from sphinx_jax.model.embedding_mix import Features
+from sphinx_jax.progress import progress
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run
 
-# what an answer may take at most: the published evaluation's 10 for short answers and 30 for boxes, more where an answer
-# lists many things
+# what an answer may take at most: the published evaluation's 10 for short answers and 30 for boxes, more where an
+# answer lists many things
 SHORT, LONG = 32, 128
 LONG_TASKS = (
     "grounded_caption", "detailed_caption", "detection", "text_detection", "text_spotting", "layout", "pose", "chart",
@@ -93,7 +93,12 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
 
 
 def answer(
-    run: Run, leaves: Any, asked: Sequence[Question], features: Mapping[str, Any] | None, batch: int, doing: str
+    run: Run,
+    leaves: Any,
+    asked: Sequence[Question],
+    features: Mapping[str, Any] | None,
+    batch: int,
+    doing: str,
 ) -> list[str]:
     """Greedy answers, each question alone; without ``features`` the picture is withheld."""
     tokenizer, config = run.tokenizer, run.recipe.model
@@ -104,7 +109,7 @@ def answer(
     # questions of one task need about as many steps; two budgets keep it at two programs
     order = sorted(range(len(asked)), key=lambda i: (asked[i].task in LONG_TASKS, asked[i].task))
     groups = [[i for i in order if (asked[i].task in LONG_TASKS) == long] for long in (False, True)]
-    with jax.set_mesh(run.mesh), tqdm(total=len(asked), desc=doing, unit="q", disable=run.quiet, leave=False) as bar:
+    with jax.set_mesh(run.mesh), progress(total=len(asked), desc=doing, unit="q", disable=run.quiet) as bar:
         for group, budget in zip(groups, (SHORT, LONG), strict=True):
             for start in range(0, len(group), batch):
                 chosen = group[start : start + batch]
@@ -122,7 +127,9 @@ def answer(
 
 def gather(features: Mapping[str, Any], asked: Sequence[Question]) -> Features:
     rows = [features[q.domain][q.picture] for q in asked]
-    return Features(*(np.stack([r[n] for r in rows]).astype(np.float32) if n in rows[0] else None for n in Features._fields))
+    return Features(
+        *(np.stack([r[n] for r in rows]).astype(np.float32) if n in rows[0] else None for n in Features._fields)
+    )
 
 
 def constants(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[tuple[str, str], dict[str, str]]:
@@ -140,9 +147,7 @@ def constants(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[tup
         kinds, texts = zip(*rows, strict=True)
         chosen[task, domain] = best_constant(task, kinds, texts)
     # a kind or task that training lacks has no majority
-    return {
-        key: collections.defaultdict(str, chosen.get(key, {})) for key in wanted
-    }
+    return {key: collections.defaultdict(str, chosen.get(key, {})) for key in wanted}
 
 
 def tabulate(rows: Sequence[Mapping[str, Any]], domains: Sequence[str]) -> dict[str, Any]:

@@ -37,7 +37,10 @@ class Sphinx:
         self._encoders = {path: leaf for path, leaf in leaves.items() if matches(path, FROZEN)}
 
     def logits(self, tokens: np.ndarray, pixels: np.ndarray | None = None) -> np.ndarray:
-        """(B, T) int32, (B, S, S, 3) CLIP-normalised float32 or None -> (B, T, V) float32; entry t predicts token t+1."""
+        """(B, T) int32, (B, S, S, 3) CLIP-normalised float32 or None -> (B, T, V) float32.
+
+        Entry t predicts token t + 1.
+        """
         tokens = np.asarray(tokens, np.int32)
         length = tokens.shape[1]
         # padding is on the right, where causality hides it
@@ -104,14 +107,17 @@ class Sphinx:
                 yield self.decode(so_far)
 
     def score(
-        self, prompts: Sequence[str], continuations: Sequence[str], images: Sequence[ImageSource] | None = None
+        self,
+        prompts: Sequence[str],
+        continuations: Sequence[str],
+        images: Sequence[ImageSource] | None = None,
     ) -> list[float]:
         """Log-likelihood in nats of each continuation after its prompt."""
         starts = [self.encode_prompt(p) for p in prompts]
         whole = [self.encode_prompt(p + c) for p, c in zip(prompts, continuations, strict=True)]
         tokens, lengths = engine.pad_prompts(whole)
         # the two texts may merge at their seam: what differs from the prompt's own tokens belongs to the continuation
-        begins = [next((i for i, (a, b) in enumerate(zip(s, w)) if a != b), len(s)) for s, w in zip(starts, whole)]
+        begins = [_shared(start, all_) for start, all_ in zip(starts, whole, strict=True)]
         features = None if images is None else self.features(images)
         with jax.set_mesh(self.mesh):
             scores = _token_scores(self.config, self.leaves, tokens, features)
@@ -125,6 +131,11 @@ class Sphinx:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(t for t in tokens if 0 < t < self.tokenizer.vocab_size).strip()
+
+
+def _shared(start: Sequence[int], whole: Sequence[int]) -> int:
+    """How many tokens two texts begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), len(start))
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

@@ -23,8 +23,8 @@ def constant(value: float, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
 class Linear(nnx.Module):
     """y = x · kernel + bias over the last ``len(inputs)`` dimensions of x.
 
-    ``inputs`` and ``outputs`` map axis names to sizes, e.g. ``{"embed": D}`` -> ``{"heads": N, None: H}`` gives a kernel
-    (D, N, H).  Weights are cast to x's dtype; the product accumulates as the backend does for that dtype.
+    ``inputs`` and ``outputs`` map axis names to sizes, e.g. ``{"embed": D}`` -> ``{"heads": N, None: H}`` gives a
+    kernel (D, N, H).  Weights are cast to x's dtype; the product accumulates as the backend does for that dtype.
     """
 
     def __init__(self, inputs: dict, outputs: dict, *, bias: bool = True, std: float | None = None, rngs: nnx.Rngs):
@@ -94,7 +94,9 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -
     return build(rngs)
 
 
-def run_stack(blocks: nnx.Module, x: Any, call: Callable, per_layer: Any = None, remat: str = "none") -> tuple[Any, Any]:
+def run_stack(
+    blocks: nnx.Module, x: Any, call: Callable, per_layer: Any = None, remat: str = "none"
+) -> tuple[Any, Any]:
     """Scan ``x, y = call(block, x, per_layer_slice)`` over a stack; ``remat`` names the checkpoint policy.
 
     ``none`` keeps every activation, ``full`` keeps the block's input alone, ``dots`` also keeps matmul results.

@@ -101,7 +101,7 @@ class SphinxModel(nnx.Module):
     def prefill(
         self, tokens: jax.Array, lengths: jax.Array, features: Features | None, cache: Cache
     ) -> tuple[jax.Array, Cache]:
-        """Right-padded prompts (B, T) of ``lengths`` (B,) -> logits (B, V) after each prompt's last token, and the cache."""
+        """Right-padded prompts (B, T) of ``lengths`` (B,) -> logits (B, V) after the last token of each, and cache."""
         x = self.embed(tokens, features)
         hidden, cache = self.decoder(x, cache=cache, start=jnp.zeros_like(lengths))
         last = lengths - 1 + x.shape[1] - tokens.shape[1]
@@ -117,7 +117,8 @@ class SphinxModel(nnx.Module):
 def isolate(segments: jax.Array, image_positions: int) -> tuple[jax.Array, jax.Array]:
     """Segments (B, T) of the text -> positions (B, W + T) and what is seen (B, 1, W + T, W + T)."""
     segments = jnp.concatenate(
-        [segments[:, :1], jnp.zeros((len(segments), image_positions), segments.dtype), segments[:, 1:]], axis=1
+        [segments[:, :1], jnp.zeros((len(segments), image_positions), segments.dtype), segments[:, 1:]],
+        axis=1,
     )
     index = jnp.arange(segments.shape[1])
     shared = segments == 0

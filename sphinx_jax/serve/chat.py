@@ -36,7 +36,12 @@ def chat(run: Run, name: str, settings: ChatStage) -> None:
 
 def respond(model: Sphinx, turns: list[list[str | None]], image: str | None, s: ChatStage) -> str:
     return model.respond(
-        turns, image=image, max_new_tokens=s.max_new_tokens, temperature=s.temperature, top_p=s.top_p, seed=s.seed
+        turns,
+        image=image,
+        max_new_tokens=s.max_new_tokens,
+        temperature=s.temperature,
+        top_p=s.top_p,
+        seed=s.seed,
     )
 
 

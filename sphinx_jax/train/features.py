@@ -15,7 +15,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from sphinx_jax.config import ModelConfig, to_dict
 from sphinx_jax.data.conversation import Item
@@ -23,6 +22,7 @@ from sphinx_jax.data.image import BadImage, load_image, padded_resize
 from sphinx_jax.model.blueprint import FROZEN, Blueprint, Leaves, matches
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.model.sphinx import Encoders
+from sphinx_jax.progress import progress
 from sphinx_jax.train.step import normalise
 
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def cache_features(
     marker.unlink(missing_ok=True)
     size, arrays, encode = config.views.image_size, {}, make_encode(config)
     encoders = {path: leaf for path, leaf in leaves.items() if matches(path, FROZEN)}
-    for start in tqdm(range(0, len(items), batch), desc=description, unit="batch", leave=False):
+    for start in progress(range(0, len(items), batch), desc=description, unit="batch"):
         pixels = np.zeros((batch, size, size, 3), np.uint8)
         for row, index in enumerate(range(start, min(start + batch, len(items)))):
             try:

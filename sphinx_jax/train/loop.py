@@ -99,7 +99,9 @@ def run(
                 entry = window.summary(step + 1, throughput)
                 bad = bad + entry["not_finite"] if entry["not_finite"] else 0
                 if bad >= settings.bad_steps:
-                    raise TrainingStopped(f"{name}: {bad} steps up to {step + 1} had a loss or gradient that is not finite")
+                    raise TrainingStopped(
+                        f"{name}: {bad} steps up to {step + 1} had a loss or gradient that is not finite"
+                    )
                 history.write(entry)
                 line.show(entry)
                 window = _Window(step + 1)
@@ -203,13 +205,19 @@ class _Line:
         domains = " ".join(f"{d} {entry[f'loss/{d}']:.3f}" for d in DOMAINS if f"loss/{d}" in entry)
         text = (
             f"{self.name} {step}/{self.steps}  loss {entry['loss']:.3f}  {domains}  "
-            f"{entry['tokens_per_second']:,.0f} tok/s  MFU {entry['mfu']:.0%}  ETA {int(left) // 60}:{int(left) % 60:02d}"
+            f"{entry['tokens_per_second']:,.0f} tok/s  MFU {entry['mfu']:.0%}  "
+            f"ETA {int(left) // 60}:{int(left) % 60:02d}"
         )
         if entry["skipped"]:
             text += f"  skipped {entry['skipped']}"
         if entry["not_finite"]:
             text += f"  not finite {entry['not_finite']}"
-        print(f"\r\033[K{text}" if self.terminal else text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r\033[K{text}" if self.terminal else text,
+            end="" if self.terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def close(self) -> None:
         if self.terminal and not self.quiet:

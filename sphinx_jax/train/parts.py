@@ -88,7 +88,9 @@ def coverage(boxes: jax.Array, frame: jax.Array, grid: int) -> jax.Array:
 class Parts(nnx.Module):
     """The encoders and the heads they are trained with."""
 
-    def __init__(self, config: ModelConfig, phrase_length: int, caption_length: int, *, space: int = 64, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ModelConfig, phrase_length: int, caption_length: int, *, space: int = 64, rngs: nnx.Rngs
+    ):
         self.config = c = config
         vocab = c.decoder.vocab_size
         self.encoders = Encoders(c, rngs=rngs)
@@ -103,7 +105,9 @@ class Parts(nnx.Module):
         self.pixels = Linear({None: c.dinov2.width}, {"ffn": 3 * c.dinov2.patch**2}, rngs=rngs)
         width = c.qformer.width
         self.prefix_norm = LayerNorm(width, 1e-5)
-        self.writer = Decoder(DecoderConfig(width, 2, 2, vocab_size=vocab, multiple_of=32, tied_embeddings=True), rngs=rngs)
+        self.writer = Decoder(
+            DecoderConfig(width, 2, 2, vocab_size=vocab, multiple_of=32, tied_embeddings=True), rngs=rngs
+        )
 
     def __call__(self, batch: PartsBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum of all losses, and each of them."""
@@ -126,13 +130,18 @@ class Parts(nnx.Module):
         captions = self.captions(batch.captions)
         best = covered.argmax(-1)[..., None]  # (I, P, 1) the thing that each patch shows most of
         shown = jnp.take_along_axis(covered, best, axis=-1) > 0.3
-        local = jnp.clip((boxes - jnp.tile(frames[:, None, :2], 2)) / (frames[:, None, 2:3] - frames[:, None, :1]), 0, 1)
+        local = jnp.clip(
+            (boxes - jnp.tile(frames[:, None, :2], 2)) / (frames[:, None, 2:3] - frames[:, None, :1]), 0, 1
+        )
         box_target = jnp.take_along_axis(local, best, axis=1)  # (I, P, 4) in the view's own frame
         losses = {}
 
         def against_text(name: str, tokens: jax.Array) -> None:
             """(I, 1 + P, C) class slot and patches."""
-            patch_logits, view_logits = self.patch_heads[name](tokens[:, 1:], texts), self.class_heads[name](tokens[:, 0], texts)
+            patch_logits, view_logits = (
+                self.patch_heads[name](tokens[:, 1:], texts),
+                self.class_heads[name](tokens[:, 0], texts),
+            )
             losses[f"{name}/patches"] = 20 * _bce(patch_logits, patch_target, real)
             losses[f"{name}/phrases"] = 5 * _bce(view_logits, view_target, real)
             scores = self.class_heads[name](tokens[:count, 0], captions)
@@ -147,7 +156,9 @@ class Parts(nnx.Module):
         seen = self.encoders.blip2.vision(views)
         against_text("blip2", seen)
         queries = self.encoders.blip2.qformer(seen)
-        losses["qformer/phrases"] = 5 * _bce(self.query_head(queries.reshape(len(queries), -1), texts), view_target, real)
+        losses["qformer/phrases"] = 5 * _bce(
+            self.query_head(queries.reshape(len(queries), -1), texts), view_target, real
+        )
         losses["qformer/writes"] = self.write(queries[:count], batch.captions)
         losses["dinov2/masked"] = 2 * self.masked(views, mask_key)
         return sum(losses.values()), losses
@@ -175,7 +186,9 @@ class Parts(nnx.Module):
         return (error * hidden).sum() / jnp.maximum(hidden.sum(), 1)
 
 
-def two_views(encoders: Encoders, pixels: jax.Array, size: int, key: jax.Array, crops: int) -> tuple[jax.Array, jax.Array]:
+def two_views(
+    encoders: Encoders, pixels: jax.Array, size: int, key: jax.Array, crops: int
+) -> tuple[jax.Array, jax.Array]:
     """The overview and one random crop of each picture, (2B, size, size, 3), and their frames (2B, 4)."""
     views = einops.rearrange(encoders.views(pixels, size), "(b v) h w d -> b v h w d", b=len(pixels))
     which = jax.random.randint(key, (len(pixels),), 0, crops**2)

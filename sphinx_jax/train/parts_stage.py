@@ -72,7 +72,10 @@ def grounded_phrases(item: Item) -> list[tuple[str, Box]]:
             pose, half = parse_answer(task, answer), KEYPOINT_SIDE / 2
             named = zip(COCO_KEYPOINTS, pose.points if pose else (), strict=False)
             pairs = [
-                (n.replace("_", " "), Box(max(p.x - half, 0), max(p.y - half, 0), min(p.x + half, 1), min(p.y + half, 1)))
+                (
+                    n.replace("_", " "),
+                    Box(max(p.x - half, 0), max(p.y - half, 0), min(p.x + half, 1), min(p.y + half, 1)),
+                )
                 for n, p in named if p is not None
             ]  # fmt: skip
         else:
@@ -84,7 +87,14 @@ def grounded_phrases(item: Item) -> list[tuple[str, Box]]:
 def caption(item: Item) -> str:
     """What the item's conversation says of the picture as a whole."""
     by_task = {task: answer for task, (_, answer) in zip(item.tasks, item.turns, strict=True)}
-    order = ("detailed_caption", "short_caption", "chart", "classification", "text_spotting", "grounded_caption")
+    order = (
+        "detailed_caption",
+        "short_caption",
+        "chart",
+        "classification",
+        "text_spotting",
+        "grounded_caption",
+    )
     chosen = next((by_task[t] for t in order if t in by_task), "")
     return chosen or next((a for _, a in item.turns), "")
 
@@ -144,7 +154,9 @@ def train_encoders(run: Run, name: str, settings: EncodersStage) -> None:
 
     items = [item for domain in s.domains for item in run.data.items("train", domain)]
     prepare = _Rows(items, run.tokenizer, model.views.image_size)
-    stream = grain.MapDataset.range(len(items)).seed(run.recipe.seed).shuffle().repeat().random_map(prepare).batch(s.batch)
+    stream = (
+        grain.MapDataset.range(len(items)).seed(run.recipe.seed).shuffle().repeat().random_map(prepare).batch(s.batch)
+    )
     data = iter(stream.map(lambda batch: {"image": batch}).to_iter_dataset())
     rate = functools.partial(learning_rate, peak=s.rate, steps=s.steps, warmup=s.warmup)
     tokens = 2 * s.batch * (1 + model.grid**2)
@@ -164,7 +176,11 @@ def assemble(run: Run, name: str, settings: AssembleStage) -> None:
     """One checkpoint of the encoders of one stage and the decoder of another; projections and tags are fresh."""
     s, plan = settings, blueprint(run.recipe.model)
     encoders = run.checkpoint(s.encoders)
-    found = store.restore(encoders, run.mesh, Blueprint(lambda r: Parts(run.recipe.model, PHRASE_TOKENS, CAPTION_TOKENS, rngs=r)))
+    found = store.restore(
+        encoders,
+        run.mesh,
+        Blueprint(lambda r: Parts(run.recipe.model, PHRASE_TOKENS, CAPTION_TOKENS, rngs=r)),
+    )
     leaves = run.leaves(s.decoder) | {path: leaf for path, leaf in found.items() if path.startswith("encoders/")}
     out = Path(s.out)
     if out.exists():

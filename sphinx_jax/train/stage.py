@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainStage:
-    """Settings of one training stage.  Defaults are the published stage 2 (SPHINX §"training recipes") where it has one."""
+    """Settings of one training stage.  Defaults are the published stage 2 (SPHINX §"training recipes") where it has
+    one."""
 
     start: str  # parts | fresh | a stage | a checkpoint folder
     steps: int
@@ -67,8 +68,8 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     folder = run.folder(name)
     leaves = run.leaves(s.start)
     tx, step = _step(
-        model, s.optimizer, tuple(sorted(s.optimizer_settings.items())), s.clip, s.weight_decay, s.frozen, s.text_weight,
-        s.accumulate, s.remat,
+        model, s.optimizer, tuple(sorted(s.optimizer_settings.items())), s.clip, s.weight_decay, s.frozen,
+        s.text_weight, s.accumulate, s.remat,
     )  # fmt: skip
     trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
     frozen = {p: x for p, x in leaves.items() if p not in trainable}
@@ -76,10 +77,15 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
         state = TrainState(trainable, jax.jit(tx.init)(trainable), frozen)
     streams = {}
     if s.domains:
-        streams["image"] = (rows(image_sources(run, settings, leaves), run.tokenizer, image_shape(run, s), run.recipe.seed), s.batch)
+        streams["image"] = (
+            rows(image_sources(run, settings, leaves), run.tokenizer, image_shape(run, s), run.recipe.seed),
+            s.batch,
+        )
     if s.text_batch:
-        source = Source("text", run.data.texts("train"))
-        streams["text"] = (rows([source], run.tokenizer, Shape(s.text_length), run.recipe.seed + 1), s.text_batch)
+        streams["text"] = (
+            rows(run.data.texts("train"), run.tokenizer, Shape(s.text_length), run.recipe.seed + 1),
+            s.text_batch,
+        )
     data = task_mix(streams, process=jax.process_index(), processes=jax.process_count(), workers=s.workers)
     loop.run(
         folder, name, loop.LoopSettings(s.steps, s.log_every, s.save_every), state, step,

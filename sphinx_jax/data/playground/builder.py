@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.playground.canvas import DOMAINS
 from sphinx_jax.data.playground.photos import SPLITS
 from sphinx_jax.data.playground.workers import pictures
+from sphinx_jax.progress import progress
 
 
 @dataclass(kw_only=True)
@@ -60,9 +60,7 @@ class Playground(tfds.core.GeneratorBasedBuilder):
             description=self.__doc__,
             features=tfds.features.FeaturesDict(
                 {
-                    "image": tfds.features.Image(
-                        doc="JPEG (real) or PNG (synthetic), 128 to 192 pixels a side"
-                    ),
+                    "image": tfds.features.Image(doc="JPEG (real) or PNG (synthetic), 128 to 192 pixels a side"),
                     "id": text,
                     "domain": text,
                     "scene": tfds.features.Text(doc="things, single, text, page, person or chart"),
@@ -76,18 +74,12 @@ class Playground(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        return {
-            f"{domain}_{split}": self._generate_examples(domain, split)
-            for domain in DOMAINS
-            for split in SPLITS
-        }
+        return {f"{domain}_{split}": self._generate_examples(domain, split) for domain in DOMAINS for split in SPLITS}
 
     def _generate_examples(self, domain: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.builder_config
         count = getattr(config, split)
-        bar = tqdm(
-            total=count, desc=f"playground {config.name}: {domain} {split}", unit="picture", leave=False
-        )
+        bar = progress(total=count, desc=f"playground {config.name}: {domain} {split}", unit="picture")
         with bar:
             for index, example in enumerate(pictures(config.seed, split, domain, count)):
                 yield (
@@ -199,9 +191,7 @@ def as_item(record: dict[str, Any]) -> Item:
     )
 
 
-def export(
-    source: Sequence[dict[str, Any]], folder: str | os.PathLike[str], name: str = "conversations"
-) -> Path:
+def export(source: Sequence[dict[str, Any]], folder: str | os.PathLike[str], name: str = "conversations") -> Path:
     """Writes records as `<name>.json` and `images/` in a folder, as users of the published release have them.
 
     Returns the path of the JSON file, which is written last; the paths of pictures in it are relative to the

@@ -59,9 +59,7 @@ def new_canvas(rng: np.random.Generator, domain: str, split: str, *, paper: bool
     longer = int(rng.integers(150, LONGEST + 1))
     shorter = max(SHORTEST, round(longer * rng.uniform(0.75, 1.0)))
     width, height = (longer, shorter) if rng.random() < 0.5 else (shorter, longer)
-    canvas = Canvas(
-        np.zeros((height, width, 3), np.float32), domain, split, rng, light=rng.uniform(0.25, 1.3)
-    )
+    canvas = Canvas(np.zeros((height, width, 3), np.float32), domain, split, rng, light=rng.uniform(0.25, 1.3))
     if paper:
         canvas.pixels += _paper_tone(canvas)
     elif canvas.real:
@@ -149,9 +147,7 @@ def paint(
             drop_shadow(canvas, mask, left, top)
         rough = grain_of(canvas, height, width)
         y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-        fall = (x / max(width, 1) - 0.5) * np.cos(canvas.light) + (y / max(height, 1) - 0.5) * np.sin(
-            canvas.light
-        )
+        fall = (x / max(width, 1) - 0.5) * np.cos(canvas.light) + (y / max(height, 1) - 0.5) * np.sin(canvas.light)
         paint_pixels *= (1 + 0.11 * rough - 0.16 * fall)[..., None]
         paint_pixels += 5 * rough[..., None]
     area = canvas.pixels[top : top + height, left : left + width]

@@ -84,10 +84,7 @@ def photograph(name: str) -> np.ndarray:
         image = image.convert("RGB")
     left, top, right, bottom = _USEFUL.get(name, (0, 0, 1, 1))
     image = image.crop(
-        tuple(
-            round(v)
-            for v in (left * image.width, top * image.height, right * image.width, bottom * image.height)
-        )
+        tuple(round(v) for v in (left * image.width, top * image.height, right * image.width, bottom * image.height))
     )
     scale = min(1.0, WORKING_SIDE / min(image.size))
     size = (round(image.width * scale), round(image.height * scale))

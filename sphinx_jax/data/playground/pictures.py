@@ -97,9 +97,7 @@ def labels(scene: Scene) -> dict[str, Any]:
     if scene.layout:
         known["layout"] = [{"kind": region.kind, "box": box(region.box)} for region in scene.layout]
     if scene.people:
-        known["people"] = [
-            {"colour": p.colour, "box": box(p.box), "keypoints": points(p.pose)} for p in scene.people
-        ]
+        known["people"] = [{"colour": p.colour, "box": box(p.box), "keypoints": points(p.pose)} for p in scene.people]
     if scene.bars:
         known["bars"] = [list(bar) for bar in scene.bars]
     return known

@@ -97,9 +97,7 @@ def _docstrings(path: Path) -> Iterator[str]:
     except (SyntaxError, UnicodeDecodeError):
         return
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (
-            text := ast.get_docstring(node)
-        ):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (text := ast.get_docstring(node)):
             yield from _paragraphs(text)
 
 
@@ -126,10 +124,5 @@ def _paragraphs(text: str) -> Iterator[str]:
             block = pattern.sub(replacement, block)
         plain = " ".join(block.split())
         letters = sum(character.isalpha() or character == " " for character in plain)
-        if (
-            _SENTENCES.fullmatch(plain)
-            and letters > 0.92 * len(plain)
-            and plain.count("_") <= 2
-            and "###" not in plain
-        ):
+        if _SENTENCES.fullmatch(plain) and letters > 0.92 * len(plain) and plain.count("_") <= 2 and "###" not in plain:
             yield plain

@@ -93,9 +93,7 @@ def sentence(text: str) -> str:
 
 def where(place: str) -> str:
     """`at the top left`, `in the centre`, `on the left`."""
-    return {"centre": "in the centre", "left": "on the left", "right": "on the right"}.get(
-        place, f"at the {place}"
-    )
+    return {"centre": "in the centre", "left": "on the left", "right": "on the right"}.get(place, f"at the {place}")
 
 
 # --- visual question answering

@@ -125,9 +125,7 @@ def page_plan(rng: np.random.Generator) -> list[Ask]:
         ask_page_caption,
         ask_where,
     ]
-    return [*plan, ask_block_count, ask_block_what, ask_reg] + (
-        [ask_block_yes_no] if rng.random() < 0.7 else []
-    )
+    return [*plan, ask_block_count, ask_block_what, ask_reg] + ([ask_block_yes_no] if rng.random() < 0.7 else [])
 
 
 # --- charts
@@ -206,9 +204,7 @@ def ask_person_colour(asker: Asker) -> Turn:
     if len(people) == 1:
         return asker.vqa("colour", "What colour is the person?", people[0].colour)
     side = int(asker.rng.integers(2))
-    return asker.vqa(
-        "colour", f"What colour is the person on the {('left', 'right')[side]}?", people[side].colour
-    )
+    return asker.vqa("colour", f"What colour is the person on the {('left', 'right')[side]}?", people[side].colour)
 
 
 def ask_person_yes_no(asker: Asker) -> Turn:

@@ -55,9 +55,7 @@ def _ink(canvas: Canvas, mask: np.ndarray, left: int, top: int) -> Box:
 
 
 def _union(boxes: list[Box]) -> Box:
-    return Box(
-        min(b.x1 for b in boxes), min(b.y1 for b in boxes), max(b.x2 for b in boxes), max(b.y2 for b in boxes)
-    )
+    return Box(min(b.x1 for b in boxes), min(b.y1 for b in boxes), max(b.x2 for b in boxes), max(b.y2 for b in boxes))
 
 
 def _random_digits(canvas: Canvas, count: int) -> str:
@@ -80,9 +78,7 @@ def _paragraph(canvas: Canvas, box: Box) -> Box:
     sheets = photos.MATERIAL[canvas.split].sheets
     if canvas.real and sheets and rng.random() < 0.5:
         name = canvas.use(photos.pick(rng, sheets))
-        canvas.pixels[int(box.y1) : int(box.y2), int(box.x1) : int(box.x2)] = photos.window(
-            rng, name, wide, tall
-        )
+        canvas.pixels[int(box.y1) : int(box.y2), int(box.x1) : int(box.x2)] = photos.window(rng, name, wide, tall)
         return box
     pitch = 9 if canvas.real else 8
     line = _written_line(canvas, wide) if canvas.real else None
@@ -142,9 +138,7 @@ def _table(canvas: Canvas, box: Box) -> Box:
         for left in xs[:-1]:
             if rng.random() < 0.85 and tall > 4:
                 digit = _random_digits(canvas, 1)
-                mask = (
-                    handwriting_mask(canvas, digit, tall) if canvas.real else text_mask(digit, FACES[0], tall)
-                )
+                mask = handwriting_mask(canvas, digit, tall) if canvas.real else text_mask(digit, FACES[0], tall)
                 _ink(canvas, mask, int(left) + 4, int(top) + 3)
     for x in xs:
         canvas.pixels[y1:y2, x] = INK
@@ -177,9 +171,7 @@ def chart_scene(rng: np.random.Generator, domain: str, split: str) -> Scene:
     for place, (name, value, colour) in enumerate(zip(names, values, colours, strict=True)):
         x = round(left + (place + 0.5) * pitch - bar_width / 2)
         high = max(4, round(value / HIGHEST * (base - ceiling)))
-        box = paint(
-            canvas, np.full((high, bar_width), 255, np.uint8), x, base - high, COLOURS[colour], shadow=False
-        )
+        box = paint(canvas, np.full((high, bar_width), 255, np.uint8), x, base - high, COLOURS[colour], shadow=False)
         for text, top in ((name, base + 4), (str(value), base - high - tall - 2)):
             mask = handwriting_mask(canvas, text, tall) if canvas.real else text_mask(text, FACES[0], tall)
             mask = mask[: canvas.height - top - 1]

@@ -87,18 +87,14 @@ def _draw(canvas: Canvas, colour: str, middle: float, room: float) -> Person:
     paint(canvas, parts["face"], left, top, (20, 20, 20), shadow=False)
     there = np.maximum(parts["body"], parts["skin"]) >= 96
     rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
-    box = Box(
-        left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]) + 1, top + int(rows[-1]) + 1
-    )
+    box = Box(left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]) + 1, top + int(rows[-1]) + 1)
     return Person(colour, box, Pose(tuple(Point(float(x) + left, float(y) + top) for x, y in points)))
 
 
 def _parts(points: np.ndarray, scale: float, size: np.ndarray) -> dict[str, np.ndarray]:
     """Coverages (h, w) uint8 of the clothed body, of head and hands, and of the features of the face."""
     zoom = _OVERSAMPLING
-    images = {
-        name: Image.new("L", (int(size[0]) * zoom, int(size[1]) * zoom)) for name in ("body", "skin", "face")
-    }
+    images = {name: Image.new("L", (int(size[0]) * zoom, int(size[1]) * zoom)) for name in ("body", "skin", "face")}
     draws = {name: ImageDraw.Draw(image) for name, image in images.items()}
     fine = points * zoom
     thick = _THICK * scale * zoom

@@ -120,9 +120,7 @@ def _type(canvas: Canvas, text: str, colour: str, band: tuple[float, float], tal
     return paint(canvas, mask, left, top, COLOURS[colour])
 
 
-def _handwriting(
-    canvas: Canvas, text: str, colour: str, band: tuple[float, float], tall: int, wide: int
-) -> Box:
+def _handwriting(canvas: Canvas, text: str, colour: str, band: tuple[float, float], tall: int, wide: int) -> Box:
     mask = handwriting_mask(canvas, text, tall, wide)
     left, top = _start(canvas.rng, band, mask.shape[0], canvas.width - mask.shape[1])
     if canvas.rng.random() < 0.6:
@@ -148,9 +146,7 @@ def handwriting_mask(canvas: Canvas, digits: str, tall: int, wide: int | None = 
     gap = 0.18
     if wide is not None:
         tall = max(3, min(tall, int(wide / (sum(widths) + gap * (len(digits) - 1)))))
-    masks = [
-        ink_mask(ink, max(2, round(width * tall)), tall) for ink, width in zip(inks, widths, strict=True)
-    ]
+    masks = [ink_mask(ink, max(2, round(width * tall)), tall) for ink, width in zip(inks, widths, strict=True)]
     space = max(1, round(gap * tall))
     row = np.zeros(
         (max(m.shape[0] for m in masks), sum(m.shape[1] for m in masks) + space * (len(masks) - 1)), np.uint8

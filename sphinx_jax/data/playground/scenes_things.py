@@ -124,9 +124,7 @@ def put(canvas: Canvas, name: str, colour: str, box: Box) -> Thing:
     ink, source = photos.handwritten(rng, canvas.split, digit)
     canvas.use(source)
     if rng.random() < 0.5:
-        return _lay(
-            canvas, name, colour, ink_mask(ink, _ink_width(ink.width, ink.height, side), round(side)), box
-        )
+        return _lay(canvas, name, colour, ink_mask(ink, _ink_width(ink.width, ink.height, side), round(side)), box)
     return _tag(canvas, name, colour, ink, box)
 
 

@@ -95,9 +95,7 @@ def _colour_fact(rng: np.random.Generator) -> Pair:
 def _compare_numbers(rng: np.random.Generator) -> Pair:
     a, b = (int(v) for v in rng.choice(21, 2, replace=False))
     larger = rng.random() < 0.5
-    return f"Which is {'larger' if larger else 'smaller'}, {a} or {b}?", str(
-        max(a, b) if larger else min(a, b)
-    )
+    return f"Which is {'larger' if larger else 'smaller'}, {a} or {b}?", str(max(a, b) if larger else min(a, b))
 
 
 def _compare_points(rng: np.random.Generator) -> Pair:

@@ -138,9 +138,7 @@ def ink_mask(ink: Image.Image, width: int, height: int) -> np.ndarray:
     border = Image.new("L", (ink.width + 2, ink.height + 2))
     border.paste(ink, (1, 1))
     scale = (width / ink.width, height / ink.height)
-    large = border.resize(
-        (round(border.width * scale[0]), round(border.height * scale[1])), Image.Resampling.BICUBIC
-    )
+    large = border.resize((round(border.width * scale[0]), round(border.height * scale[1])), Image.Resampling.BICUBIC)
     large = large.filter(ImageFilter.BoxBlur(scale[1] * 0.3))
     # a steep ramp around half ink makes strokes with smooth edges out of the blurred enlargement
     strokes = np.clip((np.asarray(large, np.float32) - 70) * 3.4, 0, 255).astype(np.uint8)

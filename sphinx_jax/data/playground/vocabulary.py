@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from sphinx_jax.data.conversation import ASSISTANT, HUMAN, STOP, SYSTEM
 from sphinx_jax.data.tasks import INSTRUCTIONS
 
-VOCABULARY = 1024
+VOCABULARY = 1280
 BLANK = "▁"  # how sentencepiece writes a space
 # fixed words of an instruction shorter than this are left to the merges
 SHORTEST = 12

@@ -1,0 +1,120 @@
+"""One recipe end to end at the smallest size, through the same code as the quickstart."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+import sphinx_jax
+from sphinx_jax import recipe
+from sphinx_jax.checkpoint import store
+from sphinx_jax.config import to_dict
+
+SHARED = {
+    "kind": "train", "batch": 4, "turns": 2, "isolate_turns": True, "length": 160, "text_batch": 2, "text_length": 48,
+    "optimizer": "muon", "rate": 1e-2, "warmup": 1, "clip": 1.0, "log_every": 2, "cache_features": True,
+}  # fmt: skip
+CAPTIONS = {"short_caption": 1.0, "grounded_caption": 1.0}
+
+
+def values() -> dict:
+    model = to_dict(tiny_config())
+    model["decoder"]["vocab_size"] = 1280
+    return {
+        "model": model,
+        "data": {"playground": "nano"},
+        "stages": ("real", "synthetic", "mix", "finetune", "evaluate", "show"),
+        "stage": {
+            "real": SHARED | {"start": "fresh", "steps": 4, "domains": {"real": 1.0}, "tasks": CAPTIONS},
+            "synthetic": SHARED | {"start": "real", "steps": 2, "domains": {"synthetic": 1.0}, "tasks": CAPTIONS},
+            "mix": {
+                "kind": "mix", "real": "real", "synthetic": "synthetic", "tasks": CAPTIONS, "metric": "caption_loss",
+                "pictures": 8, "batch": 4,
+            },
+            "finetune": SHARED | {"start": "mix", "steps": 4, "domains": {"real": 1.0, "synthetic": 1.0}},
+            "evaluate": {"kind": "evaluate", "start": "finetune", "limit": 2, "batch": 16},
+            "show": {"kind": "show", "samples": 4},
+            "chat": {"kind": "chat", "question": "What is the red thing?", "max_new_tokens": 4},
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    recipe.run(recipe.parse(values()), folder, quiet=True)
+    return folder
+
+
+def test_the_results_are_there_and_of_the_documented_form(workdir):
+    assert (workdir / "report.html").stat().st_size > 10_000
+    assert {p.name for p in workdir.glob("*.png")} == {"beta.png", "grid.png", "loss.png", "scores.png"}
+    scores = json.loads((workdir / "scores.json").read_text())
+    assert {"vqa", "rec", "short_caption", "detection"} <= scores["tasks"].keys()
+    four = {"metric", "value", "baseline_majority", "baseline_blind"}
+    for entry in scores["tasks"].values():
+        assert four <= entry.keys() and 0 <= entry["value"] <= 1
+        for domain in ("real", "synthetic"):
+            assert entry[domain] is None or four <= entry[domain].keys()
+    beta = scores["beta"]
+    assert beta["values"][0] == 0 and beta["values"][-1] == 1 and len(beta["values"]) >= 9
+    assert beta["values"] == sorted(beta["values"])
+    mean = np.mean([beta["real"], beta["synthetic"]], axis=0)
+    assert beta["chosen"] == beta["values"][int(mean.argmin())]
+    assert beta["test"].keys() == {"chosen", "0", "1"}
+    assert scores["seconds"] > 0
+
+
+def test_the_mix_on_disk_is_the_papers_formula(workdir, mesh):
+    real, synthetic, mixed = (
+        store.restore(store.newest(workdir / name / "checkpoints"), mesh) for name in ("real", "synthetic", "mix")
+    )
+    beta = store.read_recipe(store.newest(workdir / "mix" / "checkpoints"))["beta"]
+    for path, leaf in mixed.items():
+        expected = beta * np.asarray(real[path]) + (1 - beta) * np.asarray(synthetic[path])
+        np.testing.assert_allclose(leaf, expected, atol=1e-6, err_msg=path)
+    changed = [p for p in real if not np.array_equal(real[p], synthetic[p])]
+    assert changed and not any(p.startswith("encoders/") for p in changed)
+
+
+def test_a_second_run_says_it_is_done(workdir, capsys):
+    before = {p: p.stat().st_mtime for p in workdir.rglob("*") if p.is_file()}
+    recipe.run(recipe.parse(values()), workdir)
+    assert "All 6 stages are done" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime for p in workdir.rglob("*") if p.is_file()} == before
+
+
+def test_a_stage_that_is_not_done_is_done_again_alone(workdir):
+    (workdir / "show" / "done.json").unlink()
+    (workdir / "report.html").unlink()
+    recipe.run(recipe.parse(values()), workdir, quiet=True)
+    assert (workdir / "report.html").exists()
+
+
+def test_other_settings_in_the_same_workdir_are_refused(workdir):
+    changed = copy.deepcopy(values())
+    changed["stage"]["finetune"]["steps"] = 5
+    with pytest.raises(ValueError, match=r"settings.finetune.steps = 4, now it is 5"):
+        recipe.run(recipe.parse(changed), workdir, quiet=True)
+
+
+def test_the_trained_model_answers_about_a_picture(workdir, capsys):
+    picture = recipe.Run(recipe.parse(values()), workdir).data.items("test", "real")[0].image
+    model = sphinx_jax.from_pretrained(workdir)
+    answer = model.respond([["What is it?", None]], image=picture, max_new_tokens=4, temperature=0.0)
+    assert isinstance(answer, str)
+    streamed = list(model.stream("Some words", max_new_tokens=4, temperature=0.0))
+    assert streamed[-1] == model.generate(["Some words"], max_new_tokens=4, temperature=0.0)[0]
+    good, bad = model.score(["a", "a"], [" red circle", " circle circle circle"])
+    assert good < 0 and bad < 0
+    recipe.run(recipe.parse(values()), workdir, only="chat", quiet=True)
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_ragged_prompts_get_the_answers_they_get_alone(workdir):
+    model = sphinx_jax.from_pretrained(workdir)
+    prompts = ["What is it?", "How many things are there in this picture? I would like to know.", "Hi"]
+    together = model.generate(prompts, max_new_tokens=6, temperature=0.0)
+    assert together == [model.generate([p], max_new_tokens=6, temperature=0.0)[0] for p in prompts]
