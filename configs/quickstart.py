@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
     c.stages = ("pretrain_real", "continue_synthetic", "mix", "finetune", "evaluate", "show")
     shared = {
         "kind": "train", "batch": 16, "turns": 8, "isolate_turns": True, "length": 144, "text_batch": 4,
-        "text_length": 128, "text_weight": 0.25, "optimizer": "muon", "optimizer_settings": {"adam_learning_rate": 0.3}, "clip": 1.0,
-        "warmup": 30, "cache_features": True,
+        "text_length": 128, "text_weight": 0.25, "optimizer": "muon", "optimizer_settings": {"adam_learning_rate": 0.3},
+        "clip": 1.0, "warmup": 30, "cache_features": True,
     }  # fmt: skip
     pretraining = CAPTIONS | {"rec": 1.0, "reg": 1.0}
     c.stage = {

@@ -299,8 +299,27 @@ def from_dict(values: dict[str, Any], cls: type = ModelConfig, path: str = "mode
             value = from_dict(dict(value), nested, f"{path}.{key}")
         elif isinstance(value, list):
             value = tuple(value)
+        if not _fits(value, hints[key]):
+            kind = getattr(hints[key], "__name__", str(hints[key]))
+            raise ConfigError(f"{path}.{key} must be {kind}, not {value!r}")
         built[key] = value
+    unset = (dataclasses.MISSING, dataclasses.MISSING)
+    for f in dataclasses.fields(cls):
+        if f.name not in built and (f.default, f.default_factory) == unset:
+            raise ConfigError(f"{path} needs a value for {f.name!r}")
     return cls(**built)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type, its outermost layer alone; an int is a float too, a bool is no int."""
+    if hint is Any:
+        return True
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, kind) for kind in typing.get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else origin or hint)
 
 
 def to_json(config: ModelConfig) -> str:

@@ -9,8 +9,13 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+# not locked: a setting that the file leaves at its default can be given too; ``recipe.parse`` refuses unknown keys
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The recipe, a Python file with get_config().", lock_config=True
+    "config",
+    None,
+    "The recipe, a Python file with get_config(); --config.key=value changes one of its settings.",
+    lock_config=False,
+    accept_new_attributes=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; default: runs/<name of the config>.")
 _STAGE = flags.DEFINE_string("stage", None, "Run this stage alone, e.g. chat; default: all that are not yet done.")
@@ -19,8 +24,13 @@ _QUIET = flags.DEFINE_bool("quiet", False, "Print no progress.")
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options begin with --")
-    workdir = Path(_WORKDIR.value or Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem)
+        raise ValueError(f"unexpected argument {argv[1]!r}; options begin with --")
+    if _CONFIG.value is None:
+        raise ValueError("no recipe; give one, e.g. --config configs/quickstart.py")
+    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no recipe {file}; check --config")
+    workdir = Path(_WORKDIR.value or Path("runs") / file.stem)
     # a second run finds its programs compiled
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "sphinx_jax" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -29,16 +39,27 @@ def main(argv: list[str]) -> None:
     recipe.run(recipe.parse(_CONFIG.value.to_dict()), workdir, only=_STAGE.value, quiet=_QUIET.value)
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Flags of the command line; what is left of it."""
+    try:
+        return flags.FLAGS(argv)
+    except KeyError as error:  # a path that ends nowhere in the recipe, e.g. --config.stag.finetune.steps
+        raise ValueError(f"unknown setting {error.args[0]}") from error
+    except SystemExit:
+        sys.exit(0)  # absl ends with 1 where help was asked for
+
+
 def entry() -> None:
     """Errors that a person can mend are one line; everything else keeps its traceback."""
     logging.set_verbosity(logging.WARNING)
-    flags.mark_flag_as_required("config")
     try:
-        app.run(main)
-    except (ValueError, KeyError, AttributeError, FileNotFoundError) as error:
+        app.run(main, flags_parser=parse)
+    except (ValueError, OSError, flags.Error) as error:
         if os.environ.get("SPHINX_JAX_TRACEBACK"):
             raise
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -33,11 +33,14 @@ KINDS = {
     "train": ("sphinx_jax.train.stage", "TrainStage", "train"),
     "encoders": ("sphinx_jax.train.parts_stage", "EncodersStage", "train_encoders"),
     "assemble": ("sphinx_jax.train.parts_stage", "AssembleStage", "assemble"),
-    "mix": ("sphinx_jax.checkpoint.mix_stage", "MixStage", "mix"),
+    "mix": ("sphinx_jax.train.mix_stage", "MixStage", "mix"),
     "evaluate": ("sphinx_jax.evaluate.stage", "EvaluateStage", "evaluate"),
     "show": ("sphinx_jax.evaluate.show", "ShowStage", "show"),
     "chat": ("sphinx_jax.serve.chat", "ChatStage", "chat"),
 }
+
+# settings that name another stage or a checkpoint
+ORIGINS = ("start", "real", "synthetic", "encoders", "decoder", "evaluate", "mix")
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,21 @@ def parse(values: dict[str, Any]) -> Recipe:
     for name in order:
         if name not in settings:
             raise unknown("stage", name, settings)
+    for name, stage in settings.items():
+        _check_origins(name, stage, settings)
     return from_dict({**values, "stages": order, "settings": settings}, Recipe, "config")
+
+
+def _check_origins(name: str, stage: Any, known: dict[str, Any]) -> None:
+    """What a stage builds on is ``parts``, ``fresh``, a stage or a checkpoint: told before hours of work, not after."""
+    for key in ORIGINS:
+        origin = getattr(stage, key, None)
+        if not origin or origin in ("parts", "fresh", *known):
+            continue
+        if not Path(origin).exists():
+            raise unknown(f"{key} of stage {name}", origin, ["parts", "fresh", *known])
+        if not store.is_complete(origin):
+            raise store.BadCheckpoint(f"{key} of stage {name}: {origin} is not a complete checkpoint")
 
 
 def _settings_class(kind: str) -> type:
@@ -143,14 +160,16 @@ def run(recipe: Recipe, workdir: Path, only: str | None = None, quiet: bool = Fa
     if only is not None and only not in recipe.settings:
         raise unknown("stage", only, recipe.settings)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        _settle(recipe, workdir)
+        # a chat makes nothing, not even the workdir
+        if only is None or _kind(recipe.settings[only]) != "chat" or (workdir / "config.json").exists():
+            workdir.mkdir(parents=True, exist_ok=True)
+            _settle(recipe, workdir)
     except OSError as error:
         raise ConfigError(f"cannot write to workdir {workdir}: {error.strerror}; give another --workdir") from None
     this = Run(recipe, workdir, quiet)
     todo = [only] if only else [name for name in recipe.stages if not done(this, name)]
     if not quiet:
-        for line in recipe.about if len(todo) == len(recipe.stages) else ():
+        for line in recipe.about if not only and len(todo) == len(recipe.stages) else ():
             print(line)
         if not todo:
             print(f"All {len(recipe.stages)} stages are done; the results are in {workdir}.")
@@ -190,24 +209,31 @@ def _mark(this: Run, name: str, spent: float) -> None:
 
 
 def _settle(recipe: Recipe, workdir: Path) -> None:
-    """Keep the resolved config, and refuse to go on with another one in the same workdir."""
+    """Keep the resolved config, and refuse to go on with another one where something was made with it.
+
+    A stage that has not begun may still change, so that a mistake in it does not cost the stages before.
+    """
     path = workdir / "config.json"
     now = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    if not path.exists():
+    if not path.exists() or all(p == path for p in workdir.iterdir()):
         path.write_text(json.dumps(now, indent=2))
         return
     before, now_flat = _flat(json.loads(path.read_text())), _flat(now)
-    differing = sorted(k for k in before.keys() | now_flat.keys() if before.get(k) != now_flat.get(k))
     # chat asks the finished model; its settings change nothing that was made
-    asked = {f"settings.{n}." for n, s in recipe.settings.items() if _kind(s) == "chat"}
-    differing = [k for k in differing if not any(k.startswith(a) for a in asked)]
-    if differing:
-        key = differing[0]
+    asked = tuple(f"settings.{name}." for name, s in recipe.settings.items() if _kind(s) == "chat")
+    ahead = tuple(f"settings.{name}." for name in recipe.settings if not (workdir / name).exists())
+    changed = {k for k in before.keys() | now_flat.keys() if before.get(k) != now_flat.get(k)}
+    changed = sorted(k for k in changed if not k.startswith(asked))
+    refused = [key for key in changed if not key.startswith(ahead)]
+    if refused:
+        key = refused[0]
         raise ConfigError(
             f"{workdir} was made with {key} = {before.get(key)!r}, now it is {now_flat.get(key)!r}"
-            + (f" (and {len(differing) - 1} more)" if len(differing) > 1 else "")
+            + (f" (and {len(refused) - 1} more)" if len(refused) > 1 else "")
             + "; give another --workdir or delete this one"
         )
+    if changed:
+        path.write_text(json.dumps(now, indent=2))
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

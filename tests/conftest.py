@@ -1,5 +1,6 @@
 """Shared by all tests: a tiny model, and the fixtures that the reference produced."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from pathlib import Path
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sphinx_jax.config import (
@@ -36,6 +39,20 @@ def tiny_config(**changes) -> ModelConfig:
         "qformer": QFormerConfig(16, 2, 2, 32, queries=2),
     }
     return ModelConfig(**(values | changes))
+
+
+@functools.cache
+def _born(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
+    from sphinx_jax.model.blueprint import blueprint
+    from sphinx_jax.sharding import make_mesh
+
+    leaves = blueprint(config).init(make_mesh(devices=jax.devices()[:1]), seed)
+    return {path: np.asarray(leaf) for path, leaf in leaves.items()}
+
+
+def born(config: ModelConfig, seed: int = 0) -> dict[str, jax.Array]:
+    """Fresh leaves of a model, compiled once per test run; copies, so that a step may donate them."""
+    return {path: jnp.array(leaf) for path, leaf in _born(config, seed).items()}
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import DATA, tiny_config
+from conftest import DATA, born, tiny_config
 
 from sphinx_jax.checkpoint import store, weight_mix
 from sphinx_jax.data.tokenizer import load_tokenizer
@@ -17,8 +17,8 @@ CONFIG = tiny_config()
 
 
 @pytest.fixture
-def saved(tmp_path, mesh):
-    leaves = blueprint(CONFIG).init(mesh, seed=3)
+def saved(tmp_path):
+    leaves = born(CONFIG, seed=3)
     return store.save(tmp_path / "c", leaves, CONFIG, TOKENIZER, {"made_by": "test"}), leaves
 
 

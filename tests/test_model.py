@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import DATA, tiny_config
+from conftest import DATA, born, tiny_config
 
 import sphinx_jax
 from sphinx_jax.checkpoint import accessory
@@ -56,7 +56,7 @@ def test_logits_and_loss_agree_with_the_reference(kind):
     _, model, expected = reference()
     tokens = jnp.asarray(expected["examples"])
     features = reference_features() if kind == "img" else None
-    logits = model.decoder.logits(model.hidden(tokens, features))
+    logits = jax.jit(lambda features: model.decoder.logits(model.hidden(tokens, features)))(features)
     np.testing.assert_allclose(logits, expected[f"{kind}_logits_full"], atol=1e-4)
     labels = expected["labels"][:, 1:]
     chosen = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits))[:, :-1], labels[..., None], -1)[..., 0]
@@ -71,12 +71,13 @@ def test_cached_decoding_gives_the_references_tokens_and_logits():
     padded[0, : len(prompt)] = prompt
     length = jnp.array([len(prompt)])
     cache = Cache.empty(config.decoder, 1, config.image_positions + 180, jnp.float32)
-    logits, cache = model.prefill(padded, length, features, cache)
+    logits, cache = jax.jit(model.prefill)(padded, length, features, cache)
+    decode = jax.jit(model.decode)
     for step, token in enumerate(tokens):
         np.testing.assert_allclose(logits[0], expected["img_gen_logits"][step], atol=1e-4)
         assert int(logits.argmax()) == token
         position = length + config.image_positions + step
-        logits, cache = model.decode(jnp.array([token]), position, cache)
+        logits, cache = decode(jnp.array([token]), position, cache)
 
 
 def test_published_folder_answers_through_the_public_api():
@@ -125,9 +126,8 @@ def test_unknown_config_key_names_the_nearest():
         from_dict(values)
 
 
-def test_embedding_places_pictures_right_after_bos(tiny, mesh):
-    plan = blueprint(tiny)
-    model = plan.bind(plan.init(mesh))
+def test_embedding_places_pictures_right_after_bos(tiny):
+    model = blueprint(tiny).bind(born(tiny))
     pixels = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     tokens = jnp.array([[1, 5, 6], [1, 7, 8]])
     x = model.embed(tokens, model.encode(pixels))
@@ -142,28 +142,27 @@ def test_embedding_places_pictures_right_after_bos(tiny, mesh):
         np.testing.assert_array_equal(x[0, (number + 1) * view], tags.end[...])
 
 
-def test_one_picture_of_a_batch_does_not_see_another(tiny, mesh):
-    plan = blueprint(tiny)
-    model = plan.bind(plan.init(mesh))
+def test_one_picture_of_a_batch_does_not_see_another(tiny):
+    logits = jax.jit(lambda leaves, *inputs: blueprint(tiny).bind(leaves).logits(*inputs))
     pixels = jax.random.normal(jax.random.key(0), (3, 32, 32, 3))
     tokens = jnp.ones((3, 4), jnp.int32)
-    together, alone = model.logits(tokens, pixels), model.logits(tokens[1:2], pixels[1:2])
+    together, alone = logits(born(tiny), tokens, pixels), logits(born(tiny), tokens[1:2], pixels[1:2])
     np.testing.assert_allclose(together[1:2], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("pool", [1, 2])
-def test_pooled_crops_keep_the_class_slot(pool, mesh):
-    config = tiny_config(pool_crops=pool)
-    plan = blueprint(config)
-    features = plan.bind(plan.init(mesh)).encode(jax.random.normal(jax.random.key(0), (1, 32, 32, 3)))
-    assert features.overview.shape[2] == 5
-    assert features.crops.shape == (1, 4, 1 + 4 // pool**2, config.mixed_channels)
-    if pool == 2:
-        whole = (
-            blueprint(tiny_config()).bind(plan.init(mesh)).encode(jax.random.normal(jax.random.key(0), (1, 32, 32, 3)))
-        )
-        np.testing.assert_allclose(features.crops[:, :, 0], whole.crops[:, :, 0], atol=1e-6)
-        np.testing.assert_allclose(features.crops[:, :, 1], whole.crops[:, :, 1:].mean(2), atol=1e-6)
+def test_pooled_crops_keep_the_class_slot():
+    pixels = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+
+    def features(pool):
+        config = tiny_config(pool_crops=pool)
+        encode = jax.jit(lambda leaves: blueprint(config).bind(leaves).encode(pixels))
+        return encode(born(tiny_config()))  # pooling has no parameters
+
+    whole, pooled = features(1), features(2)
+    assert whole.crops.shape[2] == 5 and pooled.crops.shape[2] == 2
+    np.testing.assert_allclose(pooled.overview, whole.overview, atol=1e-6)
+    np.testing.assert_allclose(pooled.crops[:, :, 0], whole.crops[:, :, 0], atol=1e-6)
+    np.testing.assert_allclose(pooled.crops[:, :, 1], whole.crops[:, :, 1:].mean(2), atol=1e-6)
 
 
 def test_views_are_the_overview_and_the_raw_crops():
@@ -199,10 +198,9 @@ def test_depthwise_paths_agree_with_a_plain_loop(side):
     np.testing.assert_allclose(depthwise(jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-4)
 
 
-def test_isolated_turns_answer_as_if_alone(tiny, mesh):
+def test_isolated_turns_answer_as_if_alone(tiny):
     """Two turns behind one picture give the logits that each gives in a conversation of its own."""
-    plan = blueprint(tiny)
-    model = plan.bind(plan.init(mesh))
+    model = blueprint(tiny).bind(born(tiny))
     features = model.encode(jax.random.normal(jax.random.key(0), (1, 32, 32, 3)))
     prefix, first, second = [1, 9, 8], [20, 21, 22, 23], [30, 31, 32]
     both = jnp.array([prefix + first + second + [0]])
@@ -229,9 +227,9 @@ def test_leaf_paths_are_clean_and_flatten_round_trips(tiny):
     assert matches("encoders/clip/norm/scale", ["encoders/*"]) and not matches("decoder/output", ["encoders/*"])
 
 
-def test_bind_names_a_missing_leaf(tiny, mesh):
+def test_bind_names_a_missing_leaf(tiny):
     plan = blueprint(tiny)
-    leaves = plan.init(mesh)
+    leaves = born(tiny)
     del leaves["decoder/norm/scale"]
     with pytest.raises(ValueError, match="decoder/norm/scale"):
         plan.bind(leaves)

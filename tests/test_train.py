@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import tiny_config
+from conftest import born, tiny_config
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
@@ -35,7 +35,7 @@ def batch(rows: int = 4, seed: int = 0, image: bool = True):
 
 
 def state_of(optimizer, mesh):
-    leaves = PLAN.init(mesh)
+    leaves = born(CONFIG)
     trainable = {p: x for p, x in leaves.items() if not matches(p, FROZEN)}
     return TrainState(trainable, optimizer.init(trainable), {p: x for p, x in leaves.items() if p not in trainable})
 

@@ -16,11 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-"""Per-channel mean of CLIP's training pictures, RGB, on a 0-1 scale (OpenAI CLIP)."""
-
-CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-"""Per-channel standard deviation that goes with `CLIP_MEAN`."""
+from sphinx_jax.config import CLIP_MEAN, CLIP_STD
 
 PAD_COLOUR = (122, 116, 104)
 """RGB of the padding: int(255 * CLIP_MEAN), so that it normalises to nearly nothing."""
@@ -170,14 +166,14 @@ def normalise(pixels: np.ndarray) -> np.ndarray:
     # In this order, in float32: any other rounds differently from torchvision's ToTensor and Normalize.
     values = pixels.astype(np.float32)
     values /= np.float32(255)
-    values -= CLIP_MEAN
-    values /= CLIP_STD
+    values -= np.float32(CLIP_MEAN)
+    values /= np.float32(CLIP_STD)
     return values
 
 
 def denormalise(values: np.ndarray) -> np.ndarray:
     """The inverse of `normalise`: (..., 3) float to uint8, rounded, out-of-range values clipped."""
-    pixels = (np.asarray(values, np.float32) * CLIP_STD + CLIP_MEAN) * np.float32(255)
+    pixels = (np.asarray(values, np.float32) * np.float32(CLIP_STD) + np.float32(CLIP_MEAN)) * np.float32(255)
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import collections
 import json
+import random
 import shutil
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sphinx_jax.data.image import load_image
+from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.evaluate.report import Sample, format_table, write_report
 from sphinx_jax.train.loop import read_history
 
@@ -47,8 +49,11 @@ def show(run: Run, name: str, settings: ShowStage) -> None:
 
 
 def samples(run: Run, s: ShowStage) -> list[Sample]:
-    """The first questions of each task and domain in turn, whatever their score."""
+    """Questions of each task and domain in turn, drawn at random whatever their score."""
     rows = [json.loads(line) for line in (run.folder(s.evaluate) / "predictions.jsonl").open()]
+    random.Random(run.recipe.seed).shuffle(rows)
+    order = list(METRICS)
+    rows.sort(key=lambda row: order.index(row["task"]))
     queues: dict[Any, collections.deque] = collections.defaultdict(collections.deque)
     for row in rows:
         queues[row["task"], row["domain"]].append(row)

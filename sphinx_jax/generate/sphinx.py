@@ -19,10 +19,9 @@ from sphinx_jax.data.conversation import STOP, clean, render
 from sphinx_jax.data.image import ImageSource, load_image, padded_resize
 from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sphinx_jax.generate import engine
-from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
+from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, make_encode, matches
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.sharding import make_mesh
-from sphinx_jax.train.features import make_encode
 
 _log = logging.getLogger(__name__)
 

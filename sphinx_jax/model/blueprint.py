@@ -18,7 +18,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from sphinx_jax.config import ModelConfig, family
-from sphinx_jax.model.sphinx import SphinxModel
+from sphinx_jax.model.embedding_mix import Features
+from sphinx_jax.model.sphinx import Encoders, SphinxModel
+from sphinx_jax.model.views import normalise
 from sphinx_jax.sharding import partition_spec
 
 Leaves = dict[str, jax.Array]
@@ -114,6 +116,17 @@ def blueprint(config: ModelConfig) -> Blueprint:
     return Blueprint(lambda rngs: SphinxModel(config, rngs=rngs))
 
 
+@functools.cache
+def make_encode(config: ModelConfig) -> Callable[[Leaves, jax.Array], Features]:
+    """Jitted (leaves of the encoders, pixels (B, S, S, 3) uint8) -> features."""
+    plan = Blueprint(lambda rngs: Encoders(config, rngs=rngs))
+
+    def encode(leaves: Leaves, pixels: jax.Array) -> Features:
+        return plan.bind({path.removeprefix("encoders/"): leaf for path, leaf in leaves.items()})(normalise(pixels))
+
+    return jax.jit(encode)
+
+
 FROZEN = ("encoders/*",)
 
 # component -> the leaves it consists of
@@ -144,8 +157,3 @@ def count_parameters(model: str | ModelConfig) -> dict[str, int]:
     counts["trainable"] = sum(spec.size for path, spec in specs.items() if not matches(path, FROZEN))
     counts["total"] = sum(spec.size for spec in specs.values())
     return counts
-
-
-def cast(leaves: Leaves, patterns: Iterable[str], dtype: Any) -> Leaves:
-    """The leaves that match in another dtype, e.g. frozen encoders in the compute dtype."""
-    return {p: x.astype(dtype) if matches(p, patterns) else x for p, x in leaves.items()}

@@ -10,7 +10,7 @@ from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.attention import attend
 from sphinx_jax.model.cache import Cache, write
 from sphinx_jax.model.layers import RMSNorm, param, run_stack, stack
-from sphinx_jax.model.rope import rope_angles, rotate
+from sphinx_jax.model.rope import Rotation, rotate, rotation
 from sphinx_jax.sharding import constrain
 
 
@@ -23,10 +23,10 @@ class Attention(nnx.Module):
         self.v = param(rngs, (c.dim, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", None), std)
         self.o = param(rngs, (c.heads, c.head_dim, c.dim), ("heads", None, "embed"), std)
 
-    def __call__(self, x: jax.Array, angles: jax.Array, mask=None, cache=None, start=None):
+    def __call__(self, x: jax.Array, by: Rotation, mask=None, cache=None, start=None):
         """x (B, T, D) -> (B, T, D) and the layer's cache, (keys, values) each (B, S, K, H), if there is one."""
         q, k, v = (jnp.einsum("btd,dnh->btnh", x, w[...].astype(x.dtype)) for w in (self.q, self.k, self.v))
-        q, k = rotate(q, angles), rotate(k, angles)
+        q, k = rotate(q, by), rotate(k, by)
         if cache is None:
             y = attend(q, k, v, causal=mask is None, mask=mask)
         else:
@@ -56,8 +56,8 @@ class Block(nnx.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = FeedForward(config, rngs=rngs)
 
-    def __call__(self, x: jax.Array, angles: jax.Array, mask=None, cache=None, start=None):
-        y, cache = self.attention(self.attention_norm(x), angles, mask, cache, start)
+    def __call__(self, x: jax.Array, by: Rotation, mask=None, cache=None, start=None):
+        y, cache = self.attention(self.attention_norm(x), by, mask, cache, start)
         x = constrain(x + y, "batch", None, None)
         return constrain(x + self.ffn(self.ffn_norm(x)), "batch", None, None), cache
 
@@ -92,10 +92,10 @@ class Decoder(nnx.Module):
         if positions is None:
             positions = jnp.arange(x.shape[1])[None] + (0 if start is None else start[:, None])
         c = self.config
-        angles = rope_angles(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+        by = rotation(positions, c.head_dim, c.rope_theta, c.rope_scaling)
         x = constrain(x, "batch", None, None)
         x, layers = run_stack(
-            self.blocks, x, lambda block, x, layer: block(x, angles, mask, layer, start),
+            self.blocks, x, lambda block, x, layer: block(x, by, mask, layer, start),
             per_layer=None if cache is None else tuple(cache), remat=remat,
         )  # fmt: skip
         return self.norm(x), None if cache is None else Cache(*layers)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+Rotation = tuple[jax.Array, jax.Array]
 
-def rope_angles(positions: jax.Array, head_dim: int, theta: float, scaling: float | None = None) -> jax.Array:
-    """positions (…) int -> angles (…, H/2) float32; ``scaling`` multiplies positions."""
+
+def rotation(positions: jax.Array, head_dim: int, theta: float, scaling: float | None = None) -> Rotation:
+    """positions (…) int -> cosines and sines (…, H/2) float32; ``scaling`` multiplies positions."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     positions = positions.astype(jnp.float32)
-    return (positions if scaling is None else positions * scaling)[..., None] * frequencies
+    angles = (positions if scaling is None else positions * scaling)[..., None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """x (B, T, N, H), angles (B, T, H/2) -> (B, T, N, H)."""
+def rotate(x: jax.Array, by: Rotation) -> jax.Array:
+    """x (B, T, N, H), by (B, T, H/2) -> (B, T, N, H)."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    cos, sin = (part[..., None, :] for part in by)
     even, odd = pairs[..., 0], pairs[..., 1]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)

@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sphinx_jax.config import ViewsConfig
+from sphinx_jax.config import CLIP_MEAN, CLIP_STD, ViewsConfig
+
+
+def normalise(pixels: jax.Array) -> jax.Array:
+    """(…, 3) uint8 -> float32 with CLIP's statistics."""
+    return (pixels.astype(jnp.float32) / 255 - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
 
 
 @functools.cache

@@ -6,8 +6,9 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.data.image import BadImage, load_image
-from sphinx_jax.generate.sphinx import Sphinx, from_pretrained
+from sphinx_jax.generate.sphinx import Sphinx, from_pretrained, last_checkpoint
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run
@@ -27,6 +28,8 @@ class ChatStage:
 
 
 def chat(run: Run, name: str, settings: ChatStage) -> None:
+    if not settings.start and last_checkpoint(run.workdir) is None:
+        raise BadCheckpoint(f"{run.workdir} holds no trained model yet; run the recipe without --stage first")
     model = from_pretrained(run.checkpoint(settings.start) if settings.start else run.workdir, mesh=run.mesh)
     if settings.question:
         print(respond(model, [[settings.question, None]], settings.image or None, settings))

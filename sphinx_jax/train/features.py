@@ -6,24 +6,20 @@ training stage: without it pixels go through the encoders at every step.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from sphinx_jax.config import ModelConfig, to_dict
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.image import BadImage, load_image, padded_resize
-from sphinx_jax.model.blueprint import FROZEN, Blueprint, Leaves, matches
+from sphinx_jax.model.blueprint import FROZEN, Leaves, make_encode, matches
 from sphinx_jax.model.embedding_mix import Features
-from sphinx_jax.model.sphinx import Encoders
 from sphinx_jax.progress import progress
-from sphinx_jax.train.step import normalise
 
 _log = logging.getLogger(__name__)
 
@@ -50,17 +46,6 @@ class FeatureCache(Sequence):
 
     def __getstate__(self):
         return {"folder": self.folder, "_arrays": None}
-
-
-@functools.cache
-def make_encode(config: ModelConfig) -> Callable[[Leaves, jax.Array], Features]:
-    """Jitted (leaves of the encoders, pixels (B, S, S, 3) uint8) -> features."""
-    plan = Blueprint(lambda rngs: Encoders(config, rngs=rngs))
-
-    def encode(leaves: Leaves, pixels: jax.Array) -> Features:
-        return plan.bind({path.removeprefix("encoders/"): leaf for path, leaf in leaves.items()})(normalise(pixels))
-
-    return jax.jit(encode)
 
 
 def fingerprint(leaves: Leaves, config: ModelConfig) -> str:

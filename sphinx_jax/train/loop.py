@@ -136,6 +136,7 @@ class _Window:
         finite = [m for m in metrics if m["finite"]]
         entry = {
             "step": step,
+            "steps": steps,
             "loss": float(np.mean([m["loss"] for m in finite])) if finite else float("nan"),
             "gradient_norm": float(np.mean([m["norm"] for m in finite])) if finite else float("nan"),
             "seconds": seconds,
@@ -171,9 +172,13 @@ class _History:
         # the last line may be cut off where a process was killed
         kept = [entry for entry in old if entry.endswith("}") and json.loads(entry)["step"] <= start]
         self.path.write_text("".join(f"{entry}\n" for entry in kept))
+        self.seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
         self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def write(self, entry: dict[str, float]) -> None:
+        """Append a line; ``seconds`` becomes the time spent training up to it, over all attempts."""
+        self.seconds += entry["seconds"]
+        entry = entry | {"seconds": self.seconds}
         with self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
         for key, value in entry.items():
@@ -190,7 +195,7 @@ class _Line:
     def __init__(self, name: str, steps: int, quiet: bool):
         self.name, self.steps, self.quiet = name, steps, quiet
         self.terminal = sys.stderr.isatty()
-        self.started, self.first = time.perf_counter(), None
+        self.created, self.first = time.perf_counter(), None
 
     def show(self, entry: dict[str, float]) -> None:
         if self.quiet:
@@ -199,7 +204,7 @@ class _Line:
         # the first window holds the compilation; the estimate starts after it
         if self.first is None:
             self.first, self.started = step, time.perf_counter()
-            left = entry["seconds"] * (self.steps - step) / step
+            left = (time.perf_counter() - self.created) / entry["steps"] * (self.steps - step)
         else:
             left = (time.perf_counter() - self.started) / (step - self.first) * (self.steps - step)
         domains = " ".join(f"{d} {entry[f'loss/{d}']:.3f}" for d in DOMAINS if f"loss/{d}" in entry)

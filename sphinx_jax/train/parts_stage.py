@@ -21,11 +21,12 @@ from sphinx_jax.data.image import load_image, padded_resize
 from sphinx_jax.data.tasks import COCO_KEYPOINTS, Box, parse_answer, parse_boxes
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import Blueprint, blueprint
+from sphinx_jax.model.views import normalise
 from sphinx_jax.train import loop
 from sphinx_jax.train.flops import peak_flops
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
 from sphinx_jax.train.parts import Parts, PartsBatch
-from sphinx_jax.train.step import TrainState, normalise
+from sphinx_jax.train.step import TrainState
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run

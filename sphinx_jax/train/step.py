@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from sphinx_jax.config import CLIP_MEAN, CLIP_STD
 from sphinx_jax.data.task_mix import DOMAINS, TASKS
 from sphinx_jax.model.blueprint import Blueprint, Leaves
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.model.sphinx import SphinxModel
+from sphinx_jax.model.views import normalise
 
 GROUPS = len(TASKS) * len(DOMAINS)
 
@@ -32,11 +31,6 @@ class Sums(NamedTuple):
 
     loss: jax.Array
     count: jax.Array
-
-
-def normalise(pixels: jax.Array) -> jax.Array:
-    """(…, 3) uint8 -> float32 with CLIP's statistics."""
-    return (pixels.astype(jnp.float32) / 255 - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
 
 
 def features_of(model: SphinxModel, batch: Batch, remat: str = "none") -> Features | None:
