@@ -219,8 +219,8 @@ def _settle(recipe: Recipe, workdir: Path) -> None:
         path.write_text(json.dumps(now, indent=2))
         return
     before, now_flat = _flat(json.loads(path.read_text())), _flat(now)
-    # chat asks the finished model; its settings change nothing that was made
-    asked = tuple(f"settings.{name}." for name, s in recipe.settings.items() if _kind(s) == "chat")
+    # words, and the settings of chat, which asks the finished model, change nothing that was made
+    asked = ("title", "about", *(f"settings.{name}." for name, s in recipe.settings.items() if _kind(s) == "chat"))
     ahead = tuple(f"settings.{name}." for name in recipe.settings if not (workdir / name).exists())
     changed = {k for k in before.keys() | now_flat.keys() if before.get(k) != now_flat.get(k)}
     changed = sorted(k for k in changed if not k.startswith(asked))

@@ -14,6 +14,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from sphinx_jax.data.conversation import IGNORE, BadItem, Encoded, Item, encode_conversation, pad
 from sphinx_jax.data.image import BadImage, load_image, padded_resize
@@ -193,5 +194,9 @@ def task_mix(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     dataset = zipped.to_iter_dataset(options)
     if workers:
+        if (
+            not flags.FLAGS.is_parsed()
+        ):  # Grain's workers read absl's flags, which only a program that runs by absl parses
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(dataset)
