@@ -16,4 +16,5 @@ def get_config() -> ConfigDict:
     for name, steps in (("pretrain_real", 3000), ("continue_synthetic", 1000), ("finetune", 12000)):
         c.stage[name].steps = steps
         c.stage[name].save_every = 1000
+    c.stage.evaluate.limit = None
     return c

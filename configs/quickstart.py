@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
         "finetune": shared | {
             "start": "mix", "steps": 1400, "rate": 1e-2, "domains": {"real": 1.0, "synthetic": 1.0},
         },
-        "evaluate": {"kind": "evaluate", "start": "finetune"},
+        "evaluate": {"kind": "evaluate", "start": "finetune", "limit": 500},
         "show": {"kind": "show"},
         "chat": {"kind": "chat"},
     }  # fmt: skip
