@@ -3,8 +3,11 @@
 from ml_collections import ConfigDict
 
 from sphinx_jax.config import family, to_dict
+from sphinx_jax.evaluate.metrics import METRICS
 
 CAPTIONS = {"short_caption": 1.0, "detailed_caption": 1.0, "grounded_caption": 2.0}
+# captions are known from pre-training; questions are short, so more of them fit into a step
+TASKS = dict.fromkeys(METRICS, 1.0) | {task: 0.3 for task in CAPTIONS}
 
 
 def get_config() -> ConfigDict:
@@ -36,7 +39,8 @@ def get_config() -> ConfigDict:
             "metric": "caption_loss",
         },
         "finetune": shared | {
-            "start": "mix", "steps": 1400, "rate": 1e-2, "domains": {"real": 1.0, "synthetic": 1.0},
+            "start": "mix", "steps": 1600, "rate": 1e-2, "domains": {"real": 1.0, "synthetic": 1.0}, "turns": 6,
+            "length": 112, "turn_power": 0.5, "tasks": TASKS,
         },
         "evaluate": {"kind": "evaluate", "start": "finetune", "limit": 500},
         "show": {"kind": "show"},

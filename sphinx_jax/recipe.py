@@ -222,7 +222,8 @@ def _settle(recipe: Recipe, workdir: Path) -> None:
     # words, and the settings of chat, which asks the finished model, change nothing that was made
     asked = ("title", "about", *(f"settings.{name}." for name, s in recipe.settings.items() if _kind(s) == "chat"))
     ahead = tuple(f"settings.{name}." for name in recipe.settings if not (workdir / name).exists())
-    changed = {k for k in before.keys() | now_flat.keys() if before.get(k) != now_flat.get(k)}
+    # a setting that the workdir does not know came with a newer version
+    changed = {k for k, value in before.items() if value != now_flat.get(k)}
     changed = sorted(k for k in changed if not k.startswith(asked))
     refused = [key for key in changed if not key.startswith(ahead)]
     if refused:

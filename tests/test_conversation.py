@@ -181,7 +181,7 @@ def test_json_and_jsonl_hold_the_same_items(tmp_path):
     lines = "\n".join(json.dumps(r, ensure_ascii=False) for r in raw)
     other = talk.read_items(write(tmp_path / "a.jsonl", lines + "\n\n"))
     assert list(one) == list(other)
-    assert one[0] == talk.Item(None, (("a", "b"),), ("reg",), "real", "3")
+    assert one[0] == talk.Item(None, (("a", "b"),), ("reg",), domain="real", id="3")
     assert one[1] == talk.Item(None, (("c", "x\u2028y"), ("e", "5")), ("rec", "vqa"))
     assert len(one[1:]) == 1 and one.skipped == ()
 

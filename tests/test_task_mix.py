@@ -130,6 +130,19 @@ def test_labels_are_the_drawn_turns_answers():
     assert answer.strip().removesuffix("###").strip() in {a for _, a in source.items[0].turns}
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_turn_power_weighs_answers_by_their_length(power):
+    item = Item(None, (("q", "a"), ("q", "some longer answer about cats and dogs")), ("vqa", "reg"))
+    row = Rows(Source("x", [item]), TOKENIZER, Shape(200, turns=2, turn_power=power)).random_map(
+        0, np.random.default_rng(0)
+    )
+    for task in ("vqa", "reg"):
+        mine = row["group"] // len(DOMAINS) == TASKS.index(task)
+        count = (mine & (row["labels"] > 0)).sum()
+        assert row["weights"][mine].sum() == pytest.approx(count**power)
+    assert not row["weights"][row["labels"] == 0].any()
+
+
 def test_a_bad_item_is_a_masked_row_counted_and_named(caplog):
     broken = [Item(b"not a picture", (("q", "a"),), ("vqa",), domain="real", id="broken-7")]
     mapping = Rows(Source("mine", broken), TOKENIZER, SHAPE)

@@ -67,12 +67,14 @@ class Shape:
     """The static shape of rows.
 
     ``turns``: how many turns to draw for a picture (None: all, in the order of the file, cut to the length).
+    ``turn_power``: a turn whose answer has n tokens counts as n to this power: 1 all tokens alike, 0 all turns.
     """
 
     length: int
     image_size: int | None = None
     turns: int | None = None
     isolate_turns: bool = False
+    turn_power: float = 1.0
 
 
 class Rows(grain.transforms.RandomMap):
@@ -130,6 +132,11 @@ class Rows(grain.transforms.RandomMap):
         row["group"] = np.where(encoded.task >= 0, encoded.task * len(DOMAINS) + domain, 0).astype(np.int32)
         if self.shape.isolate_turns:
             row["segments"] = encoded.segment
+        if self.shape.turn_power != 1:
+            labelled = encoded.labels > 0
+            lengths = np.bincount(encoded.turn[labelled], minlength=1)[np.maximum(encoded.turn, 0)]
+            weights = np.maximum(lengths, 1.0) ** (self.shape.turn_power - 1)
+            row["weights"] = np.where(labelled, weights, 0).astype(np.float32)
         row["skipped"] = np.zeros((), bool)
         return row
 

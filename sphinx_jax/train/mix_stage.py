@@ -16,7 +16,7 @@ from sphinx_jax.data.task_mix import Rows, Shape, Source
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
 from sphinx_jax.progress import progress
-from sphinx_jax.train.step import batch_sums
+from sphinx_jax.train.step import cross_entropy
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run
@@ -43,8 +43,8 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
     ends = [{p: x for p, x in leaves.items() if p not in frozen} for leaves in (real, synthetic)]
 
     def loss(leaves: Any, batch: Any) -> jax.Array:
-        sums = batch_sums(plan.bind(leaves | frozen), batch)
-        return jnp.stack([sums.loss.sum(), sums.count.sum()])
+        losses, _ = cross_entropy(plan.bind(leaves | frozen), batch)
+        return jnp.stack([losses.sum(), (batch["labels"][:, 1:] > 0).sum()])
 
     domains = ("real", "synthetic")
     batches = {(split, d): batches_of(run, s, frozen, split, d) for split in ("validation", "test") for d in domains}

@@ -34,6 +34,7 @@ class TrainStage:
     batch: int = 128  # pictures a step
     turns: int | None = None  # questions drawn for each picture; None: all of its conversation
     isolate_turns: bool = False  # turns about one picture do not see each other
+    turn_power: float = 1.0  # an answer of n tokens counts as n to this power: 1 all tokens alike, 0 all answers
     length: int = 512  # text positions of a picture's row
     text_batch: int = 0  # text-only rows a step
     text_length: int = 512
@@ -97,7 +98,7 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
 
 
 def image_shape(run: Run, s: TrainStage) -> Shape:
-    return Shape(s.length, run.recipe.model.views.image_size, s.turns, s.isolate_turns)
+    return Shape(s.length, run.recipe.model.views.image_size, s.turns, s.isolate_turns, s.turn_power)
 
 
 def image_sources(run: Run, s: TrainStage, leaves: Leaves) -> list[Source]:

@@ -54,11 +54,17 @@ def cross_entropy(model: SphinxModel, batch: Batch, remat: str = "none") -> tupl
     return jnp.where(labelled, losses, 0), labelled & (logits.argmax(-1) == labels)
 
 
-def batch_sums(model: SphinxModel, batch: Batch, remat: str = "none") -> Sums:
-    losses, _ = cross_entropy(model, batch, remat)
+def token_weights(batch: Batch) -> jax.Array:
+    """(B, T − 1) float32, what the loss of each token counts: 0 without a label."""
+    labelled = (batch["labels"][:, 1:] > 0).astype(jnp.float32)
+    return labelled * batch["weights"][:, 1:] if "weights" in batch else labelled
+
+
+def batch_sums(batch: Batch, losses: jax.Array) -> Sums:
+    """(B, T − 1) losses summed by group, every token alike."""
     group = batch["group"][:, 1:].ravel()
-    count = jax.ops.segment_sum((batch["labels"][:, 1:] > 0).ravel().astype(jnp.float32), group, GROUPS)
-    return Sums(jax.ops.segment_sum(losses.ravel(), group, GROUPS), count)
+    count = (batch["labels"][:, 1:] > 0).ravel().astype(jnp.float32)
+    return Sums(*(jax.ops.segment_sum(values, group, GROUPS) for values in (losses.ravel(), count)))
 
 
 def make_step(
@@ -71,8 +77,8 @@ def make_step(
 ) -> Callable[[TrainState, dict[str, Batch], jax.Array], tuple[TrainState, dict[str, Any]]]:
     """The jitted step: (state, {name: batch}, rate) -> (state, metrics).
 
-    Each named batch contributes its mean loss per labelled token times its weight.  With ``accumulate`` > 1 every batch
-    is cut into that many parts along its rows; the update is that of the whole batch.
+    Each named batch contributes its mean loss per labelled token (rows may weigh their tokens) times its own weight.
+    With ``accumulate`` > 1 every batch is cut into that many parts along its rows; the update is that of the whole.
     """
     weights = weights or {}
 
@@ -80,13 +86,14 @@ def make_step(
         model = blueprint.bind(trainable | frozen)
         total, sums = 0.0, {}
         for name, part in parts.items():
-            sums[name] = batch_sums(model, part, remat)
-            total += weights.get(name, 1.0) * sums[name].loss.sum() / counts[name]
+            losses, _ = cross_entropy(model, part, remat)
+            sums[name] = batch_sums(part, losses)
+            total += weights.get(name, 1.0) * (losses * token_weights(part)).sum() / counts[name]
         return total, sums
 
     def step(state: TrainState, batches: dict[str, Batch], rate: jax.Array):
         # the denominators are known beforehand, so parts add up to exactly the mean over the whole batch
-        counts = {n: jnp.maximum((b["labels"][:, 1:] > 0).sum(), 1).astype(jnp.float32) for n, b in batches.items()}
+        counts = {n: jnp.maximum(token_weights(b).sum(), 1e-6) for n, b in batches.items()}
         grad = jax.value_and_grad(loss_of, has_aux=True)
         if accumulate == 1:
             (loss, sums), grads = grad(state.trainable, state.frozen, batches, counts)
