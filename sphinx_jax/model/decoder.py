@@ -9,7 +9,7 @@ from flax import nnx
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.attention import attend
 from sphinx_jax.model.cache import Cache, write
-from sphinx_jax.model.layers import RMSNorm, param, run_stack, stack
+from sphinx_jax.model.layers import RMSNorm, contract, param, run_stack, stack
 from sphinx_jax.model.rope import Rotation, rotate, rotation
 from sphinx_jax.sharding import constrain
 
@@ -25,7 +25,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, by: Rotation, mask=None, cache=None, start=None):
         """x (B, T, D) -> (B, T, D) and the layer's cache, (keys, values) each (B, S, K, H), if there is one."""
-        q, k, v = (jnp.einsum("btd,dnh->btnh", x, w[...].astype(x.dtype)) for w in (self.q, self.k, self.v))
+        q, k, v = (contract(x, w[...]) for w in (self.q, self.k, self.v))
         q, k = rotate(q, by), rotate(k, by)
         if cache is None:
             y = attend(q, k, v, causal=mask is None, mask=mask)
@@ -34,7 +34,7 @@ class Attention(nnx.Module):
             # what lies beyond a row's own position is the padding of its prompt, or nothing yet
             seen = jnp.arange(k.shape[1])[None, None] <= (start[:, None] + jnp.arange(x.shape[1]))[:, :, None]
             y = attend(q, k, v, mask=seen[:, None])
-        return jnp.einsum("btnh,nhd->btd", y, self.o[...].astype(x.dtype)), cache
+        return contract(y, self.o[...], 2), cache
 
 
 class FeedForward(nnx.Module):
@@ -45,8 +45,7 @@ class FeedForward(nnx.Module):
         self.down = param(rngs, (ffn, dim), ("ffn", "embed"), ffn**-0.5)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
-        return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+        return contract(jax.nn.silu(contract(x, self.gate[...])) * contract(x, self.up[...]), self.down[...])
 
 
 class Block(nnx.Module):
