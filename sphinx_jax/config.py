@@ -256,8 +256,8 @@ FAMILY["sphinx_nano"] = ModelConfig(
     dinov2=dinov2_config(64, 3, 2, patch=8, view_size=48, position_grid=6),
     blip2=blip2_config(64, 2, 2, 128, patch=8, view_size=48),
     qformer=QFormerConfig(64, 2, 2, 128, queries=1),
-    pool_overview=2,
-    pool_crops=2,
+    pool_overview=1,
+    pool_crops=3,
 )
 
 
