@@ -192,3 +192,7 @@ def assemble(run: Run, name: str, settings: AssembleStage) -> None:
         "data": asdict(run.recipe.data),
     }
     store.save(out, {path: leaves[path] for path in plan.specs}, run.recipe.model, run.tokenizer, recipe)
+    # Orbax's marker holds the folder it was written to; what is shipped should not name the machine that made it
+    marker = out / "commit_success.txt"
+    if marker.exists():
+        marker.write_text("committed\n")
