@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from sphinx_jax.data.conversation import STOP, render
+from sphinx_jax.data.conversation import render
 from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.generate import engine
@@ -104,7 +104,7 @@ def answer(
     tokenizer, config = run.tokenizer, run.recipe.model
     prompts = [tokenizer.encode(render([(q.question, None)])[0], bos=True) for q in asked]
     length = engine.round_up(max(map(len, prompts)))
-    stops = [*tokenizer.stop_sequences(STOP), [tokenizer.eos_id]]
+    stops = engine.stop_tokens(tokenizer)
     answers = [""] * len(asked)
     # questions of one task need about as many steps; two budgets keep it at two programs
     order = sorted(range(len(asked)), key=lambda i: (asked[i].task in LONG_TASKS, asked[i].task))
@@ -120,7 +120,7 @@ def answer(
                     length=length,
                 )  # fmt: skip
                 for i, tokens in zip(chosen, out, strict=False):
-                    answers[i] = tokenizer.decode(t for t in tokens if t < tokenizer.vocab_size).strip()
+                    answers[i] = engine.decode_answer(tokenizer, tokens)
                 bar.update(len(chosen))
     return answers
 

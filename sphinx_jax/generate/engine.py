@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.config import ModelConfig
+from sphinx_jax.data.conversation import STOP
+from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate.sampling import sample
 from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.model.cache import Cache
@@ -102,6 +104,16 @@ def generate(
         jnp.float32(temperature), jnp.float32(top_p), steps=steps,
     )  # fmt: skip
     return [cut(row.tolist()[:max_new_tokens], stops) for row in np.asarray(out)]
+
+
+def stop_tokens(tokenizer: Tokenizer) -> list[list[int]]:
+    """What ends an answer: the template's stop text, in each of its segmentations, and EOS."""
+    return [*tokenizer.stop_sequences(STOP), [tokenizer.eos_id]]
+
+
+def decode_answer(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """Text of generated tokens; padding, and ids that a padded vocabulary has beyond the tokenizer's, are left out."""
+    return tokenizer.decode(t for t in tokens if 0 < t < tokenizer.vocab_size).strip()
 
 
 def cut(tokens: list[int], stops: Sequence[Sequence[int]]) -> list[int]:

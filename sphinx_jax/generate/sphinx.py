@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 
 from sphinx_jax.checkpoint import accessory, store
 from sphinx_jax.config import ModelConfig
-from sphinx_jax.data.conversation import STOP, clean, render
+from sphinx_jax.data.conversation import clean, render
 from sphinx_jax.data.image import ImageSource, load_image, padded_resize
 from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sphinx_jax.generate import engine
@@ -80,7 +81,8 @@ class Sphinx:
         prompts = [self.encode_prompt(prompt) for prompt in prompts]
         with jax.set_mesh(self.mesh):
             out = engine.generate(
-                self.config, self.leaves, prompts, features, stops=self.stops(), max_new_tokens=max_new_tokens,
+                self.config, self.leaves, prompts, features, stops=engine.stop_tokens(self.tokenizer),
+                max_new_tokens=max_new_tokens,
                 temperature=temperature, top_p=top_p, seed=seed,
             )  # fmt: skip
         return [self.decode(tokens) for tokens in out]
@@ -99,7 +101,8 @@ class Sphinx:
         features = None if image is None else self.features([image])
         with jax.set_mesh(self.mesh):
             tokens = engine.stream(
-                self.config, self.leaves, self.encode_prompt(prompt), features, stops=self.stops(),
+                self.config, self.leaves, self.encode_prompt(prompt), features,
+                stops=engine.stop_tokens(self.tokenizer),
                 max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             )  # fmt: skip
             for so_far in tokens:
@@ -125,11 +128,8 @@ class Sphinx:
     def encode_prompt(self, prompt: str) -> list[int]:
         return self.tokenizer.encode(prompt, bos=True)
 
-    def stops(self) -> list[list[int]]:
-        return [*self.tokenizer.stop_sequences(STOP), [self.tokenizer.eos_id]]
-
     def decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(t for t in tokens if 0 < t < self.tokenizer.vocab_size).strip()
+        return engine.decode_answer(self.tokenizer, tokens)
 
 
 def _shared(start: Sequence[int], whole: Sequence[int]) -> int:
@@ -169,8 +169,6 @@ def from_pretrained(folder: str | os.PathLike, *, mesh: Mesh | None = None, dtyp
 
 
 def _with_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
-    import dataclasses
-
     return config if dtype is None else dataclasses.replace(config, dtype=dtype)
 
 

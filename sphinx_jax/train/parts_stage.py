@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.data.conversation import Item
@@ -26,7 +24,7 @@ from sphinx_jax.train import loop
 from sphinx_jax.train.flops import peak_flops
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
 from sphinx_jax.train.parts import Parts, PartsBatch
-from sphinx_jax.train.step import TrainState
+from sphinx_jax.train.step import TrainState, update
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run
@@ -146,12 +144,8 @@ def train_encoders(run: Run, name: str, settings: EncodersStage) -> None:
         batch = PartsBatch(**(batch | {"pixels": normalise(batch["pixels"])}))
         grad = jax.value_and_grad(lambda leaves: plan.bind(leaves)(batch, jax.random.key(seed)), has_aux=True)
         (loss, losses), grads = grad(state.trainable)
-        updates, new = optimizer.update(grads, state.optimizer, state.trainable)
-        norm = optax.global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        trained = jax.tree.map(lambda p, u: jnp.where(finite, p + rate * u, p), state.trainable, updates)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state.optimizer)
-        return TrainState(trained, new, {}), {"loss": loss, "norm": norm, "finite": finite, "losses": losses}
+        state, metrics = update(optimizer, state, loss, grads, rate)
+        return state, metrics | {"losses": losses}
 
     items = [item for domain in s.domains for item in run.data.items("train", domain)]
     prepare = _Rows(items, run.tokenizer, model.views.image_size)

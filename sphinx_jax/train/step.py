@@ -43,15 +43,14 @@ def features_of(model: SphinxModel, batch: Batch, remat: str = "none") -> Featur
     return None
 
 
-def cross_entropy(model: SphinxModel, batch: Batch, remat: str = "none") -> tuple[jax.Array, jax.Array]:
-    """(B, T − 1) losses of the labelled tokens, 0 elsewhere, and whether each was the model's first choice."""
+def cross_entropy(model: SphinxModel, batch: Batch, remat: str = "none") -> jax.Array:
+    """(B, T − 1) losses of the labelled tokens, 0 elsewhere."""
     features = features_of(model, batch, remat)
     hidden = model.hidden(batch["tokens"], features, batch.get("segments"), remat)
     logits = model.decoder.logits(hidden[:, :-1])
     labels = batch["labels"][:, 1:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    labelled = labels > 0
-    return jnp.where(labelled, losses, 0), labelled & (logits.argmax(-1) == labels)
+    return jnp.where(labels > 0, losses, 0)
 
 
 def token_weights(batch: Batch) -> jax.Array:
@@ -65,6 +64,23 @@ def batch_sums(batch: Batch, losses: jax.Array) -> Sums:
     group = batch["group"][:, 1:].ravel()
     count = (batch["labels"][:, 1:] > 0).ravel().astype(jnp.float32)
     return Sums(*(jax.ops.segment_sum(values, group, GROUPS) for values in (losses.ravel(), count)))
+
+
+def update(
+    optimizer: optax.GradientTransformation, state: TrainState, loss: jax.Array, grads: Leaves, rate: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer update at ``rate``, and its metrics.
+
+    A step with a loss or gradient that is not finite leaves no trace but its count.
+    """
+    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
+    trained = jax.tree.map(lambda p, u: p + rate * u, state.trainable, updates)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    new = jax.tree.map(
+        lambda a, b: jnp.where(finite, a, b), (trained, optimizer_state), (state.trainable, state.optimizer)
+    )
+    return TrainState(*new, state.frozen), {"loss": loss, "norm": norm, "finite": finite}
 
 
 def make_step(
@@ -86,7 +102,7 @@ def make_step(
         model = blueprint.bind(trainable | frozen)
         total, sums = 0.0, {}
         for name, part in parts.items():
-            losses, _ = cross_entropy(model, part, remat)
+            losses = cross_entropy(model, part, remat)
             sums[name] = batch_sums(part, losses)
             total += weights.get(name, 1.0) * (losses * token_weights(part)).sum() / counts[name]
         return total, sums
@@ -107,14 +123,8 @@ def make_step(
             shapes = jax.eval_shape(grad, state.trainable, state.frozen, first, counts)
             zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             ((loss, sums), grads), _ = jax.lax.scan(add, zero, parts)
-        updates, new_optimizer = optimizer.update(grads, state.optimizer, state.trainable)
-        new = jax.tree.map(lambda p, u: p + rate * u, state.trainable, updates)
-        norm = optax.global_norm(grads)
-        # a step with a loss or gradient that is not finite leaves no trace but its count
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        keep = lambda a, b: jax.tree.map(lambda x, y: jnp.where(finite, x, y), a, b)  # noqa: E731
-        state = TrainState(keep(new, state.trainable), keep(new_optimizer, state.optimizer), state.frozen)
+        state, metrics = update(optimizer, state, loss, grads, rate)
         merged = Sums(sum(s.loss for s in sums.values()), sum(s.count for s in sums.values()))
-        return state, {"loss": loss, "norm": norm, "finite": finite, "sums": merged}
+        return state, metrics | {"sums": merged}
 
     return jax.jit(step, donate_argnums=0)
