@@ -23,6 +23,23 @@ class ConfigError(ValueError):
     """A configuration that names an unknown key or an impossible value."""
 
 
+ATTENTION_MAPS, FFN_MAPS = ("q", "k", "v", "o"), ("gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class MoeConfig:
+    """A mixture of experts in place of the FFN (Mixtral)."""
+
+    experts: int = 8
+    per_token: int = 2
+    balance_weight: float = 0.0  # of the load-balance loss in training (Shazeer et al. 2017, as Mixtral's)
+    half_router: bool = False  # the softmax over experts runs in the compute dtype (the reference's dense ``mixtral``)
+
+    def __post_init__(self):
+        if not 0 < self.per_token <= self.experts:
+            raise ConfigError(f"moe: {self.per_token} of {self.experts} experts per token is impossible")
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
     """LLaMA2 decoder.  ``ffn_multiplier`` and ``multiple_of`` give the FFN width as Meta's code does."""
@@ -36,12 +53,18 @@ class DecoderConfig:
     ffn_multiplier: float | None = None
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: float | None = None
+    rope_scaling: float | None = None  # multiplies positions
+    rope_llama3: tuple[float, ...] | None = None  # factor, low and high frequency factor, original length (LLaMA 3.1)
     tied_embeddings: bool = False
+    hidden_dim: int | None = None  # FFN width as such, in place of the formula
+    head_width: int | None = None  # where it is not dim / heads
+    moe: MoeConfig | None = None
+    bias: tuple[str, ...] = ()  # linear maps with a bias, of q k v o gate up down
+    lora_rank: int = 0  # of a low-rank addition to every linear map of the layers; 0: none
 
     @property
     def head_dim(self) -> int:
-        return self.dim // self.heads
+        return self.head_width or self.dim // self.heads
 
     @property
     def num_kv_heads(self) -> int:
@@ -50,16 +73,21 @@ class DecoderConfig:
     @property
     def ffn_dim(self) -> int:
         """Both truncations happen before rounding up, in Meta's order."""
+        if self.hidden_dim is not None:
+            return self.hidden_dim
         hidden = int(2 * 4 * self.dim / 3)
         if self.ffn_multiplier is not None:
             hidden = int(self.ffn_multiplier * hidden)
         return self.multiple_of * -(-hidden // self.multiple_of)
 
     def __post_init__(self):
-        if self.dim % self.heads or self.head_dim % 2:
+        if (self.dim % self.heads and not self.head_width) or self.head_dim % 2:
             raise ConfigError(f"decoder: dim {self.dim} over {self.heads} heads is not an even head width")
         if self.heads % self.num_kv_heads:
             raise ConfigError(f"decoder: {self.heads} heads do not share {self.num_kv_heads} key/value heads evenly")
+        for name in self.bias:
+            if name not in ATTENTION_MAPS + FFN_MAPS:
+                raise unknown("linear map with a bias", name, ATTENTION_MAPS + FFN_MAPS)
 
 
 @dataclass(frozen=True)
@@ -220,28 +248,45 @@ DECODERS = {
 }
 
 
-def _full(name: str, decoder: str, views: ViewsConfig, **changes) -> ModelConfig:
-    return ModelConfig(
-        name=name, decoder=DECODERS[decoder], views=views,
-        clip=clip_config(), convnext=ConvNextConfig(), dinov2=dinov2_config(), blip2=blip2_config(),
-        qformer=QFormerConfig(), **changes,
-    )  # fmt: skip
+def mixtral_config(balance_weight: float) -> DecoderConfig:
+    """Mixtral 8x7B."""
+    return DecoderConfig(
+        dim=4096, layers=32, heads=32, kv_heads=8, hidden_dim=14336, rope_theta=1e6, moe=MoeConfig(8, 2, balance_weight)
+    )
+
+
+LARGE_CONVNEXT = ConvNextConfig(view_size=512, input_size=512)
+
+
+def _full(name: str, decoder: DecoderConfig, views: ViewsConfig, **changes) -> ModelConfig:
+    encoders = {"clip": clip_config(), "convnext": ConvNextConfig(), "dinov2": dinov2_config()}
+    encoders |= {"blip2": blip2_config(), "qformer": QFormerConfig()}
+    return ModelConfig(name=name, decoder=decoder, views=views, **(encoders | changes))
 
 
 def _light(name: str, views: ViewsConfig) -> ModelConfig:
     return ModelConfig(
         name=name, decoder=DECODERS["tiny"], views=views,
-        convnext=ConvNextConfig(view_size=512, input_size=512), dinov2=dinov2_config(),
+        convnext=LARGE_CONVNEXT, dinov2=dinov2_config(),
     )  # fmt: skip
 
 
 FAMILY: dict[str, ModelConfig] = {
-    "sphinx_7b": _full("sphinx_7b", "7b", ViewsConfig(224)),
-    "sphinx": _full("sphinx", "13b", ViewsConfig(224)),
-    "sphinx_1k": _full("sphinx_1k", "13b", ViewsConfig(448, crops=2)),
-    "sphinx_v2_1k": _full("sphinx_v2_1k", "13b", ViewsConfig(448, crops=2)),
-    "sphinx_2k": _full("sphinx_2k", "13b", ViewsConfig(672, crops=3)),
-    "sphinx_1k_pooled": _full("sphinx_1k_pooled", "13b", ViewsConfig(448, crops=2), pool_crops=2),
+    "sphinx_7b": _full("sphinx_7b", DECODERS["7b"], ViewsConfig(224)),
+    "sphinx": _full("sphinx", DECODERS["13b"], ViewsConfig(224)),
+    "sphinx_1k": _full("sphinx_1k", DECODERS["13b"], ViewsConfig(448, crops=2)),
+    "sphinx_v2_1k": _full("sphinx_v2_1k", DECODERS["13b"], ViewsConfig(448, crops=2)),
+    "sphinx_2k": _full("sphinx_2k", DECODERS["13b"], ViewsConfig(672, crops=3)),
+    "sphinx_1k_pooled": _full("sphinx_1k_pooled", DECODERS["13b"], ViewsConfig(448, crops=2), pool_crops=2),
+    "sphinx_peft": _full(
+        "sphinx_peft",
+        dataclasses.replace(DECODERS["7b"], lora_rank=16, bias=("q", "o", *FFN_MAPS)),
+        ViewsConfig(224),
+    ),
+    "sphinx_moe": _full(
+        "sphinx_moe", mixtral_config(0.1), ViewsConfig(512, half_overview=True), convnext=LARGE_CONVNEXT
+    ),
+    "sphinx_moe_1k": _full("sphinx_moe_1k", mixtral_config(0.01), ViewsConfig(1024, crops=2), convnext=LARGE_CONVNEXT),
     "sphinx_tiny": _light("sphinx_tiny", ViewsConfig(512, half_overview=True)),
     "sphinx_tiny_1k": _light("sphinx_tiny_1k", ViewsConfig(1024, crops=2)),
 }
@@ -249,12 +294,12 @@ FAMILY: dict[str, ModelConfig] = {
 # The playground's model: the same modules over pictures of 96 pixels, five 48-pixel views of 6 × 6 patches.
 FAMILY["sphinx_nano"] = ModelConfig(
     name="sphinx_nano",
-    decoder=DecoderConfig(dim=96, layers=3, heads=3, vocab_size=1280, multiple_of=32, tied_embeddings=True),
+    decoder=DecoderConfig(dim=128, layers=4, heads=4, vocab_size=1280, multiple_of=32, tied_embeddings=True),
     views=ViewsConfig(96, crops=2),
-    clip=clip_config(64, 3, 2, patch=8, view_size=48),
-    convnext=ConvNextConfig((2, 2), (32, 64), view_size=48, input_size=48),
+    clip=clip_config(64, 4, 2, patch=8, view_size=48),
+    convnext=ConvNextConfig((2, 4), (32, 64), view_size=48, input_size=48),
     dinov2=dinov2_config(64, 3, 2, patch=8, view_size=48, position_grid=6),
-    blip2=blip2_config(64, 2, 2, 128, patch=8, view_size=48),
+    blip2=blip2_config(64, 4, 2, 128, patch=8, view_size=48),
     qformer=QFormerConfig(64, 2, 2, 128, queries=1),
     pool_overview=1,
     pool_crops=3,

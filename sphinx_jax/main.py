@@ -49,6 +49,16 @@ def parse(argv: list[str]) -> list[str]:
         sys.exit(0)  # absl ends with 1 where help was asked for
 
 
+def with_huge_pages() -> None:
+    """Start again with glibc's heap in huge pages, unless the environment tunes glibc itself.
+
+    XLA's CPU backend takes its memory anew at every step; faulting it in by 4 KiB costs a small model half of its time.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def entry() -> None:
     """Errors that a person can mend are one line; everything else keeps its traceback."""
     logging.set_verbosity(logging.WARNING)
@@ -63,4 +73,5 @@ def entry() -> None:
 
 
 if __name__ == "__main__":
+    with_huge_pages()
     entry()

@@ -11,15 +11,16 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from sphinx_jax.config import ConfigError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "expert")
 
 # logical axis -> mesh axes.  A dimension that its mesh axes do not divide stays whole (few key/value heads, odd
 # widths).
 RULES: dict[str | None, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "embed": ("fsdp",),
     "channels": ("fsdp",),
     "ffn": ("tensor",),
+    "expert": ("expert",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "vocab": ("tensor",),
@@ -28,17 +29,19 @@ RULES: dict[str | None, tuple[str, ...]] = {
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A (data, fsdp, tensor) mesh over all devices; one axis may be -1 and takes what is left."""
+def make_mesh(
+    data: int = 1, fsdp: int = -1, tensor: int = 1, expert: int = 1, devices: list[jax.Device] | None = None
+) -> Mesh:
+    """A (data, fsdp, tensor, expert) mesh over all devices; one axis may be -1 and takes what is left."""
     devices = devices if devices is not None else jax.devices()
-    sizes = [data, fsdp, tensor]
+    sizes = [data, fsdp, tensor, expert]
     if sizes.count(-1) > 1:
         raise ConfigError(f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: only one axis may be -1")
     if -1 in sizes:
         sizes[sizes.index(-1)] = len(devices) // -math.prod(sizes)
     if math.prod(sizes) != len(devices):
         raise ConfigError(f"mesh {dict(zip(MESH_AXES, sizes, strict=True))} does not cover {len(devices)} devices")
-    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
 
 def partition_spec(names: tuple[str | None, ...] | None, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:

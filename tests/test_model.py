@@ -56,7 +56,7 @@ def test_logits_and_loss_agree_with_the_reference(kind):
     _, model, expected = reference()
     tokens = jnp.asarray(expected["examples"])
     features = reference_features() if kind == "img" else None
-    logits = jax.jit(lambda features: model.decoder.logits(model.hidden(tokens, features)))(features)
+    logits = jax.jit(lambda features: model.decoder.logits(model.hidden(tokens, features)[0]))(features)
     np.testing.assert_allclose(logits, expected[f"{kind}_logits_full"], atol=1e-4)
     labels = expected["labels"][:, 1:]
     chosen = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits))[:, :-1], labels[..., None], -1)[..., 0]
@@ -205,9 +205,9 @@ def test_isolated_turns_answer_as_if_alone(tiny):
     prefix, first, second = [1, 9, 8], [20, 21, 22, 23], [30, 31, 32]
     both = jnp.array([prefix + first + second + [0]])
     segments = jnp.array([[0] * 3 + [1] * 4 + [2] * 3 + [-1]])
-    packed = model.decoder.logits(model.hidden(both, features, segments))
+    packed = model.decoder.logits(model.hidden(both, features, segments)[0])
     for turn, at in ((first, 3), (second, 7)):
-        alone = model.decoder.logits(model.hidden(jnp.array([prefix + turn]), features))
+        alone = model.decoder.logits(model.hidden(jnp.array([prefix + turn]), features)[0])
         np.testing.assert_allclose(packed[0, at : at + len(turn)], alone[0, 3:], atol=1e-5)
 
 

@@ -146,7 +146,7 @@ def _logits(config: ModelConfig, leaves: Leaves, tokens: jax.Array, pixels: jax.
 def _token_scores(config: ModelConfig, leaves: Leaves, tokens: jax.Array, features: Features | None) -> jax.Array:
     """(B, T) -> (B, T − 1) log-probability of each next token."""
     model = blueprint(config).bind(leaves)
-    logits = jax.nn.log_softmax(model.decoder.logits(model.hidden(tokens, features)[:, :-1]))
+    logits = jax.nn.log_softmax(model.decoder.logits(model.hidden(tokens, features)[0][:, :-1]))
     return jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
 
 

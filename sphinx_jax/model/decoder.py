@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,23 +11,24 @@ from flax import nnx
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.attention import attend
 from sphinx_jax.model.cache import Cache, write
-from sphinx_jax.model.layers import RMSNorm, contract, param, run_stack, stack
+from sphinx_jax.model.layers import RMSNorm, param, run_stack, stack
+from sphinx_jax.model.lora import Maps
+from sphinx_jax.model.moe import Moe
 from sphinx_jax.model.rope import Rotation, rotate, rotation
 from sphinx_jax.sharding import constrain
 
 
-class Attention(nnx.Module):
+class Attention(Maps):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         c = config
-        std = c.dim**-0.5
-        self.q = param(rngs, (c.dim, c.heads, c.head_dim), ("embed", "heads", None), std)
-        self.k = param(rngs, (c.dim, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", None), std)
-        self.v = param(rngs, (c.dim, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", None), std)
-        self.o = param(rngs, (c.heads, c.head_dim, c.dim), ("heads", None, "embed"), std)
+        embed = {"embed": c.dim}
+        query, shared = {"heads": c.heads, None: c.head_dim}, {"kv_heads": c.num_kv_heads, None: c.head_dim}
+        maps = {"q": (embed, query), "k": (embed, shared), "v": (embed, shared), "o": (query, embed)}
+        super().__init__(maps, c, rngs=rngs)
 
     def __call__(self, x: jax.Array, by: Rotation, mask=None, cache=None, start=None):
         """x (B, T, D) -> (B, T, D) and the layer's cache, (keys, values) each (B, S, K, H), if there is one."""
-        q, k, v = (contract(x, w[...]) for w in (self.q, self.k, self.v))
+        q, k, v = (self.apply(name, x) for name in "qkv")
         q, k = rotate(q, by), rotate(k, by)
         if cache is None:
             y = attend(q, k, v, causal=mask is None, mask=mask)
@@ -34,18 +37,16 @@ class Attention(nnx.Module):
             # what lies beyond a row's own position is the padding of its prompt, or nothing yet
             seen = jnp.arange(k.shape[1])[None, None] <= (start[:, None] + jnp.arange(x.shape[1]))[:, :, None]
             y = attend(q, k, v, mask=seen[:, None])
-        return contract(y, self.o[...], 2), cache
+        return self.apply("o", y), cache
 
 
-class FeedForward(nnx.Module):
+class FeedForward(Maps):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        dim, ffn = config.dim, config.ffn_dim
-        self.gate = param(rngs, (dim, ffn), ("embed", "ffn"), dim**-0.5)
-        self.up = param(rngs, (dim, ffn), ("embed", "ffn"), dim**-0.5)
-        self.down = param(rngs, (ffn, dim), ("ffn", "embed"), ffn**-0.5)
+        embed, ffn = {"embed": config.dim}, {"ffn": config.ffn_dim}
+        super().__init__({"gate": (embed, ffn), "up": (embed, ffn), "down": (ffn, embed)}, config, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return contract(jax.nn.silu(contract(x, self.gate[...])) * contract(x, self.up[...]), self.down[...])
+        return self.apply("down", jax.nn.silu(self.apply("gate", x)) * self.apply("up", x))
 
 
 class Block(nnx.Module):
@@ -53,12 +54,22 @@ class Block(nnx.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config, rngs=rngs)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.ffn = FeedForward(config, rngs=rngs)
+        self.ffn = (Moe if config.moe else FeedForward)(config, rngs=rngs)
 
     def __call__(self, x: jax.Array, by: Rotation, mask=None, cache=None, start=None):
+        """x (B, T, D) -> (B, T, D), and the layer's cache and load-balance loss, each None where there is none."""
         y, cache = self.attention(self.attention_norm(x), by, mask, cache, start)
         x = constrain(x + y, "batch", None, None)
-        return constrain(x + self.ffn(self.ffn_norm(x)), "batch", None, None), cache
+        y, balance = self.ffn(self.ffn_norm(x)), None
+        if isinstance(self.ffn, Moe):
+            y, balance = y
+        return constrain(x + y, "batch", None, None), (cache, balance)
+
+
+class Decoded(NamedTuple):
+    hidden: jax.Array  # (B, T, D) after the final norm
+    balance: jax.Array | None  # mean load-balance loss of the layers, float32; None without experts
+    cache: Cache | None
 
 
 class Decoder(nnx.Module):
@@ -82,8 +93,8 @@ class Decoder(nnx.Module):
         cache: Cache | None = None,
         start: jax.Array | None = None,
         remat: str = "none",
-    ) -> tuple[jax.Array, Cache | None]:
-        """x (B, T, D) embedded positions -> (B, T, D) after the final norm, and the updated cache.
+    ) -> Decoded:
+        """x (B, T, D) embedded positions through all layers.
 
         Without a cache attention is causal unless ``mask`` (B, 1, T, T) says what is seen, and ``positions`` (B, T)
         default to 0, 1, …  With one, ``start`` (B,) int32 is the position of each row's first new element.
@@ -91,13 +102,15 @@ class Decoder(nnx.Module):
         if positions is None:
             positions = jnp.arange(x.shape[1])[None] + (0 if start is None else start[:, None])
         c = self.config
-        by = rotation(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+        by = rotation(positions, c.head_dim, c.rope_theta, c.rope_scaling, c.rope_llama3)
         x = constrain(x, "batch", None, None)
-        x, layers = run_stack(
+        x, (layers, balance) = run_stack(
             self.blocks, x, lambda block, x, layer: block(x, by, mask, layer, start),
             per_layer=None if cache is None else tuple(cache), remat=remat,
         )  # fmt: skip
-        return self.norm(x), None if cache is None else Cache(*layers)
+        return Decoded(
+            self.norm(x), None if balance is None else balance.mean(), None if cache is None else Cache(*layers)
+        )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """(…, D) -> (…, V) float32."""

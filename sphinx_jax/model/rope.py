@@ -8,9 +8,20 @@ import jax.numpy as jnp
 Rotation = tuple[jax.Array, jax.Array]
 
 
-def rotation(positions: jax.Array, head_dim: int, theta: float, scaling: float | None = None) -> Rotation:
-    """positions (…) int -> cosines and sines (…, H/2) float32; ``scaling`` multiplies positions."""
+def rotation(
+    positions: jax.Array,
+    head_dim: int,
+    theta: float,
+    scaling: float | None = None,
+    llama3: tuple[float, ...] | None = None,
+) -> Rotation:
+    """positions (…) int -> cosines and sines (…, H/2) float32.
+
+    ``scaling`` multiplies positions; ``llama3`` slows the low frequencies down, see ``stretch``.
+    """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if llama3 is not None:
+        frequencies = stretch(frequencies, *llama3)
     positions = positions.astype(jnp.float32)
     angles = (positions if scaling is None else positions * scaling)[..., None] * frequencies
     return jnp.cos(angles), jnp.sin(angles)
@@ -22,3 +33,13 @@ def rotate(x: jax.Array, by: Rotation) -> jax.Array:
     cos, sin = (part[..., None, :] for part in by)
     even, odd = pairs[..., 0], pairs[..., 1]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def stretch(frequencies: jax.Array, factor: float, low: float, high: float, length: float) -> jax.Array:
+    """LLaMA 3.1's long context: waves that fit the original ``length`` less than ``low`` times are ``factor`` slower.
+
+    Those that fit more than ``high`` times stay, those between go over smoothly (Meta's ``apply_scaling``).
+    """
+    fits = length * frequencies / (2 * jnp.pi)
+    smooth = jnp.clip((fits - low) / (high - low), 0, 1)
+    return frequencies * (smooth + (1 - smooth) / factor)

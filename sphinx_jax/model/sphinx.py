@@ -81,8 +81,8 @@ class SphinxModel(nnx.Module):
         features: Features | None = None,
         segments: jax.Array | None = None,
         remat: str = "none",
-    ) -> jax.Array:
-        """(B, T) -> (B, T, D): of the image positions only the last counts, it predicts the first word of the text.
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """(B, T) -> (B, T, D), and the load-balance loss of a mixture of experts: of the image positions only the last counts, it predicts the first word of the text.
 
         ``segments`` (B, T) int32 keeps the turns of a conversation apart: segment 0 (BOS, picture, system text) is seen
         by all, every other one sees only that and itself, and its positions go on from the end of segment 0.
@@ -91,26 +91,26 @@ class SphinxModel(nnx.Module):
         positions = mask = None
         if segments is not None:
             positions, mask = isolate(segments, x.shape[1] - tokens.shape[1])
-        hidden, _ = self.decoder(x, positions=positions, mask=mask, remat=remat)
-        return hidden[:, hidden.shape[1] - tokens.shape[1] :]
+        hidden, balance, _ = self.decoder(x, positions=positions, mask=mask, remat=remat)
+        return hidden[:, hidden.shape[1] - tokens.shape[1] :], balance
 
     def logits(self, tokens: jax.Array, images: jax.Array | None = None) -> jax.Array:
         """(B, T) int32, (B, S, S, 3) -> (B, T, V) float32; entry t predicts token t + 1."""
-        return self.decoder.logits(self.hidden(tokens, None if images is None else self.encode(images)))
+        return self.decoder.logits(self.hidden(tokens, None if images is None else self.encode(images))[0])
 
     def prefill(
         self, tokens: jax.Array, lengths: jax.Array, features: Features | None, cache: Cache
     ) -> tuple[jax.Array, Cache]:
         """Right-padded prompts (B, T) of ``lengths`` (B,) -> logits (B, V) after the last token of each, and cache."""
         x = self.embed(tokens, features)
-        hidden, cache = self.decoder(x, cache=cache, start=jnp.zeros_like(lengths))
+        hidden, _, cache = self.decoder(x, cache=cache, start=jnp.zeros_like(lengths))
         last = lengths - 1 + x.shape[1] - tokens.shape[1]
         return self.decoder.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]), cache
 
     def decode(self, tokens: jax.Array, positions: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """One token a row (B,) at its own position (B,) -> logits (B, V), and the cache."""
         x = self.decoder.embed(tokens[:, None], jnp.dtype(self.config.dtype))
-        hidden, cache = self.decoder(x, cache=cache, start=positions)
+        hidden, _, cache = self.decoder(x, cache=cache, start=positions)
         return self.decoder.logits(hidden[:, 0]), cache
 
 

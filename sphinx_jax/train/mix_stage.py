@@ -43,7 +43,7 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
     ends = [{p: x for p, x in leaves.items() if p not in frozen} for leaves in (real, synthetic)]
 
     def loss(leaves: Any, batch: Any) -> jax.Array:
-        losses = cross_entropy(plan.bind(leaves | frozen), batch)
+        losses, _ = cross_entropy(plan.bind(leaves | frozen), batch)
         return jnp.stack([losses.sum(), (batch["labels"][:, 1:] > 0).sum()])
 
     domains = ("real", "synthetic")

@@ -167,7 +167,7 @@ class Parts(nnx.Module):
         """Cross-entropy of captions (B, L) of which the writer sees the queries (B, Q, C) alone."""
         prefix = self.prefix_norm(queries)
         x = jnp.concatenate([prefix, self.writer.embed(captions[:, :-1], prefix.dtype)], axis=1)
-        hidden, _ = self.writer(x)
+        hidden = self.writer(x).hidden
         logits = self.writer.logits(hidden[:, prefix.shape[1] :])
         labels = captions[:, 1:]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

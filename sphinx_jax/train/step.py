@@ -43,14 +43,14 @@ def features_of(model: SphinxModel, batch: Batch, remat: str = "none") -> Featur
     return None
 
 
-def cross_entropy(model: SphinxModel, batch: Batch, remat: str = "none") -> jax.Array:
-    """(B, T − 1) losses of the labelled tokens, 0 elsewhere."""
+def cross_entropy(model: SphinxModel, batch: Batch, remat: str = "none") -> tuple[jax.Array, jax.Array | None]:
+    """(B, T − 1) losses of the labelled tokens, 0 elsewhere; and the load-balance loss of a mixture of experts."""
     features = features_of(model, batch, remat)
-    hidden = model.hidden(batch["tokens"], features, batch.get("segments"), remat)
+    hidden, balance = model.hidden(batch["tokens"], features, batch.get("segments"), remat)
     logits = model.decoder.logits(hidden[:, :-1])
     labels = batch["labels"][:, 1:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.where(labels > 0, losses, 0)
+    return jnp.where(labels > 0, losses, 0), balance
 
 
 def token_weights(batch: Batch) -> jax.Array:
@@ -93,7 +93,8 @@ def make_step(
 ) -> Callable[[TrainState, dict[str, Batch], jax.Array], tuple[TrainState, dict[str, Any]]]:
     """The jitted step: (state, {name: batch}, rate) -> (state, metrics).
 
-    Each named batch contributes its mean loss per labelled token (rows may weigh their tokens) times its own weight.
+    Each named batch contributes its mean loss per labelled token (rows may weigh their tokens), and the load-balance
+    loss of a mixture of experts, times its own weight.
     With ``accumulate`` > 1 every batch is cut into that many parts along its rows; the update is that of the whole.
     """
     weights = weights or {}
@@ -102,9 +103,12 @@ def make_step(
         model = blueprint.bind(trainable | frozen)
         total, sums = 0.0, {}
         for name, part in parts.items():
-            losses = cross_entropy(model, part, remat)
+            losses, balance = cross_entropy(model, part, remat)
             sums[name] = batch_sums(part, losses)
-            total += weights.get(name, 1.0) * (losses * token_weights(part)).sum() / counts[name]
+            loss = (losses * token_weights(part)).sum() / counts[name]
+            if balance is not None:
+                loss += model.config.decoder.moe.balance_weight * balance / accumulate
+            total += weights.get(name, 1.0) * loss
         return total, sums
 
     def step(state: TrainState, batches: dict[str, Batch], rate: jax.Array):
