@@ -55,6 +55,7 @@ class DecoderConfig:
     rope_theta: float = 10000.0
     rope_scaling: float | None = None  # multiplies positions
     rope_llama3: tuple[float, ...] | None = None  # factor, low and high frequency factor, original length (LLaMA 3.1)
+    max_positions: int = 4096  # a prompt that leaves no room within these loses its beginning
     tied_embeddings: bool = False
     hidden_dim: int | None = None  # FFN width as such, in place of the formula
     head_width: int | None = None  # where it is not dim / heads

@@ -76,9 +76,12 @@ class Sphinx:
         top_p: float = 0.75,
         seed: int = 0,
     ) -> list[str]:
-        """Continue prompts, taken verbatim (BOS is added), until ``\\n###``, EOS or ``max_new_tokens``."""
+        """Continue prompts, taken verbatim (BOS is added), until ``\\n###``, EOS or ``max_new_tokens``.
+
+        A prompt too long for the decoder keeps BOS, the picture and its own end, and the log says so.
+        """
         features = None if images is None else self.features(images)
-        prompts = [self.encode_prompt(prompt) for prompt in prompts]
+        prompts = [self._fitted(prompt, features is not None, max_new_tokens) for prompt in prompts]
         with jax.set_mesh(self.mesh):
             out = engine.generate(
                 self.config, self.leaves, prompts, features, stops=engine.stop_tokens(self.tokenizer),
@@ -101,7 +104,7 @@ class Sphinx:
         features = None if image is None else self.features([image])
         with jax.set_mesh(self.mesh):
             tokens = engine.stream(
-                self.config, self.leaves, self.encode_prompt(prompt), features,
+                self.config, self.leaves, self._fitted(prompt, features is not None, max_new_tokens), features,
                 stops=engine.stop_tokens(self.tokenizer),
                 max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             )  # fmt: skip
@@ -127,6 +130,19 @@ class Sphinx:
 
     def encode_prompt(self, prompt: str) -> list[int]:
         return self.tokenizer.encode(prompt, bos=True)
+
+    def _fitted(self, prompt: str, with_picture: bool, new_tokens: int) -> list[int]:
+        """The tokens of a prompt, cut at its beginning where they leave no room for an answer."""
+        tokens = self.encode_prompt(prompt)
+        room = self.config.decoder.max_positions - new_tokens - (self.config.image_positions if with_picture else 0)
+        if room < 2:
+            raise ValueError(
+                f"max_new_tokens {new_tokens} leaves no room for a prompt in {self.config.decoder.max_positions} positions"
+            )
+        if len(tokens) <= room:
+            return tokens
+        _log.warning("a prompt of %d tokens was cut to its last %d", len(tokens), room - 1)
+        return [*tokens[:1], *tokens[1 - room :]]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return engine.decode_answer(self.tokenizer, tokens)

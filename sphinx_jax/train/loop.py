@@ -26,7 +26,7 @@ from sphinx_jax.train.step import TrainState
 _log = logging.getLogger(__name__)
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(ValueError):
     """Training cannot go on; the message says why."""
 
 

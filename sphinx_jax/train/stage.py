@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from sphinx_jax.config import unknown
 from sphinx_jax.data.task_mix import Shape, Source, rows, task_mix
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
@@ -103,6 +104,9 @@ def image_shape(run: Run, s: TrainStage) -> Shape:
 
 def image_sources(run: Run, s: TrainStage, leaves: Leaves) -> list[Source]:
     weights = {} if s.tasks is None else dict.fromkeys(INSTRUCTIONS, 0.0) | dict(s.tasks)
+    for task in weights.keys() - INSTRUCTIONS.keys():  # people's own data may have tasks of its own
+        if not any(task in item.tasks for domain in s.domains for item in run.data.items("train", domain)):
+            raise unknown("task", task, INSTRUCTIONS)
     return [
         Source(
             domain, run.data.items("train", domain), share, weights,
