@@ -2,6 +2,9 @@
 
 import functools
 import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 # compiled once for all tests of a run
@@ -53,6 +56,17 @@ def _born(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
 def born(config: ModelConfig, seed: int = 0) -> dict[str, jax.Array]:
     """Fresh leaves of a model, compiled once per test run; copies, so that a step may donate them."""
     return {path: jnp.array(leaf) for path, leaf in _born(config, seed).items()}
+
+
+def run_with_devices(code: str, devices: int = 8) -> None:
+    """Run a script in a process with that many virtual CPU devices; it can import from the tests."""
+    env = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import DATA, born, tiny_config
+from conftest import DATA, born, run_with_devices, tiny_config
 
 import sphinx_jax
 from sphinx_jax.checkpoint import accessory
@@ -235,36 +235,24 @@ def test_bind_names_a_missing_leaf(tiny):
         plan.bind(leaves)
 
 
-def test_born_in_shards_equals_born_whole(tiny):
-    """The same leaves whatever the mesh; checked in a process with eight devices."""
-    import subprocess
-    import sys
-
-    code = """
-import numpy as np, jax
-from conftest import tiny_config
-from sphinx_jax.model.blueprint import blueprint
-from sphinx_jax.sharding import make_mesh
-plan = blueprint(tiny_config())
-whole = plan.init(make_mesh(devices=jax.devices()[:1]))
-parts = plan.init(make_mesh(data=1, fsdp=4, tensor=2))
-q = parts["decoder/blocks/attention/q"]
-assert q.sharding.shard_shape(q.shape) == (2, 8, 1, 16), q.sharding
-kv = parts["decoder/blocks/attention/k"]  # one key/value head does not divide by two
-assert kv.sharding.shard_shape(kv.shape) == (2, 8, 1, 16), kv.sharding
-pixels, tokens = np.ones((1, 32, 32, 3), np.float32), np.ones((1, 4), np.int32)
-a = plan.bind(whole).logits(tokens, pixels)
-with jax.set_mesh(make_mesh(data=1, fsdp=4, tensor=2)):
-    placed = {k: jax.device_put(np.asarray(v), parts[k].sharding) for k, v in whole.items()}
-    b = jax.jit(lambda p: plan.bind(p).logits(tokens, pixels))(placed)
-np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
-"""
-    import os
-    from pathlib import Path
-
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-    }
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_born_in_shards_equals_born_whole():
+    """The same leaves whatever the mesh."""
+    run_with_devices("""
+        import numpy as np, jax
+        from conftest import tiny_config
+        from sphinx_jax.model.blueprint import blueprint
+        from sphinx_jax.sharding import make_mesh
+        plan = blueprint(tiny_config())
+        whole = plan.init(make_mesh(devices=jax.devices()[:1]))
+        parts = plan.init(make_mesh(data=1, fsdp=4, tensor=2))
+        q = parts["decoder/blocks/attention/q"]
+        assert q.sharding.shard_shape(q.shape) == (2, 8, 1, 16), q.sharding
+        kv = parts["decoder/blocks/attention/k"]  # one key/value head does not divide by two
+        assert kv.sharding.shard_shape(kv.shape) == (2, 8, 1, 16), kv.sharding
+        pixels, tokens = np.ones((1, 32, 32, 3), np.float32), np.ones((1, 4), np.int32)
+        a = plan.bind(whole).logits(tokens, pixels)
+        with jax.set_mesh(make_mesh(data=1, fsdp=4, tensor=2)):
+            placed = {k: jax.device_put(np.asarray(v), parts[k].sharding) for k, v in whole.items()}
+            b = jax.jit(lambda p: plan.bind(p).logits(tokens, pixels))(placed)
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
+    """)

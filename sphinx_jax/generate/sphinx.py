@@ -136,9 +136,8 @@ class Sphinx:
         tokens = self.encode_prompt(prompt)
         room = self.config.decoder.max_positions - new_tokens - (self.config.image_positions if with_picture else 0)
         if room < 2:
-            raise ValueError(
-                f"max_new_tokens {new_tokens} leaves no room for a prompt in {self.config.decoder.max_positions} positions"
-            )
+            positions = self.config.decoder.max_positions
+            raise ValueError(f"max_new_tokens {new_tokens} leaves no room for a prompt in {positions} positions")
         if len(tokens) <= room:
             return tokens
         _log.warning("a prompt of %d tokens was cut to its last %d", len(tokens), room - 1)

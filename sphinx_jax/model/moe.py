@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.layers import constant, contract, param
+from sphinx_jax.sharding import partition_spec
 
 LARGEST_BLOCK = 128  # rows of a block on a CPU
 
@@ -28,7 +30,7 @@ class Groups(NamedTuple):
     rows: jax.Array  # (R, D) tokens, one for each expert that they chose, sorted by expert
     expert: jax.Array  # (R,) of each row
     dot: Callable[[jax.Array, jax.Array], jax.Array]  # (R, D), (E, D, F) -> (R, F), each row by its expert's matrix
-    back: jax.Array  # (N, k) the row of each token's choices
+    place: jax.Array  # (M,) the row of each token that was given
 
 
 class Moe(nnx.Module):
@@ -52,57 +54,144 @@ class Moe(nnx.Module):
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """x (B, T, D) -> (B, T, D), and the layer's load-balance loss, a float32 scalar."""
-        m = self.config.moe
-        tokens = x.reshape(-1, x.shape[-1])
-        scores = contract(tokens, self.router[...])
-        shares = jax.nn.softmax(scores if m.half_router else scores.astype(jnp.float32))
-        weights, chosen = jax.lax.top_k(shares, m.per_token)  # (N, k)
-        weights = (weights / weights.sum(-1, keepdims=True)).astype(x.dtype)
-        groups = group(tokens, chosen, m.experts)
-        hidden = jax.nn.silu(self.apply("gate", groups.rows, groups)) * self.apply("up", groups.rows, groups)
-        out = self.apply("down", hidden, groups)[groups.back]  # (N, k, D)
-        mixed = (out * weights[..., None]).sum(1)
-        return mixed.reshape(x.shape), balance_loss(shares, chosen)
+        run = functools.partial(mixture, self.config)
+        maps = {n: Map(getattr(self, n)[...], *self.additions(n)) for n in ("gate", "up", "down")}
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return run(x, self.router[...], maps)
+        # sorting is local: under automatic sharding it would gather all tokens, and the product all experts
+        there = partition_spec(("batch", None, None), x.shape, mesh)
+        held = {n: self.held(n, map_, mesh) for n, map_ in maps.items()}
+        axes = there[0] or ()
+        run = functools.partial(
+            run, batch_axes=(axes,) if isinstance(axes, str) else axes, split=held["gate"].w[0] == "expert",
+            partial_sums=held["down"].w[1] == "tensor",
+        )  # fmt: skip
+        specs = (there, PartitionSpec(), held)
+        return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=(there, PartitionSpec()), check_vma=False)(
+            x, self.router[...], maps
+        )
 
-    def apply(self, name: str, x: jax.Array, groups: Groups) -> jax.Array:
-        """x (R, inputs) -> (R, outputs) by each row's own expert."""
-        y = groups.dot(x, getattr(self, name)[...].astype(x.dtype))
-        if name in self.lora:
-            low = self.lora[name]
-            y = y + groups.dot(groups.dot(x, low["a"][...].astype(x.dtype)), low["b"][...].astype(x.dtype))
-        return y + self.bias[name][...].astype(x.dtype)[groups.expert] if name in self.bias else y
+    def additions(self, name: str) -> tuple[jax.Array | None, ...]:
+        """Bias and the two low-rank factors of a map, None where it has none."""
+        low = self.lora.get(name, {"a": None, "b": None})
+        return tuple(None if v is None else v[...] for v in (self.bias.get(name), low["a"], low["b"]))
+
+    def held(self, name: str, map_: Map, mesh) -> Map:
+        """How the parts of a map lie while they multiply: by expert and over ``tensor``, whole along ``embed``."""
+        inner, outer = (None, "ffn") if name != "down" else ("ffn", None)
+        axes = Map(("expert", inner, outer), ("expert", outer), ("expert", inner, None), ("expert", None, outer))
+        return Map(*(None if v is None else partition_spec(a, v.shape, mesh) for a, v in zip(axes, map_, strict=True)))
 
 
-def balance_loss(shares: jax.Array, chosen: jax.Array) -> jax.Array:
+class Map(NamedTuple):
+    """A linear map of every expert."""
+
+    w: Any  # (E, inputs, outputs)
+    bias: Any = None  # (E, outputs)
+    a: Any = None  # (E, inputs, rank)
+    b: Any = None  # (E, rank, outputs)
+
+    def __call__(self, x: jax.Array, groups: Groups) -> jax.Array:
+        """x (R, inputs) -> (R, outputs), each row by its own expert."""
+        y = groups.dot(x, self.w.astype(x.dtype))
+        if self.a is not None:
+            y = y + groups.dot(groups.dot(x, self.a.astype(x.dtype)), self.b.astype(x.dtype))
+        return y if self.bias is None else y + self.bias.astype(x.dtype)[groups.expert]
+
+
+def mixture(
+    config: DecoderConfig,
+    x: jax.Array,
+    router: jax.Array,
+    maps: dict[str, Map],
+    *,
+    batch_axes: tuple[str, ...] = (),
+    split: bool = False,
+    partial_sums: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """x (B, T, D) -> (B, T, D) and the load-balance loss; under ``shard_map`` B is this device's share.
+
+    ``batch_axes`` are the mesh axes that share the batch; with ``split`` each device along ``expert`` holds its own
+    experts; with ``partial_sums`` each along ``tensor`` holds a part of every FFN.
+    """
+    m = config.moe
+    tokens = x.reshape(-1, x.shape[-1])
+    scores = contract(tokens, router)
+    shares = jax.nn.softmax(scores if m.half_router else scores.astype(jnp.float32))
+    weights, chosen = jax.lax.top_k(shares, m.per_token)  # (N, k)
+    weights = (weights / weights.sum(-1, keepdims=True)).astype(x.dtype)
+    rows = jnp.repeat(tokens, m.per_token, axis=0)  # (M, D), M = N · k
+    work = functools.partial(run_experts, maps, partial_sums=partial_sums)
+    out = exchange(work, rows, chosen.ravel(), m.experts) if split else work(rows, chosen.ravel())
+    mixed = (out.reshape(*chosen.shape, -1) * weights[..., None]).sum(1)
+    return mixed.reshape(x.shape), balance_loss(shares, chosen, batch_axes)
+
+
+def run_experts(maps: dict[str, Map], rows: jax.Array, expert: jax.Array, *, partial_sums: bool) -> jax.Array:
+    """rows (M, D), each through the FFN of its expert (M,); rows of an expert that is not here come back as 0."""
+    groups = group(rows, expert, len(maps["gate"].w))
+    hidden = jax.nn.silu(maps["gate"](groups.rows, groups)) * maps["up"](groups.rows, groups)
+    down = maps["down"]
+    if partial_sums:
+        bias, down = down.bias, down._replace(bias=None)
+        out = jax.lax.psum(down(hidden, groups), "tensor")
+        out = out if bias is None else out + bias.astype(out.dtype)[groups.expert]
+    else:
+        out = down(hidden, groups)
+    here = expert < len(maps["gate"].w)
+    return jnp.where(here[:, None], out[groups.place], 0)
+
+
+def exchange(work: Callable, rows: jax.Array, expert: jax.Array, experts: int) -> jax.Array:
+    """``work(rows, expert)`` where the experts are: rows (M, D) go there by an all-to-all and come back by another.
+
+    Nothing is dropped, so each device keeps room for all rows of every other one.
+    """
+    devices = jax.lax.axis_size("expert")
+    each = experts // devices
+    order = jnp.argsort(expert, stable=True)
+    owner = (expert // each)[order]
+    counts = jnp.bincount(owner, length=devices)
+    column = jnp.arange(len(order)) - (jnp.cumsum(counts) - counts)[owner]
+    send = jnp.zeros((devices, *rows.shape), rows.dtype).at[owner, column].set(rows[order])
+    # an expert beyond those of the receiver marks an empty place
+    label = jnp.full((devices, len(rows)), each).at[owner, column].set((expert % each)[order])
+    swap = functools.partial(jax.lax.all_to_all, axis_name="expert", split_axis=0, concat_axis=0, tiled=True)
+    found = work(swap(send).reshape(-1, rows.shape[-1]), swap(label).ravel())
+    back = swap(found.reshape(send.shape))[owner, column]
+    return jnp.zeros_like(rows).at[order].set(back)
+
+
+def balance_loss(shares: jax.Array, chosen: jax.Array, batch_axes: tuple[str, ...] = ()) -> jax.Array:
     """E/(N·k) · ⟨tokens of each expert, its mean share⟩: 1 where the load is even.
 
     shares (N, E), chosen (N, k); image positions and padding count, as in the reference.
     """
     count, experts = shares.shape
-    load = jnp.zeros(experts).at[chosen.ravel()].add(1.0)
-    return experts / (count * chosen.shape[1]) * (load * shares.astype(jnp.float32).mean(0)).sum()
+    load = jnp.zeros(experts).at[chosen.ravel()].add(1.0) / (count * chosen.shape[1])
+    mean = shares.astype(jnp.float32).mean(0)
+    if batch_axes:
+        load, mean = (jax.lax.pmean(value, batch_axes) for value in (load, mean))
+    return experts * (load * mean).sum()
 
 
-def group(tokens: jax.Array, chosen: jax.Array, experts: int) -> Groups:
-    """tokens (N, D), chosen (N, k) -> rows by expert, and how they are multiplied and brought back."""
-    per_token = chosen.shape[1]
-    expert = chosen.ravel()  # (M,), M = N · k
+def group(rows: jax.Array, expert: jax.Array, experts: int) -> Groups:
+    """rows (M, D) and the expert (M,) of each -> rows sorted by expert, those of no expert last."""
     order = jnp.argsort(expert, stable=True)
-    place = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))  # of each choice among the sorted ones
-    sizes = jnp.bincount(expert, length=experts)
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
+    sizes = jnp.bincount(expert, length=experts + 1)[:experts]
     if jax.default_backend() != "cpu":
         dot = functools.partial(jax.lax.ragged_dot, group_sizes=sizes)
-        return Groups(tokens[order // per_token], expert[order], dot, place.reshape(chosen.shape))
+        return Groups(rows[order], expert[order], dot, place)
     block, blocks = block_shape(len(expert), experts)
     padded = -(-sizes // block) * block
     ends = jnp.cumsum(padded)
-    slot = place + (ends - padded - (jnp.cumsum(sizes) - sizes))[expert]
-    source = jnp.full(blocks * block, len(tokens)).at[slot].set(jnp.arange(len(expert)) // per_token)
-    rows = tokens.at[source].get(mode="fill", fill_value=0)
+    shift = ends - padded - (jnp.cumsum(sizes) - sizes)
+    slot = jnp.where(expert < experts, place + shift[jnp.minimum(expert, experts - 1)], blocks * block)
+    gathered = jnp.zeros((blocks * block, rows.shape[1]), rows.dtype).at[slot].set(rows, mode="drop")
     of_block = jnp.minimum(jnp.searchsorted(ends, jnp.arange(blocks) * block, side="right"), experts - 1)
-    return Groups(
-        rows, jnp.repeat(of_block, block), lambda x, w: blocked_dot(x, w, of_block), slot.reshape(chosen.shape)
-    )
+    return Groups(gathered, jnp.repeat(of_block, block), lambda x, w: blocked_dot(x, w, of_block), slot)
 
 
 def block_shape(rows: int, experts: int) -> tuple[int, int]:

@@ -82,7 +82,9 @@ class SphinxModel(nnx.Module):
         segments: jax.Array | None = None,
         remat: str = "none",
     ) -> tuple[jax.Array, jax.Array | None]:
-        """(B, T) -> (B, T, D), and the load-balance loss of a mixture of experts: of the image positions only the last counts, it predicts the first word of the text.
+        """(B, T) -> (B, T, D), and the load-balance loss of a mixture of experts.
+
+        Of the image positions only the last counts: it predicts the first word of the text.
 
         ``segments`` (B, T) int32 keeps the turns of a conversation apart: segment 0 (BOS, picture, system text) is seen
         by all, every other one sees only that and itself, and its positions go on from the end of segment 0.
