@@ -160,6 +160,7 @@ class ViewsConfig:
     image_size: int = 224
     crops: int = 0
     half_overview: bool = False  # the overview passes through float16 even where its size is kept
+    skip_padded: bool = False  # a crop that is padding alone becomes one learned token (SPHINX-X, section 3.2)
     half_resize: str = "float16"  # float16 | float32: the resize weights of the reference on CPU | CUDA
 
     @property

@@ -1,5 +1,6 @@
 """The modules against the reference's own numbers, and the properties that hold at any size."""
 
+import dataclasses
 import functools
 import re
 
@@ -8,15 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import DATA, born, run_with_devices, tiny_config
+from PIL import Image
 
 import sphinx_jax
 from sphinx_jax.checkpoint import accessory
 from sphinx_jax.config import FAMILY, ConfigError, ViewsConfig, family, from_dict, to_dict
+from sphinx_jax.data.image import padded_resize
 from sphinx_jax.model import views
-from sphinx_jax.model.blueprint import blueprint, count_parameters, flatten, matches, unflatten
+from sphinx_jax.model.blueprint import blueprint, count_parameters, flatten, make_encode, matches, unflatten
 from sphinx_jax.model.cache import Cache
 from sphinx_jax.model.encoders.convnext import depthwise
 from sphinx_jax.model.sphinx import isolate
+from sphinx_jax.model.views import normalise
 
 REFERENCE = DATA / "llama_ens5"
 
@@ -42,7 +46,7 @@ def reference_features():
 
 def test_encoders_agree_with_the_reference():
     config, _, expected = reference()
-    overview, _, queries = reference_features()
+    overview, _, queries, _ = reference_features()
     clip, dino = config.clip.width, config.dinov2.width
     np.testing.assert_allclose(overview[:, 0, :, :clip], expected["img__clip_feats"], atol=1e-5)
     # the overview is resized 448 -> 224 through float16: one tie moves a feature by a few 1e-5
@@ -71,13 +75,13 @@ def test_cached_decoding_gives_the_references_tokens_and_logits():
     padded[0, : len(prompt)] = prompt
     length = jnp.array([len(prompt)])
     cache = Cache.empty(config.decoder, 1, config.image_positions + 180, jnp.float32)
-    logits, cache = jax.jit(model.prefill)(padded, length, features, cache)
+    logits, position, cache = jax.jit(model.prefill)(padded, length, features, cache)
+    assert position == length + config.image_positions
     decode = jax.jit(model.decode)
     for step, token in enumerate(tokens):
         np.testing.assert_allclose(logits[0], expected["img_gen_logits"][step], atol=1e-4)
         assert int(logits.argmax()) == token
-        position = length + config.image_positions + step
-        logits, cache = decode(jnp.array([token]), position, cache)
+        logits, cache = decode(jnp.array([token]), position + step, cache)
 
 
 def test_published_folder_answers_through_the_public_api():
@@ -212,11 +216,64 @@ def test_isolated_turns_answer_as_if_alone(tiny):
 
 
 def test_isolation_shares_the_prefix_and_nothing_else():
-    positions, seen = isolate(jnp.array([[0, 0, 1, 1, 2, 2, 2, -1]]), image_positions=2)
+    positions, seen = isolate(jnp.array([[0, 0, 0, 0, 1, 1, 2, 2, 2, -1]]))
     np.testing.assert_array_equal(positions[0, :9], [0, 1, 2, 3, 4, 5, 4, 5, 6])
     seen = np.asarray(seen[0, 0])
     assert seen[8, :4].all() and not seen[8, 4:6].any() and seen[8, 6:9].all()
     assert not np.triu(seen, 1).any()
+
+
+def skipping() -> tuple:
+    """A model with three by three crops that skips padding, and one that does not, with the same leaves."""
+    views = ViewsConfig(48, crops=3)
+    plain = tiny_config(views=views)
+    config = dataclasses.replace(plain, views=dataclasses.replace(views, skip_padded=True))
+    leaves = born(config)
+    leaves["embedding_mix/tags/skip"] = jnp.linspace(-1, 1, 32)
+    return plain, config, leaves
+
+
+def flat_picture(width: int, height: int) -> np.ndarray:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    return padded_resize(picture, 48)[None]
+
+
+def test_a_picture_without_padding_is_as_if_nothing_were_skipped():
+    plain, config, leaves = skipping()
+    pixels, tokens = flat_picture(60, 60), jnp.array([[1, 5, 6, 7]])
+    encoders = {p: x for p, x in leaves.items() if p.startswith("encoders/")}
+    features = make_encode(config)(encoders, pixels)
+    assert not features.skipped.any()
+    logits = blueprint(config).bind(leaves).hidden(tokens, features)[0]
+    expected = blueprint(plain).bind(leaves).hidden(tokens, features._replace(skipped=None))[0]
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_a_skipped_crop_is_one_position_and_none_of_the_encoders_work():
+    """A wide picture pads its upper and lower crops: the decoder reads what an explicit sequence spells out."""
+    _, config, leaves = skipping()
+    pixels, tokens = flat_picture(90, 28), jnp.array([[1, 5, 6, 7]])
+    encoders = {p: x for p, x in leaves.items() if p.startswith("encoders/")}
+    features = make_encode(config)(encoders, pixels)
+    np.testing.assert_array_equal(features.skipped[0], [0, 1, 1, 1, 0, 0, 0, 1, 1, 1])
+    assert not np.asarray(features.crops)[0, [0, 1, 2, 6, 7, 8]].any(), "skipped crops were encoded"
+    model = blueprint(config).bind(leaves)
+    np.testing.assert_allclose(model.encode(normalise(pixels)).crops[0, 3:6], features.crops[0, 3:6], atol=1e-5)
+    x = model.embed(tokens, features)[0]
+    width = config.positions_of_view(1)
+    skip = leaves["embedding_mix/tags/skip"][None]
+    by_hand = [x[: 1 + width], skip, skip, skip, x[1 + 4 * width : 1 + 7 * width], skip, skip, skip, x[-3:]]
+    hidden = model.decoder(jnp.concatenate(by_hand)[None]).hidden[0]
+    np.testing.assert_allclose(model.hidden(tokens, features)[0][0], hidden[-4:], atol=1e-5)
+    # a row without padding in the same batch stays as it is, and generation goes on at the right position
+    both = make_encode(config)(encoders, np.concatenate([pixels, flat_picture(50, 50)]))
+    cache = Cache.empty(config.decoder, 2, 200, jnp.float32)
+    lengths = jnp.array([4, 4])
+    logits, position, cache = model.prefill(jnp.tile(tokens, (2, 1)), lengths, both, cache)
+    np.testing.assert_array_equal(position, [4 + 4 * width + 6, 4 + 10 * width])
+    longer = jnp.array([[1, 5, 6, 7, 9]] * 2)
+    after, _ = model.decode(jnp.array([9, 9]), position, cache)
+    np.testing.assert_allclose(after, model.decoder.logits(model.hidden(longer, both)[0][:, -1]), atol=1e-4)
 
 
 def test_leaf_paths_are_clean_and_flatten_round_trips(tiny):

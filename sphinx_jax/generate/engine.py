@@ -60,7 +60,7 @@ def generate_tokens(
     batch = len(tokens)
     offset = config.image_positions if features is not None else 0
     cache = Cache.empty(config.decoder, batch, offset + tokens.shape[1] + steps, jnp.dtype(config.dtype))
-    logits, cache = model.prefill(tokens, lengths, features, cache)
+    logits, next_position, cache = model.prefill(tokens, lengths, features, cache)
     out = jnp.zeros((batch, steps), jnp.int32)
     width = stops.shape[1]
     recent = jnp.full((batch, width), -2, jnp.int32)
@@ -76,7 +76,7 @@ def generate_tokens(
         out = out.at[:, step].set(new)
         recent = jnp.concatenate([recent[:, 1:], new[:, None]], axis=1)
         stopped = ((recent[:, None] == stops[None]) | (stops[None] < 0)).all(-1).any(-1)
-        logits, cache = model.decode(new, offset + lengths + step, cache)
+        logits, cache = model.decode(new, next_position + step, cache)
         return step + 1, done | stopped, logits, cache, out, recent
 
     state = (jnp.int32(0), jnp.zeros(batch, bool), logits, cache, out, recent)
@@ -141,7 +141,7 @@ def stream(
     tokens, lengths = pad_prompts([prompt])
     offset = config.image_positions if features is not None else 0
     positions = round_up(offset + tokens.shape[1] + max_new_tokens)
-    logits, cache = _prefill(config, leaves, tokens, lengths, features, positions)
+    logits, next_position, cache = _prefill(config, leaves, tokens, lengths, features, positions)
     key, new, table = jax.random.key(seed), [], pad_stops(stops)
     for step in range(max_new_tokens):
         token = _sample(logits, jax.random.fold_in(key, step), temperature, top_p)
@@ -151,7 +151,7 @@ def stream(
         # what may be the beginning of a stop sequence is held back until it is known not to be
         held = max((n for stop in table for n in _overlaps(new, [t for t in stop.tolist() if t >= 0])), default=0)
         yield new[: len(new) - held]
-        logits, cache = _decode(config, leaves, token, jnp.asarray(lengths + offset + step), cache)
+        logits, cache = _decode(config, leaves, token, next_position + step, cache)
     yield cut(new, stops)
 
 

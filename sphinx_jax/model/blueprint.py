@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from sphinx_jax.config import ModelConfig, family
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.model.sphinx import Encoders, SphinxModel
-from sphinx_jax.model.views import normalise
+from sphinx_jax.model.views import kept_views, normalise, padding_alone
 from sphinx_jax.sharding import partition_spec
 
 Leaves = dict[str, jax.Array]
@@ -117,14 +118,22 @@ def blueprint(config: ModelConfig) -> Blueprint:
 
 
 @functools.cache
-def make_encode(config: ModelConfig) -> Callable[[Leaves, jax.Array], Features]:
-    """Jitted (leaves of the encoders, pixels (B, S, S, 3) uint8) -> features."""
+def make_encode(config: ModelConfig) -> Callable[[Leaves, np.ndarray], Features]:
+    """(leaves of the encoders, pixels (B, S, S, 3) uint8) -> features; views that are skipped cost no time."""
     plan = Blueprint(lambda rngs: Encoders(config, rngs=rngs))
 
-    def encode(leaves: Leaves, pixels: jax.Array) -> Features:
-        return plan.bind({path.removeprefix("encoders/"): leaf for path, leaf in leaves.items()})(normalise(pixels))
+    @jax.jit
+    def encode(leaves: Leaves, pixels: jax.Array, kept: jax.Array | None) -> Features:
+        encoders = plan.bind({path.removeprefix("encoders/"): leaf for path, leaf in leaves.items()})
+        return encoders(normalise(pixels), kept=kept)
 
-    return jax.jit(encode)
+    def call(leaves: Leaves, pixels: np.ndarray) -> Features:
+        kept = None
+        if config.views.skip_padded:
+            kept = kept_views(np.asarray(padding_alone(normalise(pixels), config.views)))
+        return encode(leaves, pixels, kept)
+
+    return call
 
 
 FROZEN = ("encoders/*",)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from sphinx_jax.config import ModelConfig
@@ -23,6 +24,7 @@ class Features(NamedTuple):
     overview: jax.Array  # (B, 1, 1 + P, C) class slot and patches, channels of all patch encoders
     crops: jax.Array | None  # (B, crops, 1 + P', C)
     queries: jax.Array | None  # (B, views, Q, width of the Q-Former)
+    skipped: jax.Array | None = None  # (B, views) 1 where a view is padding alone, if such views are skipped
 
 
 class Projection(nnx.Module):
@@ -37,11 +39,12 @@ class Projection(nnx.Module):
 
 
 class Tags(nnx.Module):
-    """The learned start and end of a view, one pair for all views."""
+    """The learned start and end of a view, one pair for all views, and what stands for a skipped one."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, dim: int, skip: bool, *, rngs: nnx.Rngs):
         self.start = param(rngs, (dim,), ("embed",))
         self.end = param(rngs, (dim,), ("embed",))
+        self.skip = param(rngs, (dim,), ("embed",)) if skip else None
 
 
 def to_grid(patches: jax.Array, grid: int) -> jax.Array:
@@ -70,15 +73,33 @@ class EmbeddingMix(nnx.Module):
         dim = config.decoder.dim
         self.visual_proj = Projection(config.mixed_channels, dim, rngs=rngs)
         self.qformer_proj = Projection(config.qformer.width, dim, rngs=rngs) if config.qformer else None
-        self.tags = Tags(dim, rngs=rngs)
+        self.tags = Tags(dim, config.views.skip_padded, rngs=rngs)
 
     def __call__(self, features: Features) -> jax.Array:
-        """Features of a batch -> (B, image positions, D), overview first."""
-        overview, crops, queries = features
+        """Features of a batch -> (B, image positions, D), overview first.
+
+        A skipped view has the skip token at its first position; ``kept`` says which of the others are to go.
+        """
+        overview, crops, queries, skipped = features
         parts = [self.view(overview, None if queries is None else queries[:, :1])]
         if crops is not None:
             parts.append(self.view(crops, None if queries is None else queries[:, 1:]))
-        return jnp.concatenate(parts, axis=1)
+        mixed = jnp.concatenate(parts, axis=1)
+        if skipped is None:
+            return mixed
+        hidden = jnp.repeat(skipped > 0, self.widths, axis=1, total_repeat_length=mixed.shape[1])
+        return jnp.where(hidden[..., None], self.tags.skip[...].astype(mixed.dtype), mixed)
+
+    @property
+    def widths(self) -> np.ndarray:
+        """Positions of each view."""
+        return np.array([self.config.positions_of_view(view) for view in range(self.config.views.views)])
+
+    def kept(self, skipped: jax.Array) -> jax.Array:
+        """(B, views) -> (B, image positions) bool: of a skipped view the first position alone."""
+        first = np.zeros(self.widths.sum(), bool)
+        first[np.cumsum(self.widths) - self.widths] = True
+        return first | ~jnp.repeat(skipped > 0, self.widths, axis=1, total_repeat_length=len(first))
 
     def view(self, patches: jax.Array, queries: jax.Array | None) -> jax.Array:
         """Views of one size, (B, v, 1 + P, C) and (B, v, Q, width) -> (B, their positions, D)."""

@@ -12,7 +12,7 @@ from sphinx_jax.model.cache import Cache
 from sphinx_jax.model.decoder import Decoder
 from sphinx_jax.model.embedding_mix import EmbeddingMix, Features, pool_patches, to_grid
 from sphinx_jax.model.encoders import Blip2, Clip, ConvNext, DinoV2
-from sphinx_jax.model.views import make_views, nearest
+from sphinx_jax.model.views import make_views, nearest, padding_alone
 
 
 class Encoders(nnx.Module):
@@ -28,12 +28,18 @@ class Encoders(nnx.Module):
     def views(self, images: jax.Array, view_size: int) -> jax.Array:
         return make_views(images, view_size, self.config.views).astype(self.config.dtype)
 
-    def __call__(self, images: jax.Array, remat: str = "none") -> Features:
-        """(B, S, S, 3) float32 CLIP-normalised pictures -> features of every view."""
+    def __call__(self, images: jax.Array, remat: str = "none", kept: jax.Array | None = None) -> Features:
+        """(B, S, S, 3) float32 CLIP-normalised pictures -> features of every view.
+
+        ``kept`` (K,) int32: the views that are encoded (``views.kept_views``); the features of others are 0.
+        """
         c = self.config
         # encoders that look at views of one size share them
         sizes = {e.view_size for e in (c.clip, c.convnext, c.dinov2, c.blip2) if e}
         views = {size: self.views(images, size) for size in sizes}
+        total = len(images) * c.views.views
+        if kept is not None:
+            views = {size: v.at[kept].get(mode="fill", fill_value=0) for size, v in views.items()}
         patches = []
         if self.clip is not None:
             patches.append(self.clip(views[c.clip.view_size], remat))
@@ -45,6 +51,8 @@ class Encoders(nnx.Module):
         queries = self.blip2(views[c.blip2.view_size], remat) if self.blip2 is not None else None
 
         def by_picture(x):
+            if kept is not None:
+                x = jnp.zeros((total, *x.shape[1:]), x.dtype).at[kept].set(x, mode="drop")
             return einops.rearrange(x, "(b v) t c -> b v t c", v=c.views.views)
 
         patches = by_picture(jnp.concatenate(patches, axis=-1))
@@ -52,6 +60,7 @@ class Encoders(nnx.Module):
             pool_patches(patches[:, :1], c.pool_overview),
             pool_patches(patches[:, 1:], c.pool_crops) if c.views.crops else None,
             None if queries is None else by_picture(queries),
+            padding_alone(images, c.views).astype(c.dtype) if c.views.skip_padded else None,
         )
 
 
@@ -89,12 +98,36 @@ class SphinxModel(nnx.Module):
         ``segments`` (B, T) int32 keeps the turns of a conversation apart: segment 0 (BOS, picture, system text) is seen
         by all, every other one sees only that and itself, and its positions go on from the end of segment 0.
         """
-        x = self.embed(tokens, features)
-        positions = mask = None
-        if segments is not None:
-            positions, mask = isolate(segments, x.shape[1] - tokens.shape[1])
+        x, at, segments = self.sequence(tokens, features, segments)
+        positions, mask = (None, None) if segments is None else isolate(segments)
         hidden, balance, _ = self.decoder(x, positions=positions, mask=mask, remat=remat)
-        return hidden[:, hidden.shape[1] - tokens.shape[1] :], balance
+        if at is None:
+            return hidden[:, hidden.shape[1] - tokens.shape[1] :], balance
+        return jnp.take_along_axis(hidden, at[..., None], axis=1), balance
+
+    def sequence(
+        self, tokens: jax.Array, features: Features | None, segments: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+        """(B, T) -> what the decoder reads (B, W + T, D), where each text token lies in it (B, T), and its segments.
+
+        Without skipped views the text lies at the end (None); else what they leave empty goes there.  The first entry
+        is the last image position, or BOS without a picture.
+        """
+        x = self.embed(tokens, features)
+        batch, length = tokens.shape
+        image = x.shape[1] - length
+        if segments is not None:
+            # the picture belongs to what comes before the first turn, as BOS does
+            nothing = jnp.zeros((batch, image), segments.dtype)
+            segments = jnp.concatenate([segments[:, :1], nothing, segments[:, 1:]], axis=1)
+        if features is None or features.skipped is None:
+            return x, None, segments
+        kept = self.embedding_mix.kept(features.skipped)
+        kept = jnp.pad(kept, ((0, 0), (1, length - 1)), constant_values=True)
+        order = jnp.argsort(~kept, axis=1, stable=True)
+        at = jnp.cumsum(kept, axis=1) - 1
+        segments = None if segments is None else jnp.take_along_axis(segments, order, axis=1)
+        return jnp.take_along_axis(x, order[..., None], axis=1), at[:, image:], segments
 
     def logits(self, tokens: jax.Array, images: jax.Array | None = None) -> jax.Array:
         """(B, T) int32, (B, S, S, 3) -> (B, T, V) float32; entry t predicts token t + 1."""
@@ -102,12 +135,15 @@ class SphinxModel(nnx.Module):
 
     def prefill(
         self, tokens: jax.Array, lengths: jax.Array, features: Features | None, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
-        """Right-padded prompts (B, T) of ``lengths`` (B,) -> logits (B, V) after the last token of each, and cache."""
-        x = self.embed(tokens, features)
+    ) -> tuple[jax.Array, jax.Array, Cache]:
+        """Right-padded prompts (B, T) of ``lengths`` (B,) -> logits (B, V) after the last token of each, cache, and
+        the position (B,) of what comes next."""
+        x, at, _ = self.sequence(tokens, features)
         hidden, _, cache = self.decoder(x, cache=cache, start=jnp.zeros_like(lengths))
-        last = lengths - 1 + x.shape[1] - tokens.shape[1]
-        return self.decoder.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]), cache
+        last = lengths[:, None] - 1
+        last = last + x.shape[1] - tokens.shape[1] if at is None else jnp.take_along_axis(at, last, axis=1)
+        logits = self.decoder.logits(jnp.take_along_axis(hidden, last[..., None], axis=1)[:, 0])
+        return logits, last[:, 0] + 1, cache
 
     def decode(self, tokens: jax.Array, positions: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """One token a row (B,) at its own position (B,) -> logits (B, V), and the cache."""
@@ -116,12 +152,8 @@ class SphinxModel(nnx.Module):
         return self.decoder.logits(hidden[:, 0]), cache
 
 
-def isolate(segments: jax.Array, image_positions: int) -> tuple[jax.Array, jax.Array]:
-    """Segments (B, T) of the text -> positions (B, W + T) and what is seen (B, 1, W + T, W + T)."""
-    segments = jnp.concatenate(
-        [segments[:, :1], jnp.zeros((len(segments), image_positions), segments.dtype), segments[:, 1:]],
-        axis=1,
-    )
+def isolate(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Segments (B, T) of a whole sequence -> positions (B, T) and what is seen (B, 1, T, T)."""
     index = jnp.arange(segments.shape[1])
     shared = segments == 0
     # a segment is contiguous, so its own start is the last index at which the segment changed

@@ -82,3 +82,21 @@ def make_views(images: jax.Array, view_size: int, config: ViewsConfig) -> jax.Ar
     large = images if images.shape[1] == side else resize(images, side, half)
     crops = einops.rearrange(large, "b (r h) (c w) d -> b (r c) h w d", r=config.crops, c=config.crops)
     return einops.rearrange(jnp.concatenate([overview[:, None], crops], axis=1), "b v h w d -> (b v) h w d")
+
+
+def padding_alone(images: jax.Array, config: ViewsConfig) -> jax.Array:
+    """(B, S, S, 3) CLIP-normalised -> (B, views) bool: the crops in which nothing but padding is to be seen."""
+    colour = (np.floor(255 * np.array(CLIP_MEAN)) / 255 - CLIP_MEAN) / CLIP_STD
+    same = abs(images - colour.astype(np.float32)) < 1e-3  # a step of eight-bit colour is ten times that
+    crops = einops.reduce(same, "b (r h) (c w) d -> b (r c)", "min", r=config.crops, c=config.crops)
+    return jnp.pad(crops, ((0, 0), (1, 0)))  # the overview is never skipped
+
+
+def kept_views(skipped: np.ndarray) -> np.ndarray:
+    """(B, views) bool -> (K,) int32 numbers of the views to encode, in rows of views.
+
+    K is a multiple of B, so that few programs are compiled; a number beyond the last view fills it up.
+    """
+    kept = np.flatnonzero(~skipped)
+    room = -(-len(kept) // len(skipped)) * len(skipped)
+    return np.pad(kept, (0, room - len(kept)), constant_values=skipped.size).astype(np.int32)
