@@ -27,8 +27,8 @@ REFERENCE = DATA / "llama_ens5"
 
 @functools.cache
 def reference():
-    config = accessory.read_config(REFERENCE / "ckpt", vocab_size=512)
-    arrays = accessory.read_leaves(REFERENCE / "ckpt" / "consolidated.00-of-01.model.pth", config)
+    config = accessory.read_config([REFERENCE / "ckpt"], vocab_size=512)
+    arrays = accessory.read_leaves(accessory.open_folders([REFERENCE / "ckpt"]), config)
     plan = blueprint(config)
     return (
         config,

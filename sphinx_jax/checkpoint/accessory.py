@@ -1,150 +1,234 @@
-"""The published checkpoints: folders of ``consolidated.*.pth`` files, read without torch.
+"""The published checkpoints (LLaMA2-Accessory): folders of ``consolidated.*.pth`` files, one after the other.
 
-A ``.pth`` is a zip that stores every tensor uncompressed beside one pickle of their shapes.  Only the tensor skeleton
-is unpickled, any other global is refused, and each tensor is read by byte range when it is asked for.
+A model is one folder or several: a base and what was trained on top of it, or a base and a difference to add.  Every
+folder may be cut over any number of shards.  Nothing is read but what is asked for.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import pickle
-import zipfile
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import ml_dtypes
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
-from sphinx_jax.checkpoint.names import UNUSED, accessory_names
-from sphinx_jax.config import (
-    ConvNextConfig,
-    DecoderConfig,
-    ModelConfig,
-    QFormerConfig,
-    ViewsConfig,
-    blip2_config,
-    clip_config,
-    dinov2_config,
-    unknown,
-)  # fmt: skip
+from sphinx_jax.checkpoint import shards
+from sphinx_jax.checkpoint.accessory_config import TYPES, from_params, to_params
+from sphinx_jax.checkpoint.names import UNUSED, Name, accessory_names
+from sphinx_jax.checkpoint.pth import Stored, Tensor, read_pth
+from sphinx_jax.checkpoint.store import BadCheckpoint
+from sphinx_jax.config import FAMILY, ModelConfig, unknown
+from sphinx_jax.model.blueprint import blueprint, matches
 
-DTYPES = {
-    "FloatStorage": np.dtype(np.float32), "HalfStorage": np.dtype(np.float16), "DoubleStorage": np.dtype(np.float64),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-}  # fmt: skip
+PREFIX = "llma."
+CONFIG, META, UNUSED_FILE = "config.json", "meta.json", "unused.safetensors"
+# Meta's own files number their shards, the others also say how many there are
+FILE = re.compile(r"consolidated\.(\d+)(?:-of-(\d+)\.(model|model-diff))?\.pth")
+COMPUTED = "rope.freqs"  # in Meta's files, follows from the config
+LISTED = 20  # keys of a kind that an error names
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """Where one tensor lies; ``read`` fetches it."""
+class Sum:
+    """A tensor and the difference to add to it, in the tensor's own dtype."""
 
-    file: Path
-    member: str
-    dtype: np.dtype
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    base: Stored
+    difference: Stored
 
-    def read(self) -> np.ndarray:
-        count = (
-            1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) if 0 not in self.shape else 0
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.base.dtype
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return (self.base.read(start, stop) + self.difference.read(start, stop)).astype(self.dtype)
+
+
+def open_folders(folders: Sequence[str | Path]) -> dict[str, Stored]:
+    """{key without prefix: tensor} of published folders, reading no tensor.
+
+    A later folder overrides an earlier one key by key; one of ``*.model-diff.pth`` files adds to what is there.
+    """
+    tensors: dict[str, Stored] = {}
+    for folder in map(Path, folders):
+        files, adds = _files(folder)
+        parts = [_without_prefix(read_pth(file)) for file in files]
+        experts = _experts(tensors | parts[0])
+        for key in dict.fromkeys(key for part in parts for key in part):
+            tensor = shards.join(key, [part.get(key) for part in parts], experts)
+            tensors[key] = _added(folder, key, tensors.get(key), tensor) if adds else tensor
+    return tensors
+
+
+def _files(folder: Path) -> tuple[list[Path], bool]:
+    """The shards of a folder in order, and whether they hold a difference."""
+    found = {match: folder / match[0] for path in sorted(folder.glob("*.pth")) if (match := FILE.fullmatch(path.name))}
+    if not found:
+        raise BadCheckpoint(f"{folder} holds no consolidated.*.pth" if folder.is_dir() else f"{folder} is no folder")
+    kinds = {(match[2], match[3]) for match in found}
+    if len(kinds) > 1:
+        raise BadCheckpoint(f"{folder} holds more than one checkpoint: {', '.join(p.name for p in found.values())}")
+    ((of, kind),) = kinds
+    count = int(of or len(found))
+    missing = sorted(set(range(count)) - {int(match[1]) for match in found})
+    if missing:
+        raise BadCheckpoint(f"{folder} lacks shards {missing} of {count}")
+    return list(found.values()), kind == "model-diff"
+
+
+def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    plain = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+    plain.pop(COMPUTED, None)
+    return plain
+
+
+def _experts(tensors: Mapping[str, Stored]) -> int:
+    return next((t.shape[0] for key, t in tensors.items() if key.endswith("feed_forward.gate.weight")), 0)
+
+
+def _added(folder: Path, key: str, base: Stored | None, difference: Stored) -> Stored:
+    if base is None:
+        raise BadCheckpoint(f"{folder} has a difference for {key}, which no folder before it has")
+    if base.shape != difference.shape:
+        raise BadCheckpoint(f"{folder}: the difference for {key} is {difference.shape}, the tensor {base.shape}")
+    return Sum(base, difference)
+
+
+def last_with(folders: Sequence[str | Path], *names: str) -> Path | None:
+    """The last folder that has one of these files: where the configuration and the tokenizer come from."""
+    found = [Path(folder) for folder in folders if any((Path(folder) / name).is_file() for name in names)]
+    return found[-1] if found else None
+
+
+def read_config(
+    folders: Sequence[str | Path],
+    vocab_size: int,
+    *,
+    model: str | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+    quick_gelu: bool | None = None,
+) -> ModelConfig:
+    """The model of published folders.
+
+    Early folders lack ``meta.json`` and ``config.json``; then ``model`` is the ``llama_type`` or a name of the family,
+    which brings its sizes along, and ``config`` the content of ``config.json`` or its path.  Both go before what the
+    folders say.  ``quick_gelu`` is CLIP's activation, which differs by release date; the default is the erf GELU.
+    """
+    params = config if isinstance(config, Mapping) else _json(folders, CONFIG, config)
+    if model is None:
+        meta = _json(folders, META)
+        if "llama_type" not in (meta or {}):
+            raise BadCheckpoint(f"{_listed(folders)}: no {META} says which model this is; give model=, as 'llama_ens5'")
+        model = meta["llama_type"]
+    elif model in FAMILY:
+        model, usual = to_params(FAMILY[model])
+        params = usual if params is None else params
+    elif model not in TYPES:
+        raise unknown("model", model, [*TYPES, *FAMILY])
+    if params is None:
+        raise BadCheckpoint(
+            f"{_listed(folders)}: no {CONFIG} says the model's sizes; give config=, or a model= by name"
         )
-        with zipfile.ZipFile(self.file) as archive, archive.open(self.member) as stored:
-            stored.seek(self.offset * self.dtype.itemsize)
-            flat = np.frombuffer(stored.read(count * self.dtype.itemsize), self.dtype)
-        steps = [s * self.dtype.itemsize for s in self.strides]
-        return np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False)
+    found = from_params(model, params, vocab_size)
+    if quick_gelu is None or found.clip is None:
+        return found
+    clip = dataclasses.replace(found.clip, activation="quick_gelu" if quick_gelu else "gelu")
+    return dataclasses.replace(found, clip=clip)
 
 
-class _Skeleton(pickle.Unpickler):
-    """Unpickles tensors as ``Tensor`` records and refuses everything that is not one."""
-
-    def __init__(self, stream, file: Path, prefix: str):
-        super().__init__(stream)
-        self.file, self.prefix = file, prefix
-
-    def find_class(self, module: str, name: str):
-        if module == "torch" and name in DTYPES:
-            return name
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self.rebuild
-        if (module, name) == ("collections", "OrderedDict"):
-            return dict
-        raise pickle.UnpicklingError(f"{self.file}: refuses to load {module}.{name}; a checkpoint holds tensors alone")
-
-    def persistent_load(self, key):
-        _, storage, member, _, _ = key
-        return storage, f"{self.prefix}/data/{member}"
-
-    def rebuild(self, storage, offset, shape, strides, *_) -> Tensor:
-        kind, member = storage
-        return Tensor(self.file, member, DTYPES[kind], offset, tuple(shape), tuple(strides))
-
-
-def read_pth(file: Path) -> dict[str, Tensor]:
-    """{key: tensor} of a ``.pth`` file, reading no tensor."""
+def _json(folders: Sequence[str | Path], name: str, file: str | Path | None = None) -> dict[str, Any] | None:
+    folder = last_with(folders, name)
+    file = file or (folder and folder / name)
+    if file is None:
+        return None
     try:
-        with zipfile.ZipFile(file) as archive:
-            listing = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-            with archive.open(listing) as stream:
-                content = _Skeleton(stream, Path(file), listing.rsplit("/", 1)[0]).load()
-    except (zipfile.BadZipFile, StopIteration) as error:
-        raise ValueError(f"{file} is not a PyTorch checkpoint ({error})") from None
-    return content.get("model", content)
+        table = json.loads(Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"{file} is not a table of JSON ({error})") from None
+    if not isinstance(table, dict):
+        raise BadCheckpoint(f"{file} is not a table of JSON")
+    return table
 
 
-VIEWS = {
-    "llama_ens": ViewsConfig(224),
-    "llama_ens5": ViewsConfig(448, crops=2),
-    "llama_ens5p2": ViewsConfig(448, crops=2),
-    "llama_ens10": ViewsConfig(672, crops=3),
-    "llama_ens_light": ViewsConfig(512, half_overview=True),
-    "llama_ens5_light": ViewsConfig(1024, crops=2),
-}
+def _listed(folders: Sequence[str | Path]) -> str:
+    return ", ".join(map(str, folders))
 
 
-def read_config(folder: Path, vocab_size: int) -> ModelConfig:
-    """The model of a published folder, from its ``meta.json`` and ``config.json``; full encoder sizes by default."""
-    kind = json.loads((folder / "meta.json").read_text())["llama_type"]
-    params = json.loads((folder / "config.json").read_text())
-    decoder = DecoderConfig(
-        dim=params["dim"], layers=params["n_layers"], heads=params["n_heads"], kv_heads=params.get("n_kv_heads"),
-        vocab_size=params["vocab_size"] if params.get("vocab_size", -1) > 0 else vocab_size,
-        multiple_of=params.get("multiple_of", 256), ffn_multiplier=params.get("ffn_dim_multiplier"),
-        norm_eps=params.get("norm_eps", 1e-5), rope_theta=params.get("rope_theta", 10000.0),
-        rope_scaling=params.get("rope_scaling"),
-    )  # fmt: skip
-    if kind == "llama":
-        return ModelConfig(name=kind, decoder=decoder)
-    if kind not in VIEWS:
-        raise unknown("llama_type", kind, ["llama", *VIEWS])
-    vision, light = params.get("vision", {}), kind.endswith("light")
-    convnext = {k: tuple(v) for k, v in vision.get("convnext", {}).items()}
-    convnext |= {"view_size": 512, "input_size": 512} if light else {}
-    parts = {"convnext": ConvNextConfig(**convnext), "dinov2": dinov2_config(**vision.get("dinov2", {}))}
-    if not light:
-        parts["clip"] = clip_config(**vision.get("clip", {}))
-        parts["blip2"] = blip2_config(**vision.get("blip2_vision", {}))
-        parts["qformer"] = QFormerConfig(**vision.get("qformer", {}))
-    return ModelConfig(
-        name=kind, decoder=decoder, views=VIEWS[kind], pool_crops=2 if kind == "llama_ens5p2" else 1, **parts
-    )
+def check(
+    names: Iterable[Name], tensors: Mapping[str, Stored], config: ModelConfig, allow_missing: Iterable[str] = ()
+) -> list[Name]:
+    """The names that are to be read; a missing, unexpected or mis-shaped key is an error that lists the keys.
+
+    Keys that match ``allow_missing`` (patterns with ``*``) may be absent, each leaf as a whole.
+    """
+    names, specs, patterns = list(names), blueprint(config).specs, list(allow_missing)
+    present = [name for name in names if name.foreign in tensors]
+    begun = {leaf for name in present for leaf in name.leaves}
+    missing = [
+        name.foreign
+        for name in names
+        if name.foreign not in tensors and not (matches(name.foreign, patterns) and begun.isdisjoint(name.leaves))
+    ]
+    unexpected = sorted(tensors.keys() - {name.foreign for name in names} - set(UNUSED))
+    expected = {name.foreign: name.blank(specs[name.leaves[0]].shape).shape for name in present}
+    mis_shaped = [
+        f"{key} {tensors[key].shape} for {shape}" for key, shape in expected.items() if tensors[key].shape != shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": mis_shaped}
+    if problems := [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]:
+        raise BadCheckpoint(f"the checkpoint does not fit the model {config.name!r}; {'; '.join(problems)}")
+    return present
 
 
-def read_leaves(file: Path, config: ModelConfig) -> dict[str, np.ndarray]:
-    """All leaves of a one-file checkpoint.  A missing, unexpected or mis-shaped key is an error that lists the keys."""
-    tensors = {key.removeprefix("llma."): tensor for key, tensor in read_pth(file).items()}
-    names = list(accessory_names(config))
-    missing = [n.foreign for n in names if n.foreign not in tensors]
-    unexpected = sorted(tensors.keys() - {n.foreign for n in names} - set(UNUSED))
-    if missing or unexpected:
-        raise ValueError(f"{file}: missing keys {missing}; unexpected keys {unexpected}")
-    leaves, layers = {}, {}
-    for name in names:
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:LISTED]) + (f" and {len(keys) - LISTED} more" if len(keys) > LISTED else "")
+
+
+def checked_names(tensors: Mapping[str, Stored], config: ModelConfig, allow_missing: Iterable[str] = ()) -> list[Name]:
+    """The published names of the model, in whichever layout of experts the tensors have, checked."""
+    dense_experts = any(shards.EXPERT.fullmatch(key) for key in tensors)
+    return check(accessory_names(config, dense_experts), tensors, config, allow_missing)
+
+
+def read_leaves(
+    tensors: Mapping[str, Stored], config: ModelConfig, allow_missing: Iterable[str] = ()
+) -> dict[str, np.ndarray]:
+    """All leaves of a published model, whole in memory and in the files' dtypes; ``allow_missing`` as ``check``."""
+    leaves, rows = {}, {}
+    for name in checked_names(tensors, config, allow_missing):
         for path, array in zip(name.leaves, name.ours(tensors[name.foreign].read()), strict=True):
-            if name.layer is None:
-                leaves[path] = array
+            if name.index:
+                rows.setdefault(path, {})[name.index] = array
             else:
-                layers.setdefault(path, {})[name.layer] = array
-    return leaves | {path: np.stack([rows[i] for i in range(len(rows))]) for path, rows in layers.items()}
+                leaves[path] = array
+    specs = blueprint(config).specs
+    while rows:
+        path, of = rows.popitem()
+        leaves[path] = np.stack([of[index] for index in sorted(of)]).reshape(specs[path].shape)
+    return leaves
+
+
+def unused(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors that the published files hold and no model reads, kept for the way back."""
+    return {key: tensors[key] for key in UNUSED if key in tensors}
+
+
+def write_unused(folder: str | Path, tensors: Mapping[str, Stored]) -> None:
+    """Put ``unused`` tensors beside a checkpoint's ``model.json``."""
+    if tensors:
+        arrays = {key: np.asarray(tensor.read(), order="C") for key, tensor in tensors.items()}
+        save_file(arrays, Path(folder) / UNUSED_FILE)
+
+
+def read_unused(folder: str | Path) -> dict[str, np.ndarray]:
+    """What ``write_unused`` put into a folder; nothing if it did not."""
+    file = Path(folder) / UNUSED_FILE
+    return load_file(file) if file.is_file() else {}

@@ -1,7 +1,7 @@
 """The one table from foreign parameter names to our leaves.
 
 A row says: this foreign tensor is that leaf (or, packed along its first axis, those leaves), rearranged so.  The einops
-pattern reads foreign -> ours and works both ways; ``layer`` is the row of a stacked leaf.
+pattern reads foreign -> ours and works both ways; ``index`` is the place in the leading axes of a stacked leaf.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 import einops
 import numpy as np
 
-from sphinx_jax.config import ConvNextConfig, ModelConfig, VitConfig
+from sphinx_jax.config import ConvNextConfig, DecoderConfig, ModelConfig, VitConfig
+
+Index = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -21,21 +23,30 @@ class Name:
     leaves: tuple[str, ...]
     pattern: str  # einops, foreign -> ours; with several leaves ours starts with the axis they are packed along
     sizes: dict[str, int] = field(default_factory=dict)
-    layer: int | None = None
+    index: Index = ()  # of the leaf's layers, and of its experts where the foreign tensor is one expert's
 
     def ours(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """The foreign tensor as its leaves (of one layer)."""
+        """The foreign tensor as its leaves (at ``index``)."""
         arrays = einops.rearrange(tensor, self.pattern, **self.sizes)
         return list(arrays) if len(self.leaves) > 1 else [arrays]
 
     def theirs(self, arrays: list[np.ndarray]) -> np.ndarray:
-        """The leaves (of one layer) as the foreign tensor."""
+        """The leaves (at ``index``) as the foreign tensor."""
+        return self._back(np.stack(arrays) if len(arrays) > 1 else arrays[0])
+
+    def blank(self, leaf: tuple[int, ...]) -> np.ndarray:
+        """Zeros of the foreign tensor's shape that take no memory; ``leaf`` is the shape of (each of) its leaves."""
+        packed = (len(self.leaves),) if len(self.leaves) > 1 else ()
+        return self._back(np.broadcast_to(np.int8(0), packed + leaf[len(self.index) :]))
+
+    def _back(self, array: np.ndarray) -> np.ndarray:
         left, right = self.pattern.split("->")
-        return einops.rearrange(np.stack(arrays) if len(arrays) > 1 else arrays[0], f"{right} -> {left}")
+        return einops.rearrange(array, f"{right} -> {left}")
 
 
 SAME = {1: "a -> a", 2: "a b -> a b", 4: "a b c d -> a b c d"}
 LINEAR = "o i -> i o"
+FFN = {"gate": "w1", "up": "w3", "down": "w2"}
 CONV = "o i h w -> h w i o"
 # present in the published files, unused by the model
 UNUSED = (
@@ -44,9 +55,13 @@ UNUSED = (
 )  # fmt: skip
 
 
-def accessory_names(config: ModelConfig) -> Iterator[Name]:
-    """Names of the published checkpoints (without the prefix ``llma.``)."""
-    yield from _decoder(config)
+def accessory_names(config: ModelConfig, dense_experts: bool = False) -> Iterator[Name]:
+    """Names of the published checkpoints (without the prefix ``llma.``).
+
+    A mixture of experts is stored in two layouts: one matrix of all experts (``mixtral_sparse*``), or one of each
+    (``dense_experts``: ``mixtral``, ``mixtral_peft``).
+    """
+    yield from _decoder(config.decoder, dense_experts)
     if not config.has_vision:
         return
     yield Name("start_img", ("embedding_mix/tags/start",), "1 1 d -> d")
@@ -65,53 +80,77 @@ def accessory_names(config: ModelConfig) -> Iterator[Name]:
         yield from _blip2(config)
 
 
-def _norm(foreign: str, ours: str, layer: int | None = None) -> Iterator[Name]:
-    yield Name(f"{foreign}.weight", (f"{ours}/scale",), SAME[1], layer=layer)
-    yield Name(f"{foreign}.bias", (f"{ours}/bias",), SAME[1], layer=layer)
+def _norm(foreign: str, ours: str, index: Index = ()) -> Iterator[Name]:
+    yield Name(f"{foreign}.weight", (f"{ours}/scale",), SAME[1], index=index)
+    yield Name(f"{foreign}.bias", (f"{ours}/bias",), SAME[1], index=index)
 
 
-def _linear(foreign: str, ours: str, layer: int | None = None) -> Iterator[Name]:
-    yield Name(f"{foreign}.weight", (f"{ours}/kernel",), LINEAR, layer=layer)
-    yield Name(f"{foreign}.bias", (f"{ours}/bias",), SAME[1], layer=layer)
+def _linear(foreign: str, ours: str, index: Index = ()) -> Iterator[Name]:
+    yield Name(f"{foreign}.weight", (f"{ours}/kernel",), LINEAR, index=index)
+    yield Name(f"{foreign}.bias", (f"{ours}/bias",), SAME[1], index=index)
 
 
-def _decoder(config: ModelConfig) -> Iterator[Name]:
-    c = config.decoder
+def _decoder(c: DecoderConfig, dense_experts: bool) -> Iterator[Name]:
     yield Name("tok_embeddings.weight", ("decoder/embedding",), SAME[2])
     for layer in range(c.layers):
-        block = "decoder/blocks"
+        there, here = f"layers.{layer}", "decoder/blocks"
         for name, heads in (("q", c.heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads)):
-            yield Name(
-                f"layers.{layer}.attention.w{name}.weight", (f"{block}/attention/{name}",), "(n h) d -> d n h",
-                {"n": heads}, layer,
-            )  # fmt: skip
-        yield Name(
-            f"layers.{layer}.attention.wo.weight",
-            (f"{block}/attention/o",),
-            "d (n h) -> n h d",
-            {"n": c.heads},
-            layer,
-        )
-        for foreign, ours in (("w1", "gate"), ("w3", "up"), ("w2", "down")):
-            yield Name(f"layers.{layer}.feed_forward.{foreign}.weight", (f"{block}/ffn/{ours}",), LINEAR, layer=layer)
+            yield from _map(
+                f"{there}.attention.w{name}", f"{here}/attention", name, c, (layer,), out="(n h)", heads=heads
+            )
+        yield from _map(f"{there}.attention.wo", f"{here}/attention", "o", c, (layer,), into="(n h)", heads=c.heads)
+        yield from _ffn(c, layer, dense_experts)
         for norm in ("attention_norm", "ffn_norm"):
-            yield Name(f"layers.{layer}.{norm}.weight", (f"{block}/{norm}/scale",), SAME[1], layer=layer)
+            yield Name(f"{there}.{norm}.weight", (f"{here}/{norm}/scale",), SAME[1], index=(layer,))
     yield Name("norm.weight", ("decoder/norm/scale",), SAME[1])
     if not c.tied_embeddings:
         yield Name("output.weight", ("decoder/output",), LINEAR)
 
 
-def _packed_attention(foreign: str, bias: str, ours: str, heads: int, layer: int) -> Iterator[Name]:
+def _map(
+    foreign: str, ours: str, name: str, c: DecoderConfig, index: Index, *, into="i", out="o", heads=0
+) -> Iterator[Name]:
+    """One linear map of the decoder's layers, with its bias and its low-rank addition."""
+
+    def row(suffix: str, leaf: str, pattern: str) -> Name:
+        return Name(f"{foreign}.{suffix}", (f"{ours}/{leaf}",), pattern, {"n": heads} if "n" in pattern else {}, index)
+
+    inputs, outputs = into.strip("()"), out.strip("()")
+    yield row("weight", name, f"{out} {into} -> {inputs} {outputs}")
+    if name in c.bias:
+        yield row("bias", f"bias/{name}", f"{out} -> {outputs}")
+    if c.lora_rank:
+        yield row("lora_a.weight", f"lora/{name}/a", f"r {into} -> {inputs} r")
+        yield row("lora_b.weight", f"lora/{name}/b", f"{out} r -> r {outputs}")
+
+
+def _ffn(c: DecoderConfig, layer: int, dense_experts: bool) -> Iterator[Name]:
+    there, here = f"layers.{layer}.feed_forward", "decoder/blocks/ffn"
+    if c.moe:
+        yield Name(f"{there}.gate.weight", (f"{here}/router",), LINEAR, index=(layer,))
+    for ours, theirs in FFN.items():
+        if not c.moe:
+            yield from _map(f"{there}.{theirs}", here, ours, c, (layer,))
+        elif dense_experts:
+            for e in range(c.moe.experts):
+                yield from _map(f"{there}.experts.{e}.{theirs}", here, ours, c, (layer, e))
+        else:
+            # all are stored (expert · hidden, dim): w2 transposed
+            pattern = "(e f) d -> e f d" if ours == "down" else "(e f) d -> e d f"
+            yield Name(f"{there}.{theirs}", (f"{here}/{ours}",), pattern, {"e": c.moe.experts}, (layer,))
+
+
+def _packed_attention(foreign: str, bias: str, ours: str, heads: int, index: Index) -> Iterator[Name]:
     """qkv in one matrix, q first."""
     names = [f"{ours}/{n}" for n in "qkv"]
     sizes = {"s": 3, "n": heads}
-    yield Name(foreign, tuple(f"{n}/kernel" for n in names), "(s n h) c -> s c n h", sizes, layer)
-    yield Name(bias, tuple(f"{n}/bias" for n in names), "(s n h) -> s n h", sizes, layer)
+    yield Name(foreign, tuple(f"{n}/kernel" for n in names), "(s n h) c -> s c n h", sizes, index)
+    yield Name(bias, tuple(f"{n}/bias" for n in names), "(s n h) -> s n h", sizes, index)
 
 
-def _attention_out(foreign: str, ours: str, heads: int, layer: int) -> Iterator[Name]:
-    yield Name(f"{foreign}.weight", (f"{ours}/o/kernel",), "c (n h) -> n h c", {"n": heads}, layer)
-    yield Name(f"{foreign}.bias", (f"{ours}/o/bias",), SAME[1], layer=layer)
+def _attention_out(foreign: str, ours: str, heads: int, index: Index) -> Iterator[Name]:
+    yield Name(f"{foreign}.weight", (f"{ours}/o/kernel",), "c (n h) -> n h c", {"n": heads}, index)
+    yield Name(f"{foreign}.bias", (f"{ours}/o/bias",), SAME[1], index=index)
 
 
 def _clip(c: VitConfig) -> Iterator[Name]:
@@ -122,15 +161,16 @@ def _clip(c: VitConfig) -> Iterator[Name]:
     yield from _norm(f"{there}.ln_pre", f"{here}/norm_before")
     yield from _norm(f"{there}.ln_post", f"{here}/norm")
     for layer in range(c.layers):
+        at = (layer,)
         block, ours = f"{there}.transformer.resblocks.{layer}", f"{here}/blocks"
         yield from _packed_attention(
-            f"{block}.attn.in_proj_weight", f"{block}.attn.in_proj_bias", f"{ours}/attention", c.heads, layer
+            f"{block}.attn.in_proj_weight", f"{block}.attn.in_proj_bias", f"{ours}/attention", c.heads, at
         )
-        yield from _attention_out(f"{block}.attn.out_proj", f"{ours}/attention", c.heads, layer)
-        yield from _norm(f"{block}.ln_1", f"{ours}/attention_norm", layer)
-        yield from _norm(f"{block}.ln_2", f"{ours}/mlp_norm", layer)
-        yield from _linear(f"{block}.mlp.c_fc", f"{ours}/mlp/up", layer)
-        yield from _linear(f"{block}.mlp.c_proj", f"{ours}/mlp/down", layer)
+        yield from _attention_out(f"{block}.attn.out_proj", f"{ours}/attention", c.heads, at)
+        yield from _norm(f"{block}.ln_1", f"{ours}/attention_norm", at)
+        yield from _norm(f"{block}.ln_2", f"{ours}/mlp_norm", at)
+        yield from _linear(f"{block}.mlp.c_fc", f"{ours}/mlp/up", at)
+        yield from _linear(f"{block}.mlp.c_proj", f"{ours}/mlp/down", at)
 
 
 def _convnext(c: ConvNextConfig) -> Iterator[Name]:
@@ -145,13 +185,14 @@ def _convnext(c: ConvNextConfig) -> Iterator[Name]:
             yield Name(f"{theirs}.downsample.1.weight", (f"{ours}/downsample/kernel",), CONV)
             yield Name(f"{theirs}.downsample.1.bias", (f"{ours}/downsample/bias",), SAME[1])
         for layer in range(depth):
+            at = (layer,)
             block, mine = f"{theirs}.blocks.{layer}", f"{ours}/blocks"
-            yield Name(f"{block}.gamma", (f"{mine}/scale",), SAME[1], layer=layer)
-            yield Name(f"{block}.conv_dw.weight", (f"{mine}/depthwise_kernel",), "c 1 h w -> h w c", layer=layer)
-            yield Name(f"{block}.conv_dw.bias", (f"{mine}/depthwise_bias",), SAME[1], layer=layer)
-            yield from _norm(f"{block}.norm", f"{mine}/norm", layer)
-            yield from _linear(f"{block}.mlp.fc1", f"{mine}/mlp/up", layer)
-            yield from _linear(f"{block}.mlp.fc2", f"{mine}/mlp/down", layer)
+            yield Name(f"{block}.gamma", (f"{mine}/scale",), SAME[1], index=at)
+            yield Name(f"{block}.conv_dw.weight", (f"{mine}/depthwise_kernel",), "c 1 h w -> h w c", index=at)
+            yield Name(f"{block}.conv_dw.bias", (f"{mine}/depthwise_bias",), SAME[1], index=at)
+            yield from _norm(f"{block}.norm", f"{mine}/norm", at)
+            yield from _linear(f"{block}.mlp.fc1", f"{mine}/mlp/up", at)
+            yield from _linear(f"{block}.mlp.fc2", f"{mine}/mlp/down", at)
     yield from _norm(f"{there}.head.norm", f"{here}/norm")
 
 
@@ -163,25 +204,26 @@ def _dinov2(c: VitConfig) -> Iterator[Name]:
     yield Name(f"{there}.patch_embed.proj.bias", (f"{here}/patch/bias",), SAME[1])
     yield from _norm(f"{there}.norm", f"{here}/norm")
     for layer in range(c.layers):
+        at = (layer,)
         block, ours = f"{there}.blocks.{layer}", f"{here}/blocks"
-        yield from _norm(f"{block}.norm1", f"{ours}/attention_norm", layer)
-        yield from _norm(f"{block}.norm2", f"{ours}/mlp_norm", layer)
+        yield from _norm(f"{block}.norm1", f"{ours}/attention_norm", at)
+        yield from _norm(f"{block}.norm2", f"{ours}/mlp_norm", at)
         yield from _packed_attention(
-            f"{block}.attn.qkv.weight", f"{block}.attn.qkv.bias", f"{ours}/attention", c.heads, layer
+            f"{block}.attn.qkv.weight", f"{block}.attn.qkv.bias", f"{ours}/attention", c.heads, at
         )
-        yield from _attention_out(f"{block}.attn.proj", f"{ours}/attention", c.heads, layer)
-        yield Name(f"{block}.ls1.gamma", (f"{ours}/attention_scale",), SAME[1], layer=layer)
-        yield Name(f"{block}.ls2.gamma", (f"{ours}/mlp_scale",), SAME[1], layer=layer)
+        yield from _attention_out(f"{block}.attn.proj", f"{ours}/attention", c.heads, at)
+        yield Name(f"{block}.ls1.gamma", (f"{ours}/attention_scale",), SAME[1], index=at)
+        yield Name(f"{block}.ls2.gamma", (f"{ours}/mlp_scale",), SAME[1], index=at)
         gate_up = (f"{ours}/mlp/gate", f"{ours}/mlp/up")
         yield Name(
             f"{block}.mlp.w12.weight",
             tuple(f"{n}/kernel" for n in gate_up),
             "(s o) i -> s i o",
             {"s": 2},
-            layer,
+            at,
         )
-        yield Name(f"{block}.mlp.w12.bias", tuple(f"{n}/bias" for n in gate_up), "(s o) -> s o", {"s": 2}, layer)
-        yield from _linear(f"{block}.mlp.w3", f"{ours}/mlp/down", layer)
+        yield Name(f"{block}.mlp.w12.bias", tuple(f"{n}/bias" for n in gate_up), "(s o) -> s o", {"s": 2}, at)
+        yield from _linear(f"{block}.mlp.w3", f"{ours}/mlp/down", at)
 
 
 def _blip2(config: ModelConfig) -> Iterator[Name]:
@@ -193,25 +235,26 @@ def _blip2(config: ModelConfig) -> Iterator[Name]:
     yield Name(f"{there}.embeddings.patch_embedding.bias", (f"{here}/patch/bias",), SAME[1])
     yield from _norm(f"{there}.post_layernorm", f"{here}/norm")
     for layer in range(v.layers):
+        at = (layer,)
         block, ours = f"{there}.encoder.layers.{layer}", f"{here}/blocks"
         yield from _packed_attention(
             f"{block}.self_attn.qkv.weight",
             f"{block}.self_attn.qkv.bias",
             f"{ours}/attention",
             v.heads,
-            layer,
+            at,
         )
-        yield from _attention_out(f"{block}.self_attn.projection", f"{ours}/attention", v.heads, layer)
-        yield from _norm(f"{block}.layer_norm1", f"{ours}/attention_norm", layer)
-        yield from _norm(f"{block}.layer_norm2", f"{ours}/mlp_norm", layer)
-        yield from _linear(f"{block}.mlp.fc1", f"{ours}/mlp/up", layer)
-        yield from _linear(f"{block}.mlp.fc2", f"{ours}/mlp/down", layer)
+        yield from _attention_out(f"{block}.self_attn.projection", f"{ours}/attention", v.heads, at)
+        yield from _norm(f"{block}.layer_norm1", f"{ours}/attention_norm", at)
+        yield from _norm(f"{block}.layer_norm2", f"{ours}/mlp_norm", at)
+        yield from _linear(f"{block}.mlp.fc1", f"{ours}/mlp/up", at)
+        yield from _linear(f"{block}.mlp.fc2", f"{ours}/mlp/down", at)
     yield Name("qformer.query_tokens", ("encoders/blip2/qformer/queries",), "1 q c -> q c")
     yield from _norm("qformer.qformer.layernorm", "encoders/blip2/qformer/norm")
     for layer in range(q.layers):
         block = f"qformer.qformer.encoder.layer.{layer}"
-        pair, ours = divmod(layer, 2)
-        ours = f"encoders/blip2/qformer/pairs/{'odd' if ours else 'even'}"
+        at = (layer // 2,)
+        ours = f"encoders/blip2/qformer/pairs/{'odd' if layer % 2 else 'even'}"
         for theirs, mine in (("attention", "attention"), ("crossattention", "cross")):
             if theirs == "crossattention" and layer % 2:
                 continue
@@ -219,14 +262,14 @@ def _blip2(config: ModelConfig) -> Iterator[Name]:
                 yield Name(
                     f"{block}.{theirs}.attention.{foreign}.weight", (f"{ours}/{mine}/{name}/kernel",),
                     "(n h) c -> c n h",
-                    {"n": q.heads}, pair,
+                    {"n": q.heads}, at,
                 )  # fmt: skip
                 yield Name(
                     f"{block}.{theirs}.attention.{foreign}.bias", (f"{ours}/{mine}/{name}/bias",), "(n h) -> n h",
-                    {"n": q.heads}, pair,
+                    {"n": q.heads}, at,
                 )  # fmt: skip
-            yield from _attention_out(f"{block}.{theirs}.output.dense", f"{ours}/{mine}", q.heads, pair)
-            yield from _norm(f"{block}.{theirs}.output.LayerNorm", f"{ours}/{mine}_norm", pair)
-        yield from _linear(f"{block}.intermediate_query.dense", f"{ours}/mlp/up", pair)
-        yield from _linear(f"{block}.output_query.dense", f"{ours}/mlp/down", pair)
-        yield from _norm(f"{block}.output_query.LayerNorm", f"{ours}/mlp_norm", pair)
+            yield from _attention_out(f"{block}.{theirs}.output.dense", f"{ours}/{mine}", q.heads, at)
+            yield from _norm(f"{block}.{theirs}.output.LayerNorm", f"{ours}/{mine}_norm", at)
+        yield from _linear(f"{block}.intermediate_query.dense", f"{ours}/mlp/up", at)
+        yield from _linear(f"{block}.output_query.dense", f"{ours}/mlp/down", at)
+        yield from _norm(f"{block}.output_query.LayerNorm", f"{ours}/mlp_norm", at)

@@ -189,12 +189,9 @@ def _with_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
 
 def _published(folder: Path, mesh: Mesh, dtype: str | None) -> Sphinx:
     tokenizer = load_tokenizer(folder)
-    config = _with_dtype(accessory.read_config(folder, tokenizer.vocab_size), dtype)
-    files = sorted(folder.glob("consolidated.*.pth"))
-    if len(files) != 1:
-        raise store.BadCheckpoint(f"{folder} holds {len(files)} consolidated files; one is supported so far")
+    config = _with_dtype(accessory.read_config([folder], tokenizer.vocab_size), dtype)
     shardings = blueprint(config).shardings(mesh)
-    arrays = accessory.read_leaves(files[0], config)
+    arrays = accessory.read_leaves(accessory.open_folders([folder]), config)
     return Sphinx(config, {p: jax.device_put(a, shardings[p]) for p, a in arrays.items()}, tokenizer, mesh)
 
 

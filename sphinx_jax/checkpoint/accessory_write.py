@@ -1,0 +1,82 @@
+"""The way back: a model as a published folder, cut over any number of shards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from sphinx_jax.checkpoint.accessory import CONFIG, META, PREFIX
+from sphinx_jax.checkpoint.accessory_config import DENSE_EXPERTS, to_params
+from sphinx_jax.checkpoint.names import accessory_names
+from sphinx_jax.checkpoint.pth import STORAGE_OF, PthWriter
+from sphinx_jax.checkpoint.shards import cut
+from sphinx_jax.checkpoint.store import BadCheckpoint
+from sphinx_jax.config import ModelConfig, unknown
+from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.model.blueprint import blueprint
+
+Reader = Callable[[str, tuple[int, ...]], np.ndarray]  # (leaf's path, place in its leading axes) -> that row of it
+
+
+def write_folder(
+    out: str | Path,
+    reader: Reader,
+    config: ModelConfig,
+    *,
+    shards: int = 1,
+    dtype: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    unused: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Write a published folder, one tensor at a time in memory; ``out`` appears once it is whole.
+
+    ``dtype`` of the tensors: as the reader gives them by default.  ``unused`` as ``accessory.read_unused``.
+    """
+    out, dtype = Path(out), _known(dtype)
+    kind, params = to_params(config)
+    experts = config.decoder.moe.experts if config.decoder.moe else 0
+    names = list(accessory_names(config, kind in DENSE_EXPERTS))
+    for name in names:  # what does not divide is found before anything is written
+        cut(name.foreign, name.blank(blueprint(config).specs[name.leaves[0]].shape), shards, experts)
+    if out.exists():
+        raise BadCheckpoint(f"{out} exists already")
+    begun = out.with_name(out.name + ".begun")
+    shutil.rmtree(begun, ignore_errors=True)  # what a killed process left
+    begun.mkdir(parents=True)
+    try:
+        with ExitStack() as stack:
+            files = [
+                stack.enter_context(PthWriter(begun / f"consolidated.{shard:02d}-of-{shards:02d}.model.pth"))
+                for shard in range(shards)
+            ]
+
+            def put(key: str, tensor: np.ndarray) -> None:
+                tensor = tensor if dtype is None else tensor.astype(dtype)
+                for file, part in zip(files, cut(key, tensor, shards, experts), strict=True):
+                    if part is not None:
+                        file.add(PREFIX + key, part)
+
+            for name in names:
+                put(name.foreign, name.theirs([reader(path, name.index) for path in name.leaves]))
+            for key, tensor in (unused or {}).items():
+                put(key, tensor)
+        (begun / CONFIG).write_text(json.dumps(params, indent=2))
+        (begun / META).write_text(json.dumps({"llama_type": kind}))
+        if tokenizer is not None:
+            tokenizer.save(begun)
+        return begun.rename(out)
+    except BaseException:
+        shutil.rmtree(begun, ignore_errors=True)
+        raise
+
+
+def _known(dtype: str | None) -> np.dtype | None:
+    known = {str(kind): kind for kind in STORAGE_OF}
+    if dtype is not None and dtype not in known:
+        raise unknown("dtype of a published folder", dtype, known)
+    return known.get(dtype)
