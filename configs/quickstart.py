@@ -29,18 +29,18 @@ def get_config() -> ConfigDict:
     pretraining = CAPTIONS | {"rec": 1.0, "reg": 1.0}
     c.stage = {
         "pretrain_real": shared | {
-            "start": "parts", "steps": 700, "rate": 1e-2, "floor": 2e-3, "domains": {"real": 1.0}, "tasks": pretraining,
+            "start": "parts", "steps": 450, "rate": 1e-2, "floor": 2e-3, "domains": {"real": 1.0}, "tasks": pretraining,
         },
         "continue_synthetic": shared | {
-            "start": "pretrain_real", "steps": 250, "rate": 3e-3, "domains": {"synthetic": 1.0}, "tasks": pretraining,
+            "start": "pretrain_real", "steps": 180, "rate": 3e-3, "domains": {"synthetic": 1.0}, "tasks": pretraining,
         },
         "mix": {
             "kind": "mix", "real": "pretrain_real", "synthetic": "continue_synthetic", "tasks": CAPTIONS,
             "metric": "caption_loss",
         },
         "finetune": shared | {
-            "start": "mix", "steps": 2600, "rate": 1e-2, "domains": {"real": 1.0, "synthetic": 1.0}, "turns": 6,
-            "length": 112, "turn_power": 0.5, "tasks": TASKS,
+            "start": "mix", "steps": 2100, "rate": 1e-2, "domains": {"real": 1.0, "synthetic": 1.0}, "turns": 6,
+            "length": 112, "text_batch": 2, "turn_power": 0.5, "tasks": TASKS,
         },
         "evaluate": {"kind": "evaluate", "start": "finetune", "limit": 500},
         "show": {"kind": "show"},

@@ -36,7 +36,7 @@ class PlaygroundConfig(tfds.core.BuilderConfig):
 
 CONFIGS = (
     PlaygroundConfig(name="nano", description="for tests", train=64, validation=32, test=32),
-    PlaygroundConfig(name="quick", description="for a run of minutes", train=6000, validation=250, test=250),
+    PlaygroundConfig(name="quick", description="for a run of minutes", train=5000, validation=250, test=250),
     PlaygroundConfig(name="full", description="for a run of hours", train=20000, validation=400, test=400),
 )
 
