@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 # loaded on first use: importing the package stays as fast as importing Python
 _PUBLIC = {
-    "from_pretrained": "sphinx_jax.generate.sphinx",
+    "from_pretrained": "sphinx_jax.generate.load",
     "Sphinx": "sphinx_jax.generate.sphinx",
     "count_parameters": "sphinx_jax.model.blueprint",
 }

@@ -19,18 +19,17 @@ from safetensors.numpy import load_file, save_file
 
 from sphinx_jax.checkpoint import shards
 from sphinx_jax.checkpoint.accessory_config import TYPES, from_params, to_params
-from sphinx_jax.checkpoint.names import UNUSED, Name, accessory_names
+from sphinx_jax.checkpoint.names import UNUSED, Name, accessory_names, check
 from sphinx_jax.checkpoint.pth import Stored, Tensor, read_pth
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import FAMILY, ModelConfig, unknown
-from sphinx_jax.model.blueprint import blueprint, matches
+from sphinx_jax.model.blueprint import blueprint
 
 PREFIX = "llma."
 CONFIG, META, UNUSED_FILE = "config.json", "meta.json", "unused.safetensors"
 # Meta's own files number their shards, the others also say how many there are
 FILE = re.compile(r"consolidated\.(\d+)(?:-of-(\d+)\.(model|model-diff))?\.pth")
 COMPUTED = "rope.freqs"  # in Meta's files, follows from the config
-LISTED = 20  # keys of a kind that an error names
 
 
 @dataclass(frozen=True)
@@ -162,40 +161,11 @@ def _listed(folders: Sequence[str | Path]) -> str:
     return ", ".join(map(str, folders))
 
 
-def check(
-    names: Iterable[Name], tensors: Mapping[str, Stored], config: ModelConfig, allow_missing: Iterable[str] = ()
-) -> list[Name]:
-    """The names that are to be read; a missing, unexpected or mis-shaped key is an error that lists the keys.
-
-    Keys that match ``allow_missing`` (patterns with ``*``) may be absent, each leaf as a whole.
-    """
-    names, specs, patterns = list(names), blueprint(config).specs, list(allow_missing)
-    present = [name for name in names if name.foreign in tensors]
-    begun = {leaf for name in present for leaf in name.leaves}
-    missing = [
-        name.foreign
-        for name in names
-        if name.foreign not in tensors and not (matches(name.foreign, patterns) and begun.isdisjoint(name.leaves))
-    ]
-    unexpected = sorted(tensors.keys() - {name.foreign for name in names} - set(UNUSED))
-    expected = {name.foreign: name.blank(specs[name.leaves[0]].shape).shape for name in present}
-    mis_shaped = [
-        f"{key} {tensors[key].shape} for {shape}" for key, shape in expected.items() if tensors[key].shape != shape
-    ]
-    kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": mis_shaped}
-    if problems := [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]:
-        raise BadCheckpoint(f"the checkpoint does not fit the model {config.name!r}; {'; '.join(problems)}")
-    return present
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:LISTED]) + (f" and {len(keys) - LISTED} more" if len(keys) > LISTED else "")
-
-
 def checked_names(tensors: Mapping[str, Stored], config: ModelConfig, allow_missing: Iterable[str] = ()) -> list[Name]:
     """The published names of the model, in whichever layout of experts the tensors have, checked."""
     dense_experts = any(shards.EXPERT.fullmatch(key) for key in tensors)
-    return check(accessory_names(config, dense_experts), tensors, config, allow_missing)
+    names = accessory_names(config, dense_experts)
+    return check(names, tensors, blueprint(config).specs, UNUSED, allow_missing, f"the model {config.name!r}")
 
 
 def read_leaves(

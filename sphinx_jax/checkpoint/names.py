@@ -6,15 +6,19 @@ pattern reads foreign -> ours and works both ways; ``index`` is the place in the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import einops
 import numpy as np
 
+from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConvNextConfig, DecoderConfig, ModelConfig, VitConfig
+from sphinx_jax.model.blueprint import matches
 
 Index = tuple[int, ...]
+LISTED = 20  # keys of a kind that an error names
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,47 @@ class Name:
 
     def _back(self, array: np.ndarray) -> np.ndarray:
         left, right = self.pattern.split("->")
-        return einops.rearrange(array, f"{right} -> {left}")
+        return einops.rearrange(array, f"{right} -> {left}", **self.sizes)
+
+
+def check(
+    names: Iterable[Name],
+    tensors: Mapping[str, Any],
+    specs: Mapping[str, Any],
+    unused: Iterable[str] = (),
+    allow_missing: Iterable[str] = (),
+    what: str = "the model",
+) -> list[Name]:
+    """The names that are to be read from ``tensors`` into leaves of ``specs``.
+
+    ``unused`` are patterns (with ``*``) of keys that may be there for nothing, ``allow_missing`` of keys that may be
+    absent, each leaf as a whole.
+
+    Raises:
+      BadCheckpoint: a key is missing, unexpected or mis-shaped; lists the keys.
+    """
+    names, allowed = list(names), list(allow_missing)
+    present = [name for name in names if name.foreign in tensors]
+    begun = {leaf for name in present for leaf in name.leaves}
+    missing = [
+        name.foreign
+        for name in names
+        if name.foreign not in tensors and not (matches(name.foreign, allowed) and begun.isdisjoint(name.leaves))
+    ]
+    spare = tensors.keys() - {name.foreign for name in names}
+    unexpected = sorted(key for key in spare if not matches(key, unused))
+    expected = {name.foreign: name.blank(specs[name.leaves[0]].shape).shape for name in present}
+    mis_shaped = [
+        f"{key} {tensors[key].shape} for {shape}" for key, shape in expected.items() if tensors[key].shape != shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": mis_shaped}
+    if problems := [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]:
+        raise BadCheckpoint(f"the files do not fit {what}; {'; '.join(problems)}")
+    return present
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:LISTED]) + (f" and {len(keys) - LISTED} more" if len(keys) > LISTED else "")
 
 
 SAME = {1: "a -> a", 2: "a b -> a b", 4: "a b c d -> a b c d"}

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from sphinx_jax import config as model_config
 from sphinx_jax.config import ModelConfig
-from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sphinx_jax.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from sphinx_jax.model.blueprint import Blueprint, Leaves, blueprint, flatten, unflatten
 
 CHUNK_BYTES = 8 * 2**20  # any leaf can then be read slice by slice
@@ -82,8 +82,9 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
     return json.loads((Path(folder) / RECIPE).read_text())
 
 
-def read_tokenizer(folder: str | Path) -> Tokenizer:
-    return load_tokenizer(folder)
+def read_tokenizer(folder: str | Path) -> Tokenizer | None:
+    """The tokenizer of a checkpoint; None if it was made without."""
+    return load_tokenizer(folder) if has_tokenizer(folder) else None
 
 
 def restore(folder: str | Path, mesh: Mesh, plan: Blueprint | None = None) -> Leaves:

@@ -55,6 +55,10 @@ class Tokenizer(Protocol):
         """Writes the files that the tokenizer was made from, byte for byte; `load_tokenizer` reads them."""
 
 
+def has_tokenizer(folder: str | PathLike[str]) -> bool:
+    return any((Path(folder) / name).is_file() for name in (_SENTENCEPIECE_FILE, _JSON_FILE))
+
+
 def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     """Loads a tokenizer from its folder or file.
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sphinx_jax.checkpoint import accessory, store
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.conversation import clean, render
 from sphinx_jax.data.image import ImageSource, load_image, padded_resize
-from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import engine
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, make_encode, matches
 from sphinx_jax.model.embedding_mix import Features
@@ -31,10 +27,18 @@ class Sphinx:
     """A model with its tokenizer: logits, answers, scores."""
 
     def __init__(self, config: ModelConfig, leaves: Leaves, tokenizer: Tokenizer | None, mesh: Mesh | None = None):
-        self.config, self.leaves, self.tokenizer = config, leaves, tokenizer
+        self.config, self.leaves, self._tokenizer = config, leaves, tokenizer
         self.mesh = mesh or make_mesh()
         self._encode = make_encode(config) if config.has_vision else None
         self._encoders = {path: leaf for path, leaf in leaves.items() if matches(path, FROZEN)}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise ValueError(
+                "the model came without a tokenizer; give tokenizer= (a tokenizer.model or tokenizer.json)"
+            )
+        return self._tokenizer
 
     def logits(self, tokens: np.ndarray, pixels: np.ndarray | None = None) -> np.ndarray:
         """(B, T) int32, (B, S, S, 3) CLIP-normalised float32 or None -> (B, T, V) float32.
@@ -163,43 +167,3 @@ def _token_scores(config: ModelConfig, leaves: Leaves, tokens: jax.Array, featur
     model = blueprint(config).bind(leaves)
     logits = jax.nn.log_softmax(model.decoder.logits(model.hidden(tokens, features)[0][:, :-1]))
     return jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-
-
-def from_pretrained(folder: str | os.PathLike, *, mesh: Mesh | None = None, dtype: str | None = None) -> Sphinx:
-    """Load a model: one of our checkpoints, a recipe's workdir (its last trained stage), or a published folder.
-
-    ``dtype`` is the compute dtype (default: as the checkpoint says; float32 for published folders).
-    """
-    folder, mesh = Path(folder), mesh or make_mesh()
-    if not folder.is_dir():
-        raise store.BadCheckpoint(f"{folder} does not exist")
-    if (folder / "meta.json").exists():
-        return _published(folder, mesh, dtype)
-    found = folder if store.is_complete(folder) else last_checkpoint(folder)
-    if found is None:
-        raise store.BadCheckpoint(f"{folder} holds neither a complete checkpoint nor a workdir with one")
-    config = store.read_config(found)
-    leaves = store.restore(found, mesh)
-    return Sphinx(_with_dtype(config, dtype), leaves, store.read_tokenizer(found), mesh)
-
-
-def _with_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
-    return config if dtype is None else dataclasses.replace(config, dtype=dtype)
-
-
-def _published(folder: Path, mesh: Mesh, dtype: str | None) -> Sphinx:
-    tokenizer = load_tokenizer(folder)
-    config = _with_dtype(accessory.read_config([folder], tokenizer.vocab_size), dtype)
-    shardings = blueprint(config).shardings(mesh)
-    arrays = accessory.read_leaves(accessory.open_folders([folder]), config)
-    return Sphinx(config, {p: jax.device_put(a, shardings[p]) for p, a in arrays.items()}, tokenizer, mesh)
-
-
-def last_checkpoint(workdir: Path) -> Path | None:
-    """The newest checkpoint of the last stage of a recipe that has one."""
-    stages = sorted((p for p in workdir.glob("*/checkpoints") if store.newest(p)), key=lambda p: _made(store.newest(p)))
-    return store.newest(stages[-1]) if stages else None
-
-
-def _made(checkpoint: Path) -> float:
-    return (checkpoint / store.RECIPE).stat().st_mtime

@@ -98,17 +98,22 @@ class Blueprint:
         shardings = self.shardings(mesh)
         return {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[p]) for p, s in self.specs.items()}
 
-    def init(self, mesh: Mesh, seed: int = 0) -> Leaves:
-        """Fresh leaves, born in their shards: no device ever holds a full replica."""
+    def init(self, mesh: Mesh, seed: int = 0, only: Iterable[str] | None = None) -> Leaves:
+        """Fresh leaves (all, or ``only`` these paths), born in their shards: no device ever holds a full replica."""
+        chosen = list(self.specs if only is None else only)
+        shardings = self.shardings(mesh)
 
         def init(key: jax.Array) -> Leaves:
             with nnx.use_eager_sharding(False):
                 state = nnx.to_pure_dict(nnx.split(self._make(nnx.Rngs(key)))[1])
-            return flatten(state)
+            leaves = flatten(state)
+            return {path: leaves[path] for path in chosen}
 
         # threefry spends most of a small model's start-up compiling; rbg compiles to one instruction a leaf
         with jax.set_mesh(mesh):
-            return jax.jit(init, out_shardings=self.shardings(mesh))(jax.random.key(seed, impl="rbg"))
+            return jax.jit(init, out_shardings={path: shardings[path] for path in chosen})(
+                jax.random.key(seed, impl="rbg")
+            )
 
 
 @functools.cache

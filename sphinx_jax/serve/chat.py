@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.data.image import BadImage, load_image
-from sphinx_jax.generate.sphinx import Sphinx, from_pretrained, last_checkpoint
+from sphinx_jax.generate.load import from_pretrained, last_checkpoint
+from sphinx_jax.generate.sphinx import Sphinx
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run

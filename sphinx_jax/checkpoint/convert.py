@@ -1,0 +1,235 @@
+"""Checkpoints from one form into another, one tensor in memory at a time.
+
+Forms: ``orbax`` (ours), ``accessory`` (the published folders), ``hf`` (the decoder as Hugging Face keeps it).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from sphinx_jax.checkpoint import accessory, accessory_write, huggingface_write, store, stream
+from sphinx_jax.checkpoint.foreign import Foreign
+from sphinx_jax.checkpoint.names import Index
+from sphinx_jax.checkpoint.pth import Stored
+from sphinx_jax.config import ConfigError, ModelConfig, to_dict, unknown
+from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.progress import progress
+from sphinx_jax.sharding import make_mesh, partition_spec
+
+FORMS = ("orbax", "accessory", "hf")
+DTYPES = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": np.dtype(np.float32),
+}  # fmt: skip
+EMBEDDING = "decoder/embedding"
+SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def known_dtype(name: str | None) -> np.dtype | None:
+    """A dtype by its name or usual abbreviation; None is each tensor's own."""
+    name = SHORT.get(name, name)
+    if name is not None and name not in DTYPES:
+        raise unknown("dtype", name, [*DTYPES, *SHORT])
+    return DTYPES.get(name)
+
+
+def parse_mesh(text: str | None) -> dict[str, int]:
+    """``fsdp=4,tensor=2`` -> axis sizes."""
+    try:
+        return {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))} if text else {}
+    except ValueError:
+        raise ConfigError(f"mesh {text!r} is not of the form fsdp=4,tensor=2") from None
+
+
+def size_of(tensor: Stored, dtype: np.dtype | None) -> int:
+    return math.prod(tensor.shape) * (dtype or tensor.dtype).itemsize
+
+
+def describe(found: Foreign, dtype: np.dtype | None = None) -> Iterator[str]:
+    """A line for every tensor of a foreign model that says where it goes, reading none, and the sum."""
+    total = 0
+    for name in found.names:
+        tensor = found.tensors[name.foreign]
+        total += size_of(tensor, dtype)
+        place = "".join(f"[{i}]" for i in name.index)
+        leaves = ", ".join(f"{leaf}{place}" for leaf in name.leaves)
+        yield f"{name.foreign}  {tuple(tensor.shape)}  {size_of(tensor, dtype):,} B  ->  {leaves}"
+    for key, tensor in found.unused.items():
+        yield f"{key}  {tuple(tensor.shape)}  {size_of(tensor, None):,} B  ->  (unused; kept aside)"
+    for path in found.missing:
+        yield f"(nothing)  ->  {path}, born fresh"
+    leaves = {leaf for name in found.names for leaf in name.leaves}
+    yield f"{found.config.name}: {len(found.names)} tensors, {len(leaves)} leaves, {total:,} B"
+
+
+def write(
+    found: Foreign,
+    out: str | Path,
+    form: str,
+    *,
+    shards: int = 1,
+    dtype: np.dtype | None = None,
+    mesh: Mapping[str, int] | None = None,
+    quiet: bool = False,
+) -> Path:
+    """A foreign model in any form."""
+    if form == "orbax":
+        return to_checkpoint(found, out, dtype=dtype, mesh=mesh, quiet=quiet)
+    if found.missing:
+        raise store.BadCheckpoint(f"{len(found.missing)} leaves are missing, the first is {found.missing[0]}")
+    unused = {key: tensor.read() for key, tensor in found.unused.items()}
+    return _write_foreign(
+        out, form, found.row, found.config, found.tokenizer, unused, shards=shards, dtype=dtype, quiet=quiet
+    )
+
+
+def to_checkpoint(
+    found: Foreign,
+    out: str | Path,
+    *,
+    dtype: np.dtype | None = None,
+    mesh: Mapping[str, int] | None = None,
+    quiet: bool = False,
+) -> Path:
+    """A foreign model as one of our checkpoints; what it lacks (see ``allow_missing``) is born fresh.
+
+    Run again after an interruption it goes on.  ``mesh`` (axis sizes) cuts every leaf along that mesh's shards, so that
+    each device later reads whole chunks.
+    """
+    specs = blueprint(found.config).specs
+    own = {path: found.tensors[name.foreign].dtype for name in found.names for path in name.leaves}
+    missing = found.missing
+    dtypes = {path: dtype or own.get(path, np.dtype(np.float32)) for path in specs}
+    chunks = shard_chunks(found.config, mesh, dtypes) if mesh else {}
+    leaves = {path: (spec.shape, dtypes[path], *chunks.get(path, ())) for path, spec in specs.items()}
+    files = source_files(found.folders)
+    origin = {"files": [[str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
+    origin |= {"dtype": str(dtype), "config": to_dict(found.config)}
+    total = sum(size_of(found.tensors[name.foreign], dtype) for name in found.names)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        # the files' pages are in memory while their tensors are read
+        digests = pool.submit(lambda: {f"{f.parent.name}/{f.name}": digest(f) for f in files})
+        writer = stream.Writer(out, leaves, origin)
+        with progress(total=total, desc="converting", unit="B", unit_scale=True, disable=quiet) as bar:
+            for name in found.names:
+                tensor = found.tensors[name.foreign]
+                if not all(writer.is_done(path, name.index) for path in name.leaves):
+                    for path, array in zip(name.leaves, name.ours(tensor.read()), strict=True):
+                        writer.write(path, name.index, array)
+                bar.update(size_of(tensor, dtype))
+        if missing:
+            fresh = blueprint(found.config).init(make_mesh(devices=jax.devices()[:1]), only=missing)
+            for path, leaf in fresh.items():
+                writer.write(path, (), np.asarray(leaf))
+        accessory.write_unused(writer.folder, found.unused)
+        recipe = {"made_by": "convert", "sources": digests.result(), "dtype": str(dtype) if dtype else None}
+        return writer.finish(found.config, found.tokenizer, recipe | {"born_fresh": missing})
+
+
+def shard_chunks(
+    config: ModelConfig, mesh: Mapping[str, int], dtypes: Mapping[str, np.dtype]
+) -> dict[str, tuple[tuple[int, ...]]]:
+    """(chunk shape,) of each leaf, at most the shard that a device of the mesh holds."""
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1}
+    for axis, size in mesh.items():
+        if axis not in sizes:
+            raise unknown("mesh axis", axis, sizes)
+        if size < 1:
+            raise ConfigError(f"mesh axis {axis} must have a size of 1 or more, not {size}")
+        sizes[axis] = size
+    abstract = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    chunks = {}
+    for path, spec in blueprint(config).specs.items():
+        parts = partition_spec(spec.axes, spec.shape, abstract)
+        shard = list(spec.shape)
+        for axis, names in enumerate(parts):
+            for name in (names,) if isinstance(names, str) else names or ():
+                shard[axis] //= sizes[name]
+        chunks[path] = (stream.choose_chunk_shape(tuple(shard), dtypes[path].itemsize),)
+    return chunks
+
+
+def source_files(folders: Sequence[Path]) -> list[Path]:
+    """The files that hold a foreign model's tensors."""
+    return [file for folder in folders for file in sorted([*folder.glob("*.pth"), *folder.glob("*.safetensors")])]
+
+
+def digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def leaf_lines(source: str | Path) -> Iterator[str]:
+    """A line for every leaf of one of our checkpoints, reading none."""
+    total = 0
+    for path, leaf in stream.Reader(source).leaves.items():
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        total += size
+        yield f"{path}  {tuple(leaf.shape)}  {leaf.dtype}  {size:,} B"
+    yield f"{store.read_config(source).name}: {total:,} B"
+
+
+def from_checkpoint(
+    source: str | Path,
+    out: str | Path,
+    form: str,
+    *,
+    shards: int = 1,
+    dtype: np.dtype | None = None,
+    quiet: bool = False,
+) -> Path:
+    """One of our checkpoints as a published folder (``accessory``), or its decoder as a Hugging Face one (``hf``)."""
+    if form == "orbax":
+        raise ValueError(f"{source} is a checkpoint already; give --to accessory or --to hf")
+    reader = stream.Reader(source)
+    return _write_foreign(
+        out, form, reader.read, store.read_config(source), store.read_tokenizer(source), accessory.read_unused(source),
+        shards=shards, dtype=dtype, quiet=quiet,
+    )  # fmt: skip
+
+
+def _write_foreign(
+    out: str | Path,
+    form: str,
+    read: Callable[[str, Index], np.ndarray],
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    unused: Mapping[str, np.ndarray],
+    *,
+    shards: int,
+    dtype: np.dtype | None,
+    quiet: bool,
+) -> Path:
+    total = sum(spec.size for spec in blueprint(config).specs.values())
+    with progress(total=total, desc="writing", unit="value", unit_scale=True, disable=quiet) as bar:
+
+        def counted(path: str, index: Index) -> np.ndarray:
+            array = read(path, index)
+            bar.update(array.size)
+            return array if dtype is None else array.astype(dtype)
+
+        if form == "accessory":
+            return accessory_write.write_folder(out, counted, config, shards=shards, tokenizer=tokenizer, unused=unused)
+        return huggingface_write.write(out, counted, config, tokenizer)
+
+
+def verify(found: Foreign, out: str | Path, quiet: bool = False) -> int:
+    """Read both sides again and compare every leaf, bit for bit (after the cast to the checkpoint's dtype).
+
+    Returns the number of tensors; raises BadCheckpoint at the first that differs.
+    """
+    reader = stream.Reader(out)
+    for name in progress(found.names, desc="verifying", unit="tensor", disable=quiet):
+        for path, array in zip(name.leaves, name.ours(found.tensors[name.foreign].read()), strict=True):
+            there = reader.read(path, name.index)
+            if not np.array_equal(array.astype(there.dtype), there, equal_nan=True):
+                raise store.BadCheckpoint(f"{out}: {path}{list(name.index)} is not {name.foreign} of the source")
+    return len(found.names)

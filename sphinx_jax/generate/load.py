@@ -1,0 +1,87 @@
+"""``from_pretrained``: whatever holds a model becomes one to talk to."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.foreign import Foreign, is_foreign, open_foreign
+from sphinx_jax.config import ModelConfig
+from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.generate.sphinx import Sphinx
+from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.sharding import make_mesh
+
+
+def from_pretrained(
+    folder: str | os.PathLike | Sequence[str | os.PathLike],
+    *,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    model: str | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+    tokenizer: str | Path | None = None,
+    quick_gelu: bool | None = None,
+) -> Sphinx:
+    """Load a model.
+
+    Args:
+      folder: one of our checkpoints; a recipe's workdir (its last trained stage); a published folder or a list of
+        them, later ones on top of earlier ones; a Hugging Face folder.
+      mesh: where it lies; default: all devices.
+      dtype: compute dtype; default: as the checkpoint says, float32 for the files of others.
+      model: of a published folder without ``meta.json``, a ``llama_type`` or a name of the family (``sphinx_1k``).
+      config: of one without ``config.json``, that file or its content.
+      tokenizer: file or folder, in place of the folder's own.
+      quick_gelu: CLIP's activation of a published folder, which differs by release date.
+
+    Raises:
+      BadCheckpoint, ConfigError: one line on what is missing or does not fit.
+    """
+    mesh = mesh or make_mesh()
+    folders = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
+    folders = [Path(each) for each in folders]
+    for each in folders:
+        if not each.is_dir():
+            raise store.BadCheckpoint(f"{each} does not exist")
+    if len(folders) > 1 or is_foreign(folders[0]):
+        found = open_foreign(folders, model=model, config=config, tokenizer=tokenizer, quick_gelu=quick_gelu)
+        return Sphinx(_with_dtype(found.config, dtype), place(found, mesh), found.tokenizer, mesh)
+    given = {"model": model, "config": config, "quick_gelu": quick_gelu}
+    if named := [key for key, value in given.items() if value is not None]:
+        raise ValueError(f"{named[0]} is for published folders; {folders[0]} is a checkpoint that says it itself")
+    found = folders[0] if store.is_complete(folders[0]) else last_checkpoint(folders[0])
+    if found is None:
+        raise store.BadCheckpoint(
+            f"{folders[0]} holds no model: no checkpoint, workdir with one, consolidated.*.pth or safetensors"
+        )
+    leaves = store.restore(found, mesh)
+    words = store.read_tokenizer(found) if tokenizer is None else load_tokenizer(tokenizer)
+    return Sphinx(_with_dtype(store.read_config(found), dtype), leaves, words, mesh)
+
+
+def place(found: Foreign, mesh: Mesh) -> dict[str, jax.Array]:
+    """Read a foreign model leaf by leaf onto a mesh."""
+    shardings = blueprint(found.config).shardings(mesh)
+    return {path: jax.device_put(array, shardings[path]) for path, array in found.leaves()}
+
+
+def _with_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
+    return config if dtype is None else dataclasses.replace(config, dtype=dtype)
+
+
+def last_checkpoint(workdir: Path) -> Path | None:
+    """The newest checkpoint of the last stage of a recipe that has one."""
+    stages = sorted((p for p in workdir.glob("*/checkpoints") if store.newest(p)), key=lambda p: _made(store.newest(p)))
+    return store.newest(stages[-1]) if stages else None
+
+
+def _made(checkpoint: Path) -> float:
+    return (checkpoint / store.RECIPE).stat().st_mtime
