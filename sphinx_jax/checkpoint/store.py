@@ -60,11 +60,18 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with context:
         ocp.save_checkpointables(folder, parts)
+    describe(folder, config, tokenizer, recipe)
+    return folder
+
+
+def describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, recipe: dict[str, Any]) -> None:
+    """What a checkpoint holds beside its leaves; the recipe, last, makes it complete."""
     (folder / MODEL).write_text(model_config.to_json(config))
     if tokenizer is not None:
         tokenizer.save(folder)
-    (folder / RECIPE).write_text(json.dumps(recipe, indent=2))
-    return folder
+    draft = folder / f"{RECIPE}.draft"
+    draft.write_text(json.dumps(recipe, indent=2))
+    draft.replace(folder / RECIPE)
 
 
 def is_complete(folder: str | Path) -> bool:
