@@ -7,7 +7,7 @@ from sphinx_jax.evaluate.metrics import METRICS
 
 CAPTIONS = {"short_caption": 1.0, "detailed_caption": 1.0, "grounded_caption": 2.0}
 # captions are known from pre-training; questions are short, so more of them fit into a step
-TASKS = dict.fromkeys(METRICS, 1.0) | {task: 0.3 for task in CAPTIONS}
+TASKS = dict.fromkeys(METRICS, 1.0) | {task: 0.3 for task in CAPTIONS} | {"rec": 1.5}
 
 
 def get_config() -> ConfigDict:
