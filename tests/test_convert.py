@@ -1,0 +1,177 @@
+"""Conversions: what comes out holds what went in, and an interruption costs nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DATA, tiny_config
+
+import sphinx_jax
+from sphinx_jax.checkpoint import accessory, assemble, convert, store, stream
+from sphinx_jax.checkpoint.foreign import open_foreign
+from sphinx_jax.checkpoint.pth import read_pth
+from sphinx_jax.config import FAMILY, ConfigError
+from sphinx_jax.model.blueprint import blueprint
+
+SPHINX, MIXTRAL, LLAMA = DATA / "llama_ens5" / "ckpt", DATA / "mixtral_sparse" / "ckpt", DATA / "llama_text"
+HUGGINGFACE = DATA / "huggingface"
+TOOL = Path(__file__).parents[1] / "tools" / "convert_checkpoint.py"
+
+
+def run_tool(*arguments, expect=0):
+    env = os.environ | {"PYTHONPATH": str(TOOL.parents[1])}
+    done = subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True, env=env)
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(("source", "shards"), [(SPHINX, 2), (MIXTRAL, 4)])
+def test_there_and_back_is_lossless(tmp_path, source, shards):
+    found = open_foreign([source])
+    convert.to_checkpoint(found, tmp_path / "ours", quiet=True)
+    assert convert.verify(found, tmp_path / "ours", quiet=True) == len(found.names)
+    back = convert.from_checkpoint(tmp_path / "ours", tmp_path / "theirs", "accessory", shards=shards, quiet=True)
+    again = accessory.open_folders([back])
+    assert again.keys() == accessory.open_folders([source]).keys(), "unused keys take part"
+    for key, tensor in found.tensors.items():
+        np.testing.assert_array_equal(again[key].read(), tensor.read(), err_msg=key)
+    assert accessory.read_config([back], 512) == found.config
+
+
+def test_a_converted_checkpoint_answers_as_its_source(tmp_path):
+    run_tool(MIXTRAL, tmp_path / "ours", "--verify", "--quiet")
+    record = np.load(MIXTRAL.parent / "expected.npz")
+    tokens, expected = record["examples"], record["text_logits"]
+    run_tool(tmp_path / "ours", tmp_path / "hf", "--to", "hf", "--quiet")
+    for folder in ("ours", "hf"):
+        logits = sphinx_jax.from_pretrained(tmp_path / folder).logits(tokens)[:, ::16]
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+    recipe = store.read_recipe(tmp_path / "ours")
+    assert [len(digest) for digest in recipe["sources"].values()] == [64]
+
+
+def test_several_folders_are_one_model():
+    base, difference = LLAMA / "ckpt_mp2", LLAMA / "ckpt_diff"
+    tokens = np.array([[1, 50, 60, 70]])
+    plain = sphinx_jax.from_pretrained(base).logits(tokens)
+    moved = sphinx_jax.from_pretrained([base, difference]).logits(tokens)
+    assert np.abs(moved - plain).max() > 1e-3
+    key = "layers.1.attention.wq.weight"
+    (file,) = difference.glob("*.pth")
+    added = read_pth(file)[f"llma.{key}"].read()
+    expected = accessory.open_folders([base])[key].read() + added
+    np.testing.assert_array_equal(open_foreign([base, difference]).tensors[key].read(), expected)
+
+
+def test_verify_sees_a_single_wrong_value(tmp_path):
+    found = open_foreign([LLAMA / "ckpt_mp2"])
+    specs = blueprint(found.config).specs
+    writer = stream.Writer(tmp_path / "ours", {path: (spec.shape, np.float32) for path, spec in specs.items()})
+    for path, leaf in found.leaves():
+        if path == "decoder/blocks/ffn/down":
+            leaf = leaf.copy()
+            leaf[1, 3, 5] += 1e-6
+        writer.write(path, (), leaf)
+    writer.finish(found.config, None, {})
+    with pytest.raises(store.BadCheckpoint, match=r"decoder/blocks/ffn/down\[1\] is not layers.1.feed_forward.w2"):
+        convert.verify(found, tmp_path / "ours", quiet=True)
+
+
+def test_an_interrupted_conversion_goes_on_and_reads_nothing_twice(tmp_path, monkeypatch):
+    found = open_foreign([MIXTRAL])
+    kind, read = type(next(iter(found.tensors.values()))), []
+    whole = kind.read
+
+    def counting(self, *rows):
+        if len(read) == 12:
+            raise KeyboardInterrupt
+        read.append(self)
+        return whole(self, *rows)
+
+    monkeypatch.setattr(kind, "read", counting)
+    with pytest.raises(KeyboardInterrupt):
+        convert.to_checkpoint(found, tmp_path / "ours", quiet=True)
+    with pytest.raises(store.BadCheckpoint):
+        store.read_config(tmp_path / "ours")
+    first = list(read)
+    read[:] = [None] * 13  # past the interruption
+    convert.to_checkpoint(found, tmp_path / "ours", quiet=True)
+    again = [tensor for tensor in read[13:] if any(tensor is before for before in first)]
+    # leaves that share a chunk with what was not written yet are read once more
+    assert len(again) < len(first) and len(read) - 13 < len(found.names)
+    monkeypatch.undo()
+    assert convert.verify(found, tmp_path / "ours", quiet=True) == len(found.names)
+
+
+def test_a_checkpoint_cut_for_a_mesh_has_whole_chunks_on_each_device(tmp_path):
+    found = open_foreign([MIXTRAL])
+    out = convert.to_checkpoint(
+        found, tmp_path / "ours", dtype=convert.known_dtype("bf16"), mesh={"fsdp": 4}, quiet=True
+    )
+    leaf = stream.Reader(out).leaves["decoder/blocks/ffn/up"]
+    assert str(leaf.dtype) == "bfloat16" and leaf.shape[2] // 4 % leaf.chunk_shape[2] == 0
+    with pytest.raises(ConfigError, match="did you mean 'fsdp'"):
+        convert.shard_chunks(found.config, {"fsdb": 2}, {})
+
+
+def test_what_may_be_missing_is_born_and_what_may_not_is_listed(tmp_path):
+    config = json.loads((LLAMA / "ckpt_mp2" / "config.json").read_text()) | {"lora_rank": 2}
+    given = {"model": "llama_peft", "config": config}
+    with pytest.raises(store.BadCheckpoint, match="missing: layers.0.attention.wq.*lora_a.*more"):
+        open_foreign([LLAMA / "ckpt_mp2"], **given)
+    found = open_foreign([LLAMA / "ckpt_mp2"], **given, allow_missing=["*lora*", "*bias"])
+    assert found.missing and all("/lora/" in path or "/bias/" in path for path in found.missing)
+    out = convert.to_checkpoint(found, tmp_path / "ours", quiet=True)
+    assert store.read_recipe(out)["born_fresh"] == found.missing
+    # what is born changes nothing yet
+    tokens = np.array([[1, 50, 60, 70]])
+    plain = sphinx_jax.from_pretrained(LLAMA / "ckpt_mp2").logits(tokens)
+    np.testing.assert_allclose(sphinx_jax.from_pretrained(out).logits(tokens), plain, atol=1e-5)
+
+
+def test_a_dry_run_names_every_key_of_the_full_files_and_reads_none():
+    for listing, model in (
+        ("llama_ens_13b", "sphinx_1k"), ("llama_ens_light", "sphinx_tiny"), ("mixtral_sparse_ens", "sphinx_moe"),
+    ):  # fmt: skip
+        file = DATA / "published" / f"full_keys_{listing}.json"
+        keys = {key for key, *_ in json.loads(file.read_text())}
+        found = open_foreign([file], model=model)
+        *lines, last = convert.describe(found)
+        assert {line.split()[0] for line in lines} == keys
+        assert not found.missing and last.startswith(found.config.name)
+    with pytest.raises(store.BadCheckpoint, match="holds no arrays"):
+        next(found.leaves())
+
+
+def test_a_new_sphinx_from_public_parts_answers(tmp_path, monkeypatch):
+    encoders = {kind: HUGGINGFACE / kind for kind in assemble.ENCODERS}
+    small = tiny_config(views=sphinx_jax.config.ViewsConfig(32, crops=2))
+    monkeypatch.setitem(FAMILY, "small", small)
+    found = assemble.open_parts("small", HUGGINGFACE / "llama", encoders)
+    out = convert.to_checkpoint(found, tmp_path / "new", quiet=True)
+    assert all(path.startswith("embedding_mix/") for path in store.read_recipe(out)["born_fresh"])
+    model = sphinx_jax.from_pretrained(out)
+    pixels = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    assert np.isfinite(model.logits([[1, 5, 6]], pixels)).all()
+    with pytest.raises(ConfigError, match="small has a clip: give --clip DIR"):
+        assemble.open_parts("small", HUGGINGFACE / "llama", {k: v for k, v in encoders.items() if k != "clip"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("nowhere", "out"), "nowhere is no folder"),
+        ((SPHINX, "out", "--dtype", "bf61"), "unknown dtype 'bf61'; did you mean 'bf16'?"),
+        ((SPHINX, "out", "--mesh", "8"), "mesh '8' is not of the form fsdp=4,tensor=2"),
+        ((SPHINX,), "give a source and where to write: SOURCE OUT"),
+        (("assemble", "out", "--model", "sphinx"), "assemble needs --model NAME and --decoder DIR"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, arguments, told):
+    os.chdir(tmp_path)
+    done = run_tool(*arguments, expect=1)
+    assert done.stderr == f"error: {told}\n" and not list(tmp_path.iterdir())
