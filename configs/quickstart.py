@@ -7,7 +7,7 @@ from sphinx_jax.evaluate.metrics import METRICS
 
 CAPTIONS = {"short_caption": 1.0, "detailed_caption": 1.0, "grounded_caption": 2.0}
 # captions are known from pre-training; questions are short, so more of them fit into a step
-TASKS = dict.fromkeys(METRICS, 1.0) | {task: 0.3 for task in CAPTIONS} | {"rec": 1.5}
+TASKS = dict.fromkeys(METRICS, 1.0) | {task: 0.3 for task in CAPTIONS}
 
 
 def get_config() -> ConfigDict:
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
             "metric": "caption_loss",
         },
         "finetune": shared | {
-            "start": "mix", "steps": 2100, "rate": 1e-2, "domains": {"real": 1.0, "synthetic": 1.0}, "turns": 6,
+            "start": "mix", "steps": 2000, "rate": 1e-2, "domains": {"real": 1.0, "synthetic": 1.0}, "turns": 6,
             "length": 112, "text_batch": 2, "turn_power": 0.5, "tasks": TASKS,
         },
         "evaluate": {"kind": "evaluate", "start": "finetune", "limit": 500},

@@ -171,7 +171,7 @@ def test_a_new_sphinx_from_public_parts_answers(tmp_path, monkeypatch):
         (("assemble", "out", "--model", "sphinx"), "assemble needs --model NAME and --decoder DIR"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, arguments, told):
-    os.chdir(tmp_path)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
     done = run_tool(*arguments, expect=1)
     assert done.stderr == f"error: {told}\n" and not list(tmp_path.iterdir())

@@ -243,9 +243,9 @@ def test_a_picture_without_padding_is_as_if_nothing_were_skipped():
     pixels, tokens = flat_picture(60, 60), jnp.array([[1, 5, 6, 7]])
     encoders = {p: x for p, x in leaves.items() if p.startswith("encoders/")}
     features = make_encode(config)(encoders, pixels)
-    assert not features.skipped.any()
+    assert not features.padding.any()
     logits = blueprint(config).bind(leaves).hidden(tokens, features)[0]
-    expected = blueprint(plain).bind(leaves).hidden(tokens, features._replace(skipped=None))[0]
+    expected = blueprint(plain).bind(leaves).hidden(tokens, features._replace(padding=None))[0]
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
@@ -255,7 +255,7 @@ def test_a_skipped_crop_is_one_position_and_none_of_the_encoders_work():
     pixels, tokens = flat_picture(90, 28), jnp.array([[1, 5, 6, 7]])
     encoders = {p: x for p, x in leaves.items() if p.startswith("encoders/")}
     features = make_encode(config)(encoders, pixels)
-    np.testing.assert_array_equal(features.skipped[0], [0, 1, 1, 1, 0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(features.padding[0], [0, 1, 1, 1, 0, 0, 0, 1, 1, 1])
     assert not np.asarray(features.crops)[0, [0, 1, 2, 6, 7, 8]].any(), "skipped crops were encoded"
     model = blueprint(config).bind(leaves)
     np.testing.assert_allclose(model.encode(normalise(pixels)).crops[0, 3:6], features.crops[0, 3:6], atol=1e-5)

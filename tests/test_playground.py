@@ -245,7 +245,7 @@ def test_a_test_split_asks_enough(world):
 def test_turns_are_some_and_different(world):
     for example in examples_of(world):
         asked = [turn.question for turn in example.turns]
-        assert 6 <= len(asked) <= 20 and len(asked) == len(set(asked))
+        assert 6 <= len(asked) <= 12 and len(asked) == len(set(asked))
 
 
 def test_every_answer_reads_back_as_it_was_written(world):

@@ -141,7 +141,7 @@ def stream(
     tokens, lengths = pad_prompts([prompt])
     offset = config.image_positions if features is not None else 0
     positions = round_up(offset + tokens.shape[1] + max_new_tokens)
-    logits, next_position, cache = _prefill(config, leaves, tokens, lengths, features, positions)
+    logits, next_position, cache = prefill(config, leaves, tokens, lengths, features, positions)
     key, new, table = jax.random.key(seed), [], pad_stops(stops)
     for step in range(max_new_tokens):
         token = _sample(logits, jax.random.fold_in(key, step), temperature, top_p)
@@ -151,7 +151,7 @@ def stream(
         # what may be the beginning of a stop sequence is held back until it is known not to be
         held = max((n for stop in table for n in _overlaps(new, [t for t in stop.tolist() if t >= 0])), default=0)
         yield new[: len(new) - held]
-        logits, cache = _decode(config, leaves, token, next_position + step, cache)
+        logits, cache = decode(config, leaves, token, next_position + step, cache)
     yield cut(new, stops)
 
 
@@ -160,13 +160,13 @@ def _overlaps(tokens: list[int], stop: list[int]) -> Iterator[int]:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "positions"))
-def _prefill(config, leaves, tokens, lengths, features, positions):
+def prefill(config, leaves, tokens, lengths, features, positions):
     cache = Cache.empty(config.decoder, len(tokens), positions, jnp.dtype(config.dtype))
     return blueprint(config).bind(leaves).prefill(tokens, lengths, features, cache)
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
-def _decode(config, leaves, token, positions, cache):
+def decode(config, leaves, token, positions, cache):
     return blueprint(config).bind(leaves).decode(token, positions, cache)
 
 

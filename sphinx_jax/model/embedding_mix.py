@@ -24,7 +24,7 @@ class Features(NamedTuple):
     overview: jax.Array  # (B, 1, 1 + P, C) class slot and patches, channels of all patch encoders
     crops: jax.Array | None  # (B, crops, 1 + P', C)
     queries: jax.Array | None  # (B, views, Q, width of the Q-Former)
-    skipped: jax.Array | None = None  # (B, views) 1 where a view is padding alone, if such views are skipped
+    padding: jax.Array | None = None  # (B, views) 1 where a view is padding alone, if such views are skipped
 
 
 class Projection(nnx.Module):
@@ -80,14 +80,14 @@ class EmbeddingMix(nnx.Module):
 
         A skipped view has the skip token at its first position; ``kept`` says which of the others are to go.
         """
-        overview, crops, queries, skipped = features
+        overview, crops, queries, padding = features
         parts = [self.view(overview, None if queries is None else queries[:, :1])]
         if crops is not None:
             parts.append(self.view(crops, None if queries is None else queries[:, 1:]))
         mixed = jnp.concatenate(parts, axis=1)
-        if skipped is None:
+        if padding is None:
             return mixed
-        hidden = jnp.repeat(skipped > 0, self.widths, axis=1, total_repeat_length=mixed.shape[1])
+        hidden = jnp.repeat(padding > 0, self.widths, axis=1, total_repeat_length=mixed.shape[1])
         return jnp.where(hidden[..., None], self.tags.skip[...].astype(mixed.dtype), mixed)
 
     @property
@@ -95,11 +95,11 @@ class EmbeddingMix(nnx.Module):
         """Positions of each view."""
         return np.array([self.config.positions_of_view(view) for view in range(self.config.views.views)])
 
-    def kept(self, skipped: jax.Array) -> jax.Array:
+    def kept(self, padding: jax.Array) -> jax.Array:
         """(B, views) -> (B, image positions) bool: of a skipped view the first position alone."""
         first = np.zeros(self.widths.sum(), bool)
         first[np.cumsum(self.widths) - self.widths] = True
-        return first | ~jnp.repeat(skipped > 0, self.widths, axis=1, total_repeat_length=len(first))
+        return first | ~jnp.repeat(padding > 0, self.widths, axis=1, total_repeat_length=len(first))
 
     def view(self, patches: jax.Array, queries: jax.Array | None) -> jax.Array:
         """Views of one size, (B, v, 1 + P, C) and (B, v, Q, width) -> (B, their positions, D)."""

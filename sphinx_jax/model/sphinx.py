@@ -120,9 +120,9 @@ class SphinxModel(nnx.Module):
             # the picture belongs to what comes before the first turn, as BOS does
             nothing = jnp.zeros((batch, image), segments.dtype)
             segments = jnp.concatenate([segments[:, :1], nothing, segments[:, 1:]], axis=1)
-        if features is None or features.skipped is None:
+        if features is None or features.padding is None:
             return x, None, segments
-        kept = self.embedding_mix.kept(features.skipped)
+        kept = self.embedding_mix.kept(features.padding)
         kept = jnp.pad(kept, ((0, 0), (1, length - 1)), constant_values=True)
         order = jnp.argsort(~kept, axis=1, stable=True)
         at = jnp.cumsum(kept, axis=1) - 1

@@ -28,7 +28,7 @@ class Turn:
     answer: str
 
 
-FEWEST_TURNS, MOST_TURNS = 6, 20
+FEWEST_TURNS, MOST_TURNS = 6, 12
 
 
 class Asker:
@@ -330,15 +330,14 @@ _ALWAYS_POSSIBLE: tuple[Ask, ...] = (
 
 
 def things_plan(rng: np.random.Generator) -> list[Ask]:
-    """Six vqa, at most one of them yes/no, many rec, a grounded caption (all boxes), three to five of the others.
+    """Six vqa, at most one of them yes/no, two rec, a grounded caption (all boxes), three of the others.
 
-    To find a thing by what it is takes the most practice of all, so it is asked most.  Some will find nothing to ask.
+    Some will find nothing to ask.
     """
     vqa = [_VQA[i] for i in rng.permutation(len(_VQA))] + [ask_count if rng.random() < 0.5 else ask_what]
     vqa += [ask_yes_no] if rng.random() < 0.75 else [ask_colour]
     others = [_OTHERS[i] for i in rng.permutation(len(_OTHERS))[:3]]
-    found = [ask_relation, ask_multiple_choice]  # asked twice is asked once
-    return [*vqa[-6:], *[ask_rec] * 10, ask_grounded_caption, *others, *found]
+    return [*vqa[-6:], ask_rec, ask_rec, ask_grounded_caption, *others]
 
 
 def single_plan(rng: np.random.Generator) -> list[Ask]:
