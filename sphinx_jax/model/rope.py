@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Rotation = tuple[jax.Array, jax.Array]
 
@@ -19,7 +20,8 @@ def rotation(
 
     ``scaling`` multiplies positions; ``llama3`` slows the low frequencies down, see ``stretch``.
     """
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    # the reference's own order of operations: a last bit of a frequency is micro-radians at the end of a long text
+    frequencies = 1 / np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
     if llama3 is not None:
         frequencies = stretch(frequencies, *llama3)
     positions = positions.astype(jnp.float32)
