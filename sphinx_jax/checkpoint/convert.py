@@ -23,13 +23,12 @@ from sphinx_jax.config import ConfigError, ModelConfig, to_dict, unknown
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.progress import progress
-from sphinx_jax.sharding import make_mesh, partition_spec
+from sphinx_jax.sharding import MESH_AXES, make_mesh, partition_spec
 
 FORMS = ("orbax", "accessory", "hf")
 DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": np.dtype(np.float32),
 }  # fmt: skip
-EMBEDDING = "decoder/embedding"
 SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -49,7 +48,7 @@ def parse_mesh(text: str | None) -> dict[str, int]:
         raise ConfigError(f"mesh {text!r} is not of the form fsdp=4,tensor=2") from None
 
 
-def size_of(tensor: Stored, dtype: np.dtype | None) -> int:
+def size_of(tensor: Stored | stream.LeafInfo, dtype: np.dtype | None) -> int:
     return math.prod(tensor.shape) * (dtype or tensor.dtype).itemsize
 
 
@@ -138,7 +137,7 @@ def shard_chunks(
     config: ModelConfig, mesh: Mapping[str, int], dtypes: Mapping[str, np.dtype]
 ) -> dict[str, tuple[tuple[int, ...]]]:
     """(chunk shape,) of each leaf, at most the shard that a device of the mesh holds."""
-    sizes = {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1}
+    sizes = dict.fromkeys(MESH_AXES, 1)
     for axis, size in mesh.items():
         if axis not in sizes:
             raise unknown("mesh axis", axis, sizes)
@@ -148,12 +147,8 @@ def shard_chunks(
     abstract = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
     chunks = {}
     for path, spec in blueprint(config).specs.items():
-        parts = partition_spec(spec.axes, spec.shape, abstract)
-        shard = list(spec.shape)
-        for axis, names in enumerate(parts):
-            for name in (names,) if isinstance(names, str) else names or ():
-                shard[axis] //= sizes[name]
-        chunks[path] = (stream.choose_chunk_shape(tuple(shard), dtypes[path].itemsize),)
+        sharding = jax.sharding.NamedSharding(abstract, partition_spec(spec.axes, spec.shape, abstract))
+        chunks[path] = (stream.choose_chunk_shape(sharding.shard_shape(spec.shape), dtypes[path].itemsize),)
     return chunks
 
 
@@ -171,7 +166,7 @@ def leaf_lines(source: str | Path) -> Iterator[str]:
     """A line for every leaf of one of our checkpoints, reading none."""
     total = 0
     for path, leaf in stream.Reader(source).leaves.items():
-        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        size = size_of(leaf, None)
         total += size
         yield f"{path}  {tuple(leaf.shape)}  {leaf.dtype}  {size:,} B"
     yield f"{store.read_config(source).name}: {total:,} B"
@@ -214,11 +209,14 @@ def _write_foreign(
         def counted(path: str, index: Index) -> np.ndarray:
             array = read(path, index)
             bar.update(array.size)
-            return array if dtype is None else array.astype(dtype)
+            return array
 
+        named = {} if dtype is None else {"dtype": str(dtype)}
         if form == "accessory":
-            return accessory_write.write_folder(out, counted, config, shards=shards, tokenizer=tokenizer, unused=unused)
-        return huggingface_write.write(out, counted, config, tokenizer)
+            return accessory_write.write_folder(
+                out, counted, config, shards=shards, tokenizer=tokenizer, unused=unused, **named
+            )
+        return huggingface_write.write(out, counted, config, tokenizer, **named)
 
 
 def verify(found: Foreign, out: str | Path, quiet: bool = False) -> int:

@@ -80,9 +80,11 @@ def open_foreign(
     folders = tuple(map(Path, folders))
     listing = folders[0] if len(folders) == 1 and folders[0].suffix == ".json" else None
     for folder in folders:
-        if not folder.is_dir() and folder != listing:
+        if folder == listing:
+            continue
+        if not folder.is_dir():
             raise BadCheckpoint(f"{folder} is no folder")
-        if folder != listing and not is_foreign(folder):
+        if not is_foreign(folder):
             raise BadCheckpoint(f"{folder} holds neither consolidated.*.pth nor .safetensors with their config.json")
     words = find_tokenizer(folders, tokenizer)
     if len(folders) == 1 and huggingface.is_folder(folders[0]):

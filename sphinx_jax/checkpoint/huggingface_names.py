@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from sphinx_jax.checkpoint.names import CONV, LINEAR, SAME, Name, accessory_names
+from sphinx_jax.checkpoint.names import CONV, FFN, LINEAR, SAME, Name, accessory_names, norm_rows
 from sphinx_jax.config import DecoderConfig, ModelConfig, VitConfig
 
 Patterns = tuple[str, str]  # of a linear map's weight and of its bias
@@ -17,7 +17,6 @@ PLAIN = LINEAR, SAME[1]
 HEADS = "(n h) d -> d n h", "(n h) -> n h"
 ROTATED = "(n s h) d -> d n (h s)", "(n s h) -> n (h s)"
 FROM_HEADS = "d (n h) -> n h d", SAME[1]
-EXPERT_MAPS = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def huggingface_names(config: ModelConfig) -> Iterator[Name]:
@@ -57,7 +56,7 @@ def _decoder_maps(c: DecoderConfig, foreign: str, ours: str, maps: Mapping, inde
 def _experts(c: DecoderConfig, foreign: str, ours: str, layer: int) -> Iterator[Name]:
     yield Name(f"{foreign}.gate.weight", (f"{ours}/router",), LINEAR, index=(layer,))
     for expert in range(c.moe.experts):
-        for name, theirs in EXPERT_MAPS.items():
+        for name, theirs in FFN.items():
             yield from _linear(f"{foreign}.experts.{expert}.{theirs}", f"{ours}/{name}", None, (layer, expert))
 
 
@@ -67,8 +66,8 @@ def clip_names(c: VitConfig) -> Iterator[Name]:
     yield Name("embeddings.class_embedding", (f"{here}/class_embedding",), SAME[1])
     yield Name("embeddings.position_embedding.weight", (f"{here}/position_embedding",), SAME[2])
     yield Name("embeddings.patch_embedding.weight", (f"{here}/patch/kernel",), CONV)
-    yield from _norm("pre_layrnorm", f"{here}/norm_before")  # spelled so in the files
-    yield from _norm("post_layernorm", f"{here}/norm")
+    yield from norm_rows("pre_layrnorm", f"{here}/norm_before")  # spelled so in the files
+    yield from norm_rows("post_layernorm", f"{here}/norm")
     attention = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj"}
     mlp = {"up": "mlp.fc1", "down": "mlp.fc2"}
     norms = {"attention_norm": "layer_norm1", "mlp_norm": "layer_norm2"}
@@ -83,7 +82,7 @@ def dinov2_names(c: VitConfig) -> Iterator[Name]:
     yield Name("embeddings.position_embeddings", (f"{here}/position_embedding",), "1 p c -> p c")
     yield Name("embeddings.patch_embeddings.projection.weight", (f"{here}/patch/kernel",), CONV)
     yield Name("embeddings.patch_embeddings.projection.bias", (f"{here}/patch/bias",), SAME[1])
-    yield from _norm("layernorm", f"{here}/norm")
+    yield from norm_rows("layernorm", f"{here}/norm")
     inner = {"q": "query", "k": "key", "v": "value"}
     attention = {name: f"attention.attention.{theirs}" for name, theirs in inner.items()}
     attention["o"] = "attention.output.dense"
@@ -133,7 +132,7 @@ def _vit_block(
     for name, theirs in mlp.items():
         yield from _linear(f"{foreign}.{theirs}", f"{ours}/mlp/{name}/kernel", f"{ours}/mlp/{name}/bias", index)
     for name, theirs in norms.items():
-        yield from _norm(f"{foreign}.{theirs}", f"{ours}/{name}", index)
+        yield from norm_rows(f"{foreign}.{theirs}", f"{ours}/{name}", index)
 
 
 def _linear(
@@ -148,8 +147,3 @@ def _linear(
         if leaf is not None:
             named = {axis: size for axis, size in (sizes or {}).items() if axis in pattern}
             yield Name(f"{foreign}.{kind}", (leaf,), pattern, named, index)
-
-
-def _norm(foreign: str, ours: str, index: tuple[int, ...] = ()) -> Iterator[Name]:
-    yield Name(f"{foreign}.weight", (f"{ours}/scale",), SAME[1], index=index)
-    yield Name(f"{foreign}.bias", (f"{ours}/bias",), SAME[1], index=index)

@@ -34,7 +34,6 @@ def write(
     *,
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
-    max_positions: int = 4096,
 ) -> Path:
     """Writes a model's decoder as ``LlamaForCausalLM``, or as ``MixtralForCausalLM`` where it has experts.
 
@@ -45,7 +44,6 @@ def write(
       folder: a new one.
       dtype: of the files: float32, float16 or bfloat16.
       shard_bytes: a file that would grow beyond this is begun anew.
-      max_positions: the context length that ``config.json`` states; LLaMA2's by default.
 
     Raises:
       BadCheckpoint: the folder exists, or transformers has no model of this form.
@@ -56,7 +54,7 @@ def write(
     if dtype not in WRITTEN:
         raise unknown("dtype", dtype, WRITTEN)
     plain = ModelConfig(name=config.name, decoder=_without_tuning(config.decoder))
-    table = describe(plain.decoder, dtype, max_positions)
+    table = describe(plain.decoder, dtype)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -75,7 +73,7 @@ def write(
     return folder
 
 
-def describe(c: DecoderConfig, dtype: str, max_positions: int) -> dict[str, Any]:
+def describe(c: DecoderConfig, dtype: str) -> dict[str, Any]:
     """``config.json`` of a decoder, in the form of transformers 4, which 5 reads too."""
     rope = None
     if c.rope_llama3 and c.rope_scaling:
@@ -92,7 +90,7 @@ def describe(c: DecoderConfig, dtype: str, max_positions: int) -> dict[str, Any]
         "vocab_size": c.vocab_size, "hidden_size": c.dim, "intermediate_size": c.ffn_dim,
         "num_hidden_layers": c.layers, "num_attention_heads": c.heads, "num_key_value_heads": c.num_kv_heads,
         "head_dim": c.head_dim, "hidden_act": "silu", "rms_norm_eps": c.norm_eps,
-        "max_position_embeddings": max_positions, "rope_theta": c.rope_theta, "rope_scaling": rope,
+        "max_position_embeddings": c.max_positions, "rope_theta": c.rope_theta, "rope_scaling": rope,
         "tie_word_embeddings": c.tied_embeddings, "torch_dtype": dtype,
     }  # fmt: skip
     if not c.moe:

@@ -113,7 +113,7 @@ def accessory_names(config: ModelConfig, dense_experts: bool = False) -> Iterato
     for ours, there in (("visual_proj", True), ("qformer_proj", config.qformer)):
         if there:
             yield from _linear(f"{ours}.0", f"embedding_mix/{ours}/linear")
-            yield from _norm(f"{ours}.1", f"embedding_mix/{ours}/norm")
+            yield from norm_rows(f"{ours}.1", f"embedding_mix/{ours}/norm")
     if config.clip:
         yield from _clip(config.clip)
     if config.convnext:
@@ -124,7 +124,7 @@ def accessory_names(config: ModelConfig, dense_experts: bool = False) -> Iterato
         yield from _blip2(config)
 
 
-def _norm(foreign: str, ours: str, index: Index = ()) -> Iterator[Name]:
+def norm_rows(foreign: str, ours: str, index: Index = ()) -> Iterator[Name]:
     yield Name(f"{foreign}.weight", (f"{ours}/scale",), SAME[1], index=index)
     yield Name(f"{foreign}.bias", (f"{ours}/bias",), SAME[1], index=index)
 
@@ -202,8 +202,8 @@ def _clip(c: VitConfig) -> Iterator[Name]:
     yield Name(f"{there}.class_embedding", (f"{here}/class_embedding",), SAME[1])
     yield Name(f"{there}.positional_embedding", (f"{here}/position_embedding",), SAME[2])
     yield Name(f"{there}.conv1.weight", (f"{here}/patch/kernel",), CONV)
-    yield from _norm(f"{there}.ln_pre", f"{here}/norm_before")
-    yield from _norm(f"{there}.ln_post", f"{here}/norm")
+    yield from norm_rows(f"{there}.ln_pre", f"{here}/norm_before")
+    yield from norm_rows(f"{there}.ln_post", f"{here}/norm")
     for layer in range(c.layers):
         at = (layer,)
         block, ours = f"{there}.transformer.resblocks.{layer}", f"{here}/blocks"
@@ -211,8 +211,8 @@ def _clip(c: VitConfig) -> Iterator[Name]:
             f"{block}.attn.in_proj_weight", f"{block}.attn.in_proj_bias", f"{ours}/attention", c.heads, at
         )
         yield from _attention_out(f"{block}.attn.out_proj", f"{ours}/attention", c.heads, at)
-        yield from _norm(f"{block}.ln_1", f"{ours}/attention_norm", at)
-        yield from _norm(f"{block}.ln_2", f"{ours}/mlp_norm", at)
+        yield from norm_rows(f"{block}.ln_1", f"{ours}/attention_norm", at)
+        yield from norm_rows(f"{block}.ln_2", f"{ours}/mlp_norm", at)
         yield from _linear(f"{block}.mlp.c_fc", f"{ours}/mlp/up", at)
         yield from _linear(f"{block}.mlp.c_proj", f"{ours}/mlp/down", at)
 
@@ -221,11 +221,11 @@ def _convnext(c: ConvNextConfig) -> Iterator[Name]:
     there, here = "openclip_convnext_xxl", "encoders/convnext"
     yield Name(f"{there}.stem.0.weight", (f"{here}/stem/kernel",), CONV)
     yield Name(f"{there}.stem.0.bias", (f"{here}/stem/bias",), SAME[1])
-    yield from _norm(f"{there}.stem.1", f"{here}/stem_norm")
+    yield from norm_rows(f"{there}.stem.1", f"{here}/stem_norm")
     for stage, depth in enumerate(c.depths):
         theirs, ours = f"{there}.stages.{stage}", f"{here}/stages/{stage}"
         if stage:
-            yield from _norm(f"{theirs}.downsample.0", f"{ours}/norm")
+            yield from norm_rows(f"{theirs}.downsample.0", f"{ours}/norm")
             yield Name(f"{theirs}.downsample.1.weight", (f"{ours}/downsample/kernel",), CONV)
             yield Name(f"{theirs}.downsample.1.bias", (f"{ours}/downsample/bias",), SAME[1])
         for layer in range(depth):
@@ -234,10 +234,10 @@ def _convnext(c: ConvNextConfig) -> Iterator[Name]:
             yield Name(f"{block}.gamma", (f"{mine}/scale",), SAME[1], index=at)
             yield Name(f"{block}.conv_dw.weight", (f"{mine}/depthwise_kernel",), "c 1 h w -> h w c", index=at)
             yield Name(f"{block}.conv_dw.bias", (f"{mine}/depthwise_bias",), SAME[1], index=at)
-            yield from _norm(f"{block}.norm", f"{mine}/norm", at)
+            yield from norm_rows(f"{block}.norm", f"{mine}/norm", at)
             yield from _linear(f"{block}.mlp.fc1", f"{mine}/mlp/up", at)
             yield from _linear(f"{block}.mlp.fc2", f"{mine}/mlp/down", at)
-    yield from _norm(f"{there}.head.norm", f"{here}/norm")
+    yield from norm_rows(f"{there}.head.norm", f"{here}/norm")
 
 
 def _dinov2(c: VitConfig) -> Iterator[Name]:
@@ -246,12 +246,12 @@ def _dinov2(c: VitConfig) -> Iterator[Name]:
     yield Name(f"{there}.pos_embed", (f"{here}/position_embedding",), "1 p c -> p c")
     yield Name(f"{there}.patch_embed.proj.weight", (f"{here}/patch/kernel",), CONV)
     yield Name(f"{there}.patch_embed.proj.bias", (f"{here}/patch/bias",), SAME[1])
-    yield from _norm(f"{there}.norm", f"{here}/norm")
+    yield from norm_rows(f"{there}.norm", f"{here}/norm")
     for layer in range(c.layers):
         at = (layer,)
         block, ours = f"{there}.blocks.{layer}", f"{here}/blocks"
-        yield from _norm(f"{block}.norm1", f"{ours}/attention_norm", at)
-        yield from _norm(f"{block}.norm2", f"{ours}/mlp_norm", at)
+        yield from norm_rows(f"{block}.norm1", f"{ours}/attention_norm", at)
+        yield from norm_rows(f"{block}.norm2", f"{ours}/mlp_norm", at)
         yield from _packed_attention(
             f"{block}.attn.qkv.weight", f"{block}.attn.qkv.bias", f"{ours}/attention", c.heads, at
         )
@@ -277,7 +277,7 @@ def _blip2(config: ModelConfig) -> Iterator[Name]:
     yield Name(f"{there}.embeddings.position_embedding", (f"{here}/position_embedding",), "1 p c -> p c")
     yield Name(f"{there}.embeddings.patch_embedding.weight", (f"{here}/patch/kernel",), CONV)
     yield Name(f"{there}.embeddings.patch_embedding.bias", (f"{here}/patch/bias",), SAME[1])
-    yield from _norm(f"{there}.post_layernorm", f"{here}/norm")
+    yield from norm_rows(f"{there}.post_layernorm", f"{here}/norm")
     for layer in range(v.layers):
         at = (layer,)
         block, ours = f"{there}.encoder.layers.{layer}", f"{here}/blocks"
@@ -289,12 +289,12 @@ def _blip2(config: ModelConfig) -> Iterator[Name]:
             at,
         )
         yield from _attention_out(f"{block}.self_attn.projection", f"{ours}/attention", v.heads, at)
-        yield from _norm(f"{block}.layer_norm1", f"{ours}/attention_norm", at)
-        yield from _norm(f"{block}.layer_norm2", f"{ours}/mlp_norm", at)
+        yield from norm_rows(f"{block}.layer_norm1", f"{ours}/attention_norm", at)
+        yield from norm_rows(f"{block}.layer_norm2", f"{ours}/mlp_norm", at)
         yield from _linear(f"{block}.mlp.fc1", f"{ours}/mlp/up", at)
         yield from _linear(f"{block}.mlp.fc2", f"{ours}/mlp/down", at)
     yield Name("qformer.query_tokens", ("encoders/blip2/qformer/queries",), "1 q c -> q c")
-    yield from _norm("qformer.qformer.layernorm", "encoders/blip2/qformer/norm")
+    yield from norm_rows("qformer.qformer.layernorm", "encoders/blip2/qformer/norm")
     for layer in range(q.layers):
         block = f"qformer.qformer.encoder.layer.{layer}"
         at = (layer // 2,)
@@ -313,7 +313,7 @@ def _blip2(config: ModelConfig) -> Iterator[Name]:
                     {"n": q.heads}, at,
                 )  # fmt: skip
             yield from _attention_out(f"{block}.{theirs}.output.dense", f"{ours}/{mine}", q.heads, at)
-            yield from _norm(f"{block}.{theirs}.output.LayerNorm", f"{ours}/{mine}_norm", at)
+            yield from norm_rows(f"{block}.{theirs}.output.LayerNorm", f"{ours}/{mine}_norm", at)
         yield from _linear(f"{block}.intermediate_query.dense", f"{ours}/mlp/up", at)
         yield from _linear(f"{block}.output_query.dense", f"{ours}/mlp/down", at)
-        yield from _norm(f"{block}.output_query.LayerNorm", f"{ours}/mlp_norm", at)
+        yield from norm_rows(f"{block}.output_query.LayerNorm", f"{ours}/mlp_norm", at)
