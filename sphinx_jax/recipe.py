@@ -24,6 +24,7 @@ from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train.features import FeatureCache, cache_features
+from sphinx_jax.train.numbers import order_numbers
 
 PLAYGROUND = Path(__file__).parent / "data" / "playground"
 PARTS = PLAYGROUND / "parts"
@@ -140,7 +141,9 @@ class Run:
         """The model to start from.  ``parts`` holds encoders and decoder: projections and tags are born here."""
         model = self.recipe.model
         if start == "fresh":
-            return blueprint(model).init(self.mesh, self.recipe.seed)
+            leaves = blueprint(model).init(self.mesh, self.recipe.seed)
+            table = order_numbers(leaves["decoder/embedding"], self.tokenizer, self.recipe.seed)
+            return leaves | {"decoder/embedding": table}
         folder = self.checkpoint(start)
         if start != "parts":
             return store.restore(folder, self.mesh, blueprint(model))

@@ -16,7 +16,10 @@ import pytest
 from conftest import born, tiny_config
 
 from sphinx_jax.checkpoint import store
+from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
+from sphinx_jax.recipe import PLAYGROUND
+from sphinx_jax.train.numbers import order_numbers
 from sphinx_jax.train.optimizer import decays, learning_rate, make_optimizer, muon_dimensions
 from sphinx_jax.train.step import TrainState, make_step
 
@@ -144,10 +147,13 @@ import numpy as np
 from conftest import DATA
 from test_task_mix import sources, TOKENIZER
 from sphinx_jax.checkpoint import store
+from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.data.task_mix import Shape, rows, task_mix
 from sphinx_jax.model.blueprint import FROZEN, matches
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train import loop
+from sphinx_jax.recipe import PLAYGROUND
+from sphinx_jax.train.numbers import order_numbers
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
 from sphinx_jax.train.step import TrainState, make_step
 from test_train import CONFIG, PLAN, trainable_specs
@@ -235,3 +241,25 @@ def test_clipping_bounds_the_update(mesh):
     moved = {p: np.asarray(x) - before[p] for p, x in state.trainable.items()}
     assert float(metrics["norm"]) > 0.5
     assert float(optax.global_norm(moved)) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_numbers_that_are_near_start_near():
+    tokenizer = load_tokenizer(PLAYGROUND / "tokenizer.model")
+    table = jax.random.normal(jax.random.key(0), (tokenizer.vocab_size, 64)) * 0.02
+    ordered = np.asarray(order_numbers(table, tokenizer, seed=0))
+    pieces = [tokenizer.encode(f"[{i / 100:.2f}]")[1] for i in range(101)]
+    numbers = ordered[pieces] / np.linalg.norm(ordered[pieces], axis=1, keepdims=True)
+    alike = numbers @ numbers.T
+    for i in range(101):
+        # ever less alike up to 0.2 away, and hardly alike beyond
+        near = [alike[i, j].mean() for j in (abs(np.arange(101) - i) == d for d in (0, 2, 5, 10, 20))]
+        assert all(a > b for a, b in zip(near, near[1:], strict=False)), i
+        assert np.abs(alike[i, abs(np.arange(101) - i) > 30]).mean() < 0.25
+    others = np.delete(np.arange(len(ordered)), pieces)
+    np.testing.assert_array_equal(ordered[others], np.asarray(table)[others])
+
+
+def test_a_tokenizer_without_numbers_changes_no_start():
+    tokenizer = load_tokenizer(Path(__file__).parent / "data" / "tokenizer.model")
+    table = jnp.ones((tokenizer.vocab_size, 4))
+    assert order_numbers(table, tokenizer, seed=0) is table

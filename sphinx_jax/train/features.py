@@ -29,14 +29,9 @@ class FeatureCache(Sequence):
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._arrays = None
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        if self._arrays is None:  # opened where it is used: a worker process opens its own
-            files = {name: self.folder / f"{name}.npy" for name in Features._fields}
-            self._arrays = {n: np.load(f, mmap_mode="r") for n, f in files.items() if f.exists()}
-        return self._arrays
+        # opened here, not by the threads that read: CPython 3.11's parser, which reads the header, is not thread-safe
+        files = {name: folder / f"{name}.npy" for name in Features._fields}
+        self.arrays = {name: np.load(file, mmap_mode="r") for name, file in files.items() if file.exists()}
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -44,8 +39,8 @@ class FeatureCache(Sequence):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return {name: np.asarray(array[index]) for name, array in self.arrays.items()}
 
-    def __getstate__(self):
-        return {"folder": self.folder, "_arrays": None}
+    def __reduce__(self):
+        return FeatureCache, (self.folder,)  # a worker process opens its own
 
 
 def fingerprint(leaves: Leaves, config: ModelConfig) -> str:

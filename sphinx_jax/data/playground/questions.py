@@ -66,15 +66,23 @@ class Asker:
         return place if place and near == 1 else None
 
     def names_of(self, thing: Thing) -> list[str]:
-        """Phrases that point to this thing only."""
+        """Phrases that point to this thing only, by what it looks like."""
         phrases = [thing.phrase] if sum(other.phrase == thing.phrase for other in self.things) == 1 else []
         if len(self.things) > 1:
             phrases += [thing.name] if self.alone(thing, "name") else []
             if self.scene.kind == "things" and self.alone(thing, "colour"):
                 phrases.append(f"{thing.colour} thing")
-            same = [other for other in self.things if other.name == thing.name]
-            if len(same) == 2 and abs(same[0].centre[0] - same[1].centre[0]) > 0.12 * self.square.side:
-                phrases.append(f"{thing.name} on the {'left' if same[0] is thing else 'right'}")
+        return phrases
+
+    def places_of(self, thing: Thing) -> list[str]:
+        """Phrases that point to this thing only, by where it is among others."""
+        phrases = []
+        if len(self.things) > 1 and (place := self.alone_at(thing)):
+            phrases.append(f"{thing.name} {where(place)}")
+            phrases += [f"thing {where(place)}"] if self.scene.kind == "things" else []
+        same = [other for other in self.things if other.name == thing.name]
+        if len(same) == 2 and abs(same[0].centre[0] - same[1].centre[0]) > 0.12 * self.square.side:
+            phrases.append(f"{thing.name} on the {'left' if same[0] is thing else 'right'}")
         return phrases
 
 
@@ -256,12 +264,12 @@ def ask_grounded_caption(asker: Asker) -> Turn:
 
 
 def ask_rec(asker: Asker) -> Turn | None:
+    """By look or by place, each as often as the other: people say where things are too (RefCOCO, Yu et al. 2016)."""
     thing = asker.choose(asker.things)
-    phrases = asker.names_of(thing)
-    if not phrases:
+    ways = [phrases for phrases in (asker.names_of(thing), asker.places_of(thing)) if phrases]
+    if not ways:
         return None
-    phrase = asker.choose(phrases)
-    return asker.turn("rec", asker.relative(thing.box), phrase=phrase)
+    return asker.turn("rec", asker.relative(thing.box), phrase=asker.choose(asker.choose(ways)))
 
 
 def ask_reg(asker: Asker) -> Turn:
