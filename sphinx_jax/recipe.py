@@ -194,7 +194,7 @@ def _kind(settings: Any) -> str:
 
 
 def seconds(this: Run) -> dict[str, float]:
-    """Wall time of each finished stage, all attempts added."""
+    """Wall time of each finished stage, of the attempt that finished it."""
     times = {}
     for name in this.recipe.stages:
         path = this.folder(name) / "done.json"
@@ -209,7 +209,8 @@ def done(this: Run, name: str) -> bool:
 
 def _mark(this: Run, name: str, spent: float) -> None:
     this.folder(name).mkdir(parents=True, exist_ok=True)
-    (this.folder(name) / "done.json").write_text(json.dumps({"seconds": spent}))
+    if not done(this, name):
+        (this.folder(name) / "done.json").write_text(json.dumps({"seconds": spent}))
 
 
 def _settle(recipe: Recipe, workdir: Path) -> None:

@@ -54,6 +54,18 @@ def test_a_converted_checkpoint_answers_as_its_source(tmp_path):
     assert [len(digest) for digest in recipe["sources"].values()] == [64]
 
 
+def test_what_is_written_in_other_forms_is_verified_and_keeps_its_dtype(tmp_path):
+    run_tool(LLAMA / "ckpt_mp2", tmp_path / "ours", "--dtype", "bf16", "--quiet")
+    for form in ("accessory", "hf"):
+        done = run_tool(tmp_path / "ours", tmp_path / form, "--to", form, "--verify", "--quiet")
+        assert "tensors are the same" in done.stdout
+        found = open_foreign([tmp_path / form])
+        assert {str(tensor.dtype) for tensor in found.tensors.values()} == {"bfloat16"}
+    shifted = stream.Reader(tmp_path / "ours").read
+    with pytest.raises(store.BadCheckpoint, match="is not decoder/"):
+        convert.verify_foreign(lambda path, index: shifted(path, index) + 1, tmp_path / "hf", quiet=True)
+
+
 def test_several_folders_are_one_model():
     base, difference = LLAMA / "ckpt_mp2", LLAMA / "ckpt_diff"
     tokens = np.array([[1, 50, 60, 70]])
@@ -92,6 +104,8 @@ def test_an_interrupted_conversion_goes_on_and_reads_nothing_twice(tmp_path, mon
         read.append(self)
         return whole(self, *rows)
 
+    write = stream.Writer.write
+    monkeypatch.setattr(stream.Writer, "write", lambda self, *given: (write(self, *given), self.flush()))
     monkeypatch.setattr(kind, "read", counting)
     with pytest.raises(KeyboardInterrupt):
         convert.to_checkpoint(found, tmp_path / "ours", quiet=True)

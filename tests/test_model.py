@@ -302,6 +302,8 @@ def test_born_in_shards_equals_born_whole():
         plan = blueprint(tiny_config())
         whole = plan.init(make_mesh(devices=jax.devices()[:1]))
         parts = plan.init(make_mesh(data=1, fsdp=4, tensor=2))
+        for path, leaf in whole.items():
+            np.testing.assert_array_equal(leaf, parts[path], err_msg=path)
         q = parts["decoder/blocks/attention/q"]
         assert q.sharding.shard_shape(q.shape) == (2, 8, 1, 16), q.sharding
         kv = parts["decoder/blocks/attention/k"]  # one key/value head does not divide by two

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import sphinx_jax
 from sphinx_jax import recipe
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import to_dict
+from sphinx_jax.generate.load import last_checkpoint
 
 SHARED = {
     "kind": "train", "batch": 4, "turns": 2, "isolate_turns": True, "length": 160, "text_batch": 2, "text_length": 48,
@@ -111,6 +113,20 @@ def test_the_trained_model_answers_about_a_picture(workdir, capsys):
     assert good < 0 and bad < 0
     recipe.run(recipe.parse(values()), workdir, only="chat", quiet=True)
     assert capsys.readouterr().out.endswith("\n")
+
+
+def test_a_copied_workdir_answers_with_its_last_stage(workdir, tmp_path):
+    copied = shutil.copytree(workdir, tmp_path / "copied", ignore=shutil.ignore_patterns("data", "features"))
+    (earlier,) = copied.glob("real/checkpoints/*/recipe.json")
+    earlier.touch()  # copying leaves times in any order
+    assert last_checkpoint(copied).parts[-3] == "finetune"
+
+
+def test_a_mix_that_was_written_is_not_made_again(workdir):
+    before = (workdir / "mix" / "beta.json").stat().st_mtime_ns
+    (workdir / "mix" / "done.json").unlink()  # as after a kill between the two
+    recipe.run(recipe.parse(values()), workdir, quiet=True)
+    assert (workdir / "mix" / "done.json").exists() and (workdir / "mix" / "beta.json").stat().st_mtime_ns == before
 
 
 def test_ragged_prompts_get_the_answers_they_get_alone(workdir):

@@ -1,16 +1,20 @@
 """The stream: deterministic, resumable, the same for any number of workers and processes."""
 
+import dataclasses
 import io
 import itertools
+import json
 
 import numpy as np
 import pytest
-from conftest import DATA
+from conftest import DATA, born, tiny_config
 from PIL import Image
 
 from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.image import BadImage
 from sphinx_jax.data.task_mix import DOMAINS, TASKS, Rows, Shape, Source, rows, task_mix
 from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.train.features import cache_features, pictures_hash
 
 TOKENIZER = load_tokenizer(DATA / "tokenizer.model")
 SHAPE = Shape(200, image_size=16, turns=2, isolate_turns=True)
@@ -151,6 +155,27 @@ def test_a_bad_item_is_a_masked_row_counted_and_named(caplog):
     assert row["skipped"] and not row["labels"].any()
     assert {k: v.shape for k, v in row.items()} == {k: v.shape for k, v in good.items()}
     assert "broken-7" in caplog.text and "mine" in caplog.text
+
+
+def test_a_bad_picture_is_skipped_from_cached_features_too(tmp_path):
+    config = tiny_config()
+    good = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(good, "PNG")
+    pictures = [good.getvalue(), good.getvalue()[:40], str(tmp_path / "nowhere.png")]
+    items = [Item(p, (("q", "a"),), ("vqa",), domain="real", id=str(i)) for i, p in enumerate(pictures)]
+    leaves = born(config)
+    cache = cache_features(tmp_path / "features", items, leaves, config, "encoding", batch=2)
+    shape = dataclasses.replace(SHAPE, image_size=config.views.image_size)
+    mapping = Rows(Source("mine", items, features=cache), TOKENIZER, shape)
+    rows_made = [mapping.random_map(i, np.random.default_rng(0)) for i in range(3)]
+    assert [bool(row["skipped"]) for row in rows_made] == [False, True, True]
+    assert len({tuple((k, v.shape) for k, v in sorted(row.items())) for row in rows_made}) == 1
+    with pytest.raises(BadImage, match="nowhere"):
+        cache[2]
+    again = cache_features(tmp_path / "features", items, leaves, config, "encoding", batch=2)
+    assert again.bad.keys() == {1, 2}, "kept with the features"
+    items[0] = dataclasses.replace(items[0], image=good.getvalue() + b" ")
+    assert pictures_hash(items) != json.loads((tmp_path / "features" / "complete.json").read_text())["pictures"]
 
 
 def test_a_source_without_any_wanted_task_is_an_error():

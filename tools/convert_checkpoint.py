@@ -21,7 +21,7 @@ A new SPHINX from public parts; projections and tags are born fresh:
 import argparse
 import sys
 
-from sphinx_jax.checkpoint import assemble, convert, foreign, store
+from sphinx_jax.checkpoint import assemble, convert, foreign, store, stream
 
 
 def arguments() -> argparse.Namespace:
@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
         encoders = {kind: getattr(args, kind) for kind in assemble.ENCODERS if getattr(args, kind)}
         if not (args.model and args.decoder):
             raise ValueError("assemble needs --model NAME and --decoder DIR")
+        if not args.paths:
+            raise ValueError("assemble needs where to write: assemble OUT --model NAME --decoder DIR")
         convert_foreign(args, assemble.open_parts(args.model, args.decoder, encoders), args.paths[0])
         return
     *sources, out = args.paths if len(args.paths) > 1 else (*args.paths, None)
@@ -71,6 +73,9 @@ def run(args: argparse.Namespace) -> None:
             return
         dtype = convert.known_dtype(args.dtype)
         print(convert.from_checkpoint(sources[0], out, args.to, shards=args.shards, dtype=dtype, quiet=args.quiet))
+        if args.verify:
+            count = convert.verify_foreign(stream.Reader(sources[0]).read, out, quiet=args.quiet)
+            print(f"{count} tensors are the same")
         return
     found = foreign.open_foreign(
         sources, model=args.model, config=args.config, tokenizer=args.tokenizer, quick_gelu=args.quick_gelu,
@@ -87,7 +92,12 @@ def convert_foreign(args: argparse.Namespace, found: foreign.Foreign, out: str |
     if not (args.verify and store.is_complete(out)):
         print(convert.write(found, out, args.to, shards=args.shards, dtype=dtype, mesh=mesh, quiet=args.quiet))
     if args.verify:
-        print(f"{convert.verify(found, out, quiet=args.quiet)} tensors are the same")
+        count = (
+            convert.verify(found, out, quiet=args.quiet)
+            if args.to == "orbax"
+            else convert.verify_foreign(found.row, out, quiet=args.quiet)
+        )
+        print(f"{count} tensors are the same")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from sphinx_jax.checkpoint import accessory, accessory_write, huggingface_write, store, stream
-from sphinx_jax.checkpoint.foreign import Foreign
+from sphinx_jax.checkpoint.foreign import Foreign, open_foreign
 from sphinx_jax.checkpoint.names import Index
 from sphinx_jax.checkpoint.pth import Stored
 from sphinx_jax.config import ConfigError, ModelConfig, to_dict, unknown
@@ -85,7 +85,7 @@ def write(
     if found.missing:
         raise store.BadCheckpoint(f"{len(found.missing)} leaves are missing, the first is {found.missing[0]}")
     unused = {key: tensor.read() for key, tensor in found.unused.items()}
-    return _write_foreign(
+    return write_form(
         out, form, found.row, found.config, found.tokenizer, unused, shards=shards, dtype=dtype, quiet=quiet
     )
 
@@ -185,13 +185,13 @@ def from_checkpoint(
     if form == "orbax":
         raise ValueError(f"{source} is a checkpoint already; give --to accessory or --to hf")
     reader = stream.Reader(source)
-    return _write_foreign(
+    return write_form(
         out, form, reader.read, store.read_config(source), store.read_tokenizer(source), accessory.read_unused(source),
         shards=shards, dtype=dtype, quiet=quiet,
     )  # fmt: skip
 
 
-def _write_foreign(
+def write_form(
     out: str | Path,
     form: str,
     read: Callable[[str, Index], np.ndarray],
@@ -203,6 +203,7 @@ def _write_foreign(
     dtype: np.dtype | None,
     quiet: bool,
 ) -> Path:
+    """A model whose leaves ``read`` gives, in the form ``accessory`` or ``hf``."""
     total = sum(spec.size for spec in blueprint(config).specs.values())
     with progress(total=total, desc="writing", unit="value", unit_scale=True, disable=quiet) as bar:
 
@@ -216,6 +217,7 @@ def _write_foreign(
             return accessory_write.write_folder(
                 out, counted, config, shards=shards, tokenizer=tokenizer, unused=unused, **named
             )
+        named = named or {"dtype": str(read("decoder/norm/scale", ()).dtype)}
         return huggingface_write.write(out, counted, config, tokenizer, **named)
 
 
@@ -231,3 +233,14 @@ def verify(found: Foreign, out: str | Path, quiet: bool = False) -> int:
             if not np.array_equal(array.astype(there.dtype), there, equal_nan=True):
                 raise store.BadCheckpoint(f"{out}: {path}{list(name.index)} is not {name.foreign} of the source")
     return len(found.names)
+
+
+def verify_foreign(read: Callable[[str, Index], np.ndarray], out: str | Path, quiet: bool = False) -> int:
+    """As ``verify``, of a published or Hugging Face folder against the leaves that it was written from."""
+    there = open_foreign([out])
+    for name in progress(there.names, desc="verifying", unit="tensor", disable=quiet):
+        for path in name.leaves:
+            written = there.row(path, name.index)
+            if not np.array_equal(read(path, name.index).astype(written.dtype), written, equal_nan=True):
+                raise store.BadCheckpoint(f"{out}: {name.foreign} is not {path}{list(name.index)} of the source")
+    return len(there.names)

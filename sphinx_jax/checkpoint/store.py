@@ -64,9 +64,10 @@ def save(
     return folder
 
 
-def describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, recipe: dict[str, Any]) -> None:
+def describe(folder: Path, config: ModelConfig | None, tokenizer: Tokenizer | None, recipe: dict[str, Any]) -> None:
     """What a checkpoint holds beside its leaves; the recipe, last, makes it complete."""
-    (folder / MODEL).write_text(model_config.to_json(config))
+    if config is not None:  # leaves of another program have none
+        (folder / MODEL).write_text(model_config.to_json(config))
     if tokenizer is not None:
         tokenizer.save(folder)
     draft = folder / f"{RECIPE}.draft"
@@ -82,6 +83,8 @@ def read_config(folder: str | Path) -> ModelConfig:
     folder = Path(folder)
     if not is_complete(folder):
         raise BadCheckpoint(f"{folder} is not a complete checkpoint (it has no {RECIPE})")
+    if not (folder / MODEL).exists():
+        raise BadCheckpoint(f"{folder} holds leaves of another program (it has no {MODEL})")
     return model_config.from_dict(json.loads((folder / MODEL).read_text()))
 
 

@@ -80,9 +80,9 @@ class Reader:
         self.folder = Path(folder).absolute()
         if (self.folder / UNFINISHED).exists() and not store.is_complete(self.folder):
             raise BadCheckpoint(f"{self.folder} is unfinished; run again what was writing it")
-        state = orbax_files.find_state(self.folder)
+        self.state = orbax_files.find_state(self.folder)
         context = _context()
-        opening = {path: ts.open(spec, context=context) for path, spec in orbax_files.array_specs(state).items()}
+        opening = {path: ts.open(spec, context=context) for path, spec in orbax_files.array_specs(self.state).items()}
         self._arrays = {path: _wait(future, f"cannot open {path} of {self.folder}") for path, future in opening.items()}
         self.leaves = {
             path: LeafInfo(array.shape, array.dtype.numpy_dtype, array.chunk_layout.read_chunk.shape or ())
@@ -175,16 +175,19 @@ class Writer:
         """Waits until all whole chunks given so far are on disk; to be called by a process that does not finish."""
         self._wait_for_room(IN_FLIGHT_BYTES)
 
-    def finish(self, config: ModelConfig, tokenizer: Tokenizer | None, recipe: dict[str, Any]) -> Path:
+    def unwritten(self) -> list[str]:
+        """Leaves of which something is not on disk yet, by whatever process."""
+        self._stored = self._list_stored()
+        return [path for path in self.leaves if not self.is_done(path)]
+
+    def finish(self, config: ModelConfig | None, tokenizer: Tokenizer | None, recipe: dict[str, Any]) -> Path:
         """Makes the folder a checkpoint, once all leaves are written (by whatever process).
 
         Raises:
           BadCheckpoint: leaves that are not written in full.
         """
         self.flush()
-        self._stored = self._list_stored()
-        missing = [path for path in self.leaves if not self.is_done(path)]
-        if missing:
+        if missing := self.unwritten():
             raise BadCheckpoint(
                 f"{self.folder}: {len(missing)} leaves are not written in full, the first is {missing[0]}"
             )

@@ -1,14 +1,46 @@
-"""The mix of weights: θ_mix = β·θ_real + (1 − β)·θ_syn (paper, section 3.1)."""
+"""The mix of weights: θ_mix = β·θ_real + (1 − β)·θ_syn (paper, section 3.1), and every other way to mix them.
+
+``interpolate`` mixes trees in memory, as a traced function.  ``write`` mixes checkpoints of any form and size into one:
+a matrix is read, mixed and written in slices of a few rows, so that memory stays the same for any model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from sphinx_jax.checkpoint import accessory, convert, mix_methods, store, stream
+from sphinx_jax.checkpoint.mix_settings import Mix, Places, to_json
+from sphinx_jax.checkpoint.mix_sources import (
+    MixSource,
+    Rows,
+    content_hash,
+    lay_out,
+    open_source,
+    output_rows,
+    shared_leaves,
+    stacked_axes,
+)
+from sphinx_jax.checkpoint.mix_statistics import Slice, Unit
+from sphinx_jax.checkpoint.names import Index
+from sphinx_jax.checkpoint.store import BadCheckpoint
+from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import Leaves
+from sphinx_jax.progress import progress
+
+SLICE_BYTES = 4 * 2**20  # of float32 rows that are mixed at a time, from each source
 
 
 def interpolate(trees: Sequence[Leaves], coefficients: jax.Array) -> Leaves:
@@ -36,3 +68,282 @@ def make_mixed(
         return evaluate(interpolate([real, synthetic], jnp.stack([beta, 1 - beta])), batch)
 
     return lambda beta, real, synthetic, batch: at(jnp.float32(beta), real, synthetic, batch)
+
+
+class Mixer:
+    """The matrices of a mix, each computed when it is asked for."""
+
+    def __init__(self, mix: Mix, scratch: Path):
+        """Opens the sources, reading no array.
+
+        Args:
+          scratch: folder for matrices that have to be laid out anew; it may be deleted afterwards.
+
+        Raises:
+          BadCheckpoint: a source is incomplete or does not fit the others.
+          ConfigError: the method cannot be used so.
+        """
+        self.mix, self._scratch = mix, scratch
+        self.sources: list[MixSource] = [open_source(folder) for folder in mix.sources]
+        self.base = open_source(mix.base) if mix.base else None
+        self.named = {f"{source.folder}": source for source in [*self.sources, *filter(None, [self.base])]}
+        self.paths = list(shared_leaves(self.named, mix.missing))
+        known = [source.config for source in self.named.values() if source.config is not None]
+        self.config = known[0] if known else None
+        self._stacked = stacked_axes(self.config)
+        self._places = Places(self.config)
+        self._names = output_rows(self.config)
+        dtype = convert.known_dtype(mix.dtype)
+        self.leaves = {path: self._leaf(path, dtype) for path in self.paths}
+        for path in self.paths:  # what does not fit is found before anything is read
+            for index in itertools.islice(self.matrices(path), 1):
+                if self.mixes(path):
+                    self._parameters(path, index)
+
+    def _leaf(self, path: str, dtype: np.dtype | None) -> stream.LeafInfo:
+        first = self._having(path)[0].leaves[path]
+        dtype = dtype if dtype is not None and _is_float(first.dtype) else first.dtype
+        chunk = first.chunk_shape
+        across = any(size > 1 for size in chunk[: self.stacked(path)])
+        if across or math.prod(chunk) * dtype.itemsize > store.CHUNK_BYTES:
+            chunk = stream.choose_chunk_shape(first.shape, dtype.itemsize)
+        return stream.LeafInfo(first.shape, dtype, chunk)
+
+    def _having(self, path: str) -> list[MixSource]:
+        return [source for source in self.named.values() if path in source.leaves]
+
+    def mixes(self, path: str) -> bool:
+        """Whether the leaf is mixed; whole numbers, and leaves that a source lacks, are taken from the first."""
+        having = self._having(path)
+        return len(having) == len(self.named) and _is_float(having[0].leaves[path].dtype)
+
+    def matrices(self, path: str) -> Iterator[Index]:
+        """The places of a leaf's matrices in its leading axes."""
+        return itertools.product(*map(range, self.leaves[path].shape[: self.stacked(path)]))
+
+    def stacked(self, path: str) -> int:
+        """How many leading axes of a leaf count matrices."""
+        return self._stacked.get(path, 0)
+
+    def tokenizer(self) -> Tokenizer | None:
+        """That of the first source that has one."""
+        return next((found for source in self.sources if (found := source.tokenizer())), None)
+
+    def size(self, path: str) -> int:
+        """Bytes of a leaf in all checkpoints that are read."""
+        return sum(convert.size_of(source.leaves[path], None) for source in self._having(path))
+
+    def _parameters(self, path: str, index: Index) -> dict[str, Any]:
+        return mix_methods.resolve(
+            self.mix.method, self.mix.at(self._places.at(path, index)), sources=len(self.sources),
+            base=self.base is not None,
+        )  # fmt: skip
+
+    def rows(self, path: str, index: Index) -> Iterator[tuple[int, np.ndarray]]:
+        """A matrix of the mix: (first row, rows), in order."""
+        shape = self.leaves[path].shape[len(index) :]
+        if not self.mixes(path):
+            rows = self._having(path)[0].matrix(path, index, self._scratch)
+            for start, stop in self._cuts(path, index):
+                yield start, rows(start, stop)
+            return
+        opened = {name: source.matrix(path, index, self._scratch) for name, source in self.named.items()}
+        if (path, index) in self._names and _looks_at_rows(self.mix.method, self._parameters(path, index)):
+            yield 0, self._turned(path, index, opened)
+            return
+        yield from self._mixed(path, index, shape, self._cuts(path, index), opened)
+
+    def _turned(self, path: str, index: Index, opened: Mapping[str, Rows]) -> np.ndarray:
+        """The matrix of a method that looks at rows: mixed as published files lay it, rows being output features."""
+        name, info = self._names[path, index], self.leaves[path]
+        shape = name.blank(info.shape).shape
+        there = {}
+        for source, rows in opened.items():
+            lying = name.theirs([np.concatenate([rows(*cut) for cut in self._cuts(path, index)])])
+            there[source] = lay_out(lying, self._scratch, path)
+        step = max(1, SLICE_BYTES // (4 * int(np.prod(shape[1:], dtype=int))))
+        cuts = [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+        mixed = np.empty(shape, info.dtype)
+        for start, part in self._mixed(path, index, shape, cuts, {s: laid.matrix() for s, laid in there.items()}):
+            mixed[start : start + len(part)] = part
+        for laid in there.values():
+            laid.forget()
+        return name.ours(mixed)[0]
+
+    def _mixed(
+        self, path: str, index: Index, shape: tuple[int, ...], cuts: list[tuple[int, int]], opened: Mapping[str, Rows]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        flat = (shape[0], int(np.prod(shape[1:], dtype=int))) if len(shape) > 1 else shape or (1,)
+
+        def slices() -> Iterator[Slice]:
+            with ThreadPoolExecutor(1) as pool:  # the next rows are read while these are mixed
+                ahead = pool.submit(self._slice, opened, path, flat, *cuts[0])
+                for cut in [*cuts[1:], None]:
+                    found = ahead.result()
+                    if cut is not None:
+                        ahead = pool.submit(self._slice, opened, path, flat, *cut)
+                    yield found
+
+        name = path + "".join(f"[{i}]" for i in index)
+        starts = iter(cuts)
+        for rows in mix_methods.mix(self.mix.method, Unit(name, flat, slices), self._parameters(path, index)):
+            yield next(starts)[0], rows.reshape(-1, *shape[1:]) if shape else rows.reshape(())
+
+    def _slice(self, opened: Mapping[str, Rows], path: str, flat: tuple[int, ...], start: int, stop: int) -> Slice:
+        found = {}
+        for name, rows in opened.items():
+            array = rows(start, stop)
+            array = array.reshape(-1, *flat[1:]).astype(np.promote_types(np.float32, array.dtype), copy=False)
+            if not np.isfinite(array).all():
+                raise BadCheckpoint(f"{path} of {name} holds NaN or infinity")
+            found[name] = array
+        base = found[str(self.base.folder)] if self.base else None
+        return Slice(start, base, [found[str(source.folder)] for source in self.sources])
+
+    def _cuts(self, path: str, index: Index) -> list[tuple[int, int]]:
+        """Rows from … to …, whole chunks at a time."""
+        info = self.leaves[path]
+        shape, chunk = info.shape[len(index) :], info.chunk_shape[len(index) :]
+        if not shape:
+            return [(0, 1)]
+        row = 4 * int(np.prod(shape[1:], dtype=int))
+        step = max(1, SLICE_BYTES // max(row, 1) // chunk[0]) * chunk[0]
+        return [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+    def whole(self, path: str, index: Index = ()) -> np.ndarray:
+        """A leaf of the mix at a place in its leading axes, in the dtype of the mix."""
+        info = self.leaves[path]
+        out = np.empty(info.shape[len(index) :], info.dtype)
+        for at in self.matrices(path):
+            if at[: len(index)] == index:
+                inner = out[at[len(index) :]]  # a view
+                for start, rows in self.rows(path, at):
+                    inner[start : start + len(rows)] = rows
+        return out
+
+    def describe(self) -> Iterator[str]:
+        """A line for every leaf, what is mixed and what is not, and the sums; no array is read."""
+        for path in self.paths:
+            info = self.leaves[path]
+            kinds = sorted({str(source.leaves[path].dtype) for source in self._having(path)})
+            count = sum(1 for _ in self.matrices(path))
+            what = f"{count} x {self.mix.method}" if self.mixes(path) else "taken from the first that has it"
+            yield f"{path}  {tuple(info.shape)}  {'/'.join(kinds)} -> {info.dtype}  {what}"
+        left = sorted(set().union(*(source.leaves for source in self.named.values())) - set(self.paths))
+        for path in left:
+            yield f"{path}  skipped: not in every source"
+        read = sum(self.size(path) for path in self.paths)
+        written = sum(convert.size_of(info, None) for info in self.leaves.values())
+        yield f"{len(self.paths)} leaves, {read:,} B to read from {len(self.named)} checkpoints, {written:,} B to write"
+        yield f"memory beside the program's own: about {self.memory():,} B"
+
+    def memory(self) -> int:
+        """An estimate of the bytes that a mix holds at a time."""
+        slices = 4 * SLICE_BYTES * (len(self.named) + 1)
+        return slices + 2 * stream.IN_FLIGHT_BYTES + max(source.largest_piece() for source in self.named.values())
+
+
+def write(
+    mix: Mix,
+    out: str | Path,
+    *,
+    form: str = "orbax",
+    shards: int = 1,
+    process: int = 0,
+    processes: int = 1,
+    expected: Mapping[str, str] | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Mixes checkpoints into one; ``out`` appears when it is complete.
+
+    Called again after an interruption it goes on, passing over what is done (in the form ``orbax``).
+
+    Args:
+      form: ``orbax`` (ours; of plain Orbax checkpoints, a plain one), ``accessory`` or ``hf``.
+      shards: files of a published folder.
+      process: this one of ``processes`` that share the work, each with the same arguments; the last to end finishes.
+      expected: {source: content hash}, as ``recipe.json`` holds them; another content is refused.
+
+    Raises:
+      BadCheckpoint: a source is incomplete, does not fit, or holds NaN or infinity.
+      WriteFailed: the disk is full; run again to go on.
+    """
+    out = Path(out).absolute()
+    if out.exists():
+        raise BadCheckpoint(f"{out} exists already; give a new folder")
+    if any(out.is_relative_to(Path(source).absolute()) for source in (*mix.sources, *filter(None, [mix.base]))):
+        raise BadCheckpoint(f"{out} lies in a source; sources are never touched")
+    scratch = out.with_name(f"{out.name}.scratch-{os.getpid()}")
+    try:
+        mixer = Mixer(mix, scratch)
+        if expected is not None:
+            for name, found in _hashes(mixer).items():
+                if expected.get(name) != found:
+                    raise BadCheckpoint(f"{name} has changed since the recipe was written")
+        with ThreadPoolExecutor(1) as pool:
+            hashes = pool.submit(lambda: expected or _hashes(mixer)) if process == 0 else None
+            if form == "orbax":
+                return _write_orbax(mixer, out, process, processes, hashes, quiet)
+            if mixer.config is None:
+                raise BadCheckpoint(f"checkpoints of other programs have no form {form!r}; leave out --to")
+            if processes > 1:
+                raise BadCheckpoint(f"several processes write the form orbax; convert that to {form} afterwards")
+            done = convert.write_form(
+                out, form, mixer.whole, mixer.config, mixer.tokenizer(), mixer.sources[0].unused(), shards=shards,
+                dtype=convert.known_dtype(mix.dtype), quiet=quiet,
+            )  # fmt: skip
+            (done / store.RECIPE).write_text(json.dumps(to_json(mix) | {"hashes": hashes.result()}, indent=2))
+            return done
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _hashes(mixer: Mixer) -> dict[str, str]:
+    return {name: content_hash(source.files(), source.folder) for name, source in mixer.named.items()}
+
+
+def _write_orbax(
+    mixer: Mixer, out: Path, process: int, processes: int, hashes: Future[dict[str, str]] | None, quiet: bool
+) -> Path:
+    begun = out.with_name(f"{out.name}.unfinished")
+    origin = to_json(mixer.mix) | {"files": {name: _stamps(source) for name, source in mixer.named.items()}}
+    writer = stream.Writer(begun, mixer.leaves, origin)
+    mine = mixer.paths[process::processes]
+    try:
+        with progress(total=sum(map(mixer.size, mine)), desc="mixing", unit="B", unit_scale=True, disable=quiet) as bar:
+            for path in mine:
+                count = math.prod(mixer.leaves[path].shape[: mixer.stacked(path)])
+                for index in mixer.matrices(path):
+                    if not writer.is_done(path, index):
+                        for start, rows in mixer.rows(path, index):
+                            place = (*index, slice(start, start + len(rows))) if rows.ndim else index
+                            writer.write(path, place, rows)
+                    bar.update(mixer.size(path) / count)
+    except BadCheckpoint:
+        if processes == 1:  # going on would meet the same source again
+            writer.flush()
+            shutil.rmtree(begun)
+        raise
+    writer.flush()
+    if process:
+        return begun
+    while processes > 1 and writer.unwritten():  # by the others
+        time.sleep(0.5)
+    accessory.write_unused(begun, mixer.sources[0].unused())
+    writer.finish(mixer.config, mixer.tokenizer(), to_json(mixer.mix) | {"hashes": hashes.result()})
+    return begun.rename(out)
+
+
+def _stamps(source: MixSource) -> list[list]:
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in source.files()]
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
+def _looks_at_rows(method: str, parameters: Mapping[str, Any]) -> bool:
+    """Whether it matters to a method which axis of a matrix is the first."""
+    if method in ("della", "della_linear"):
+        return True
+    return bool(parameters.get("filter_wise")) or not parameters.get("nuslerp_flatten", True)

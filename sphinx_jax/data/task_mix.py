@@ -154,7 +154,7 @@ class Rows(grain.transforms.RandomMap):
         if self.shape.image_size is not None:
             size = self.shape.image_size
             features = self.source.features
-            row |= features[index] if features is not None else {"pixels": np.zeros((size, size, 3), np.uint8)}
+            row |= features.blank(index) if features is not None else {"pixels": np.zeros((size, size, 3), np.uint8)}
         return row
 
 

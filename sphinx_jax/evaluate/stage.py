@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ LONG_TASKS = (
 )  # fmt: skip
 # training answers that a constant answer is chosen on, per task and domain
 BASELINE_ANSWERS = 2000
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,10 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     asked = questions(run, s)
     leaves = run.leaves(s.start)
     features = {domain: run.features(leaves, s.split, domain) for domain in s.domains}
+    for domain, cache in features.items():
+        for picture, why in cache.bad.items():
+            _log.warning("not asked about picture %d of %s %s: %s", picture, domain, s.split, why)
+    asked = [q for q in asked if q.picture not in features[q.domain].bad]
     seen = answer(run, leaves, asked, features, s.batch, "answering")
     blind = answer(run, leaves, asked, None, s.batch, "answering blind")
     constant = constants(run, s, asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,10 +79,16 @@ def _with_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
 
 
 def last_checkpoint(workdir: Path) -> Path | None:
-    """The newest checkpoint of the last stage of a recipe that has one."""
-    stages = sorted((p for p in workdir.glob("*/checkpoints") if store.newest(p)), key=lambda p: _made(store.newest(p)))
-    return store.newest(stages[-1]) if stages else None
+    """The newest checkpoint of the last stage of the recipe that has one."""
+    config = workdir / "config.json"
+    if not config.is_file():
+        return None
+    found = (store.newest(workdir / stage / "checkpoints") for stage in reversed(read_stages(config)))
+    return next(filter(None, found), None)
 
 
-def _made(checkpoint: Path) -> float:
-    return (checkpoint / store.RECIPE).stat().st_mtime
+def read_stages(config: Path) -> list[str]:
+    try:
+        return json.loads(config.read_text())["stages"]
+    except (ValueError, LookupError, TypeError):
+        raise store.BadCheckpoint(f"{config} is not the config of a workdir") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.progress import progress
 
 _log = logging.getLogger(__name__)
+BAD = "bad.json"
 
 
 class FeatureCache(Sequence):
@@ -32,11 +34,19 @@ class FeatureCache(Sequence):
         # opened here, not by the threads that read: CPython 3.11's parser, which reads the header, is not thread-safe
         files = {name: folder / f"{name}.npy" for name in Features._fields}
         self.arrays = {name: np.load(file, mmap_mode="r") for name, file in files.items() if file.exists()}
+        self.bad: dict[int, str] = {int(i): why for i, why in json.loads((folder / BAD).read_text()).items()}
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Raises BadImage where the picture could not be read."""
+        if index in self.bad:
+            raise BadImage(self.bad[index])
+        return self.blank(index)
+
+    def blank(self, index: int) -> dict[str, np.ndarray]:
+        """What is stored, be it of a picture or of black in the place of a bad one."""
         return {name: np.asarray(array[index]) for name, array in self.arrays.items()}
 
     def __reduce__(self):
@@ -52,6 +62,18 @@ def fingerprint(leaves: Leaves, config: ModelConfig) -> str:
     return digest.hexdigest()[:16]
 
 
+def pictures_hash(items: Sequence[Item]) -> str:
+    """Identifies the pictures of a data set: embedded ones by their bytes, files by path, size and time of change."""
+    digest = hashlib.sha256()
+    for item in items:
+        image = item.image
+        if isinstance(image, str | Path):
+            stat = os.stat(image) if os.path.exists(image) else None
+            image = json.dumps([str(image), stat and [stat.st_size, stat.st_mtime_ns]]).encode()
+        digest.update(hashlib.sha256(image or b"").digest())
+    return digest.hexdigest()[:16]
+
+
 def cache_features(
     folder: Path,
     items: Sequence[Item],
@@ -62,14 +84,15 @@ def cache_features(
 ) -> FeatureCache:
     """Features of the pictures of ``items``, read from ``folder`` when they are those of these encoders.
 
-    A picture that cannot be read gets zeros; the stream skips and names its item.
+    A picture that cannot be read is noted: the stream skips and names its item.
     """
-    mark = {"encoders": fingerprint(leaves, config), "pictures": len(items)}
+    mark = {"encoders": fingerprint(leaves, config), "pictures": pictures_hash(items)}
     marker = folder / "complete.json"
     if marker.exists() and json.loads(marker.read_text()) == mark:
         return FeatureCache(folder)
     folder.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
+    bad: dict[int, str] = {}
     size, arrays, encode = config.views.image_size, {}, make_encode(config)
     encoders = {path: leaf for path, leaf in leaves.items() if matches(path, FROZEN)}
     for start in progress(range(0, len(items), batch), desc=description, unit="batch"):
@@ -78,7 +101,7 @@ def cache_features(
             try:
                 pixels[row] = padded_resize(load_image(items[index].image), size)
             except BadImage as error:
-                _log.warning("no features for picture %d: %s", index, error)
+                bad[index] = str(error)
         for name, value in encode(encoders, pixels)._asdict().items():
             if value is None:
                 continue
@@ -89,5 +112,6 @@ def cache_features(
             arrays[name][start : start + rows] = np.asarray(value[:rows], np.float16)
     for array in arrays.values():
         array.flush()
+    (folder / BAD).write_text(json.dumps(bad))
     marker.write_text(json.dumps(mark))
     return FeatureCache(folder)

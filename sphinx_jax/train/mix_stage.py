@@ -37,7 +37,9 @@ class MixStage:
 
 def mix(run: Run, name: str, settings: MixStage) -> None:
     """Write ``beta.json`` and the mix that is best on validation, by the mean of both domains, as a checkpoint."""
-    s, plan = settings, blueprint(run.recipe.model)
+    s, plan, folder = settings, blueprint(run.recipe.model), run.folder(name)
+    if store.newest(folder / "checkpoints"):  # written last
+        return
     real, synthetic = run.leaves(s.real), run.leaves(s.synthetic)
     frozen = {p: x for p, x in real.items() if matches(p, FROZEN)}
     ends = [{p: x for p, x in leaves.items() if p not in frozen} for leaves in (real, synthetic)]
@@ -64,7 +66,6 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
             values = {d: float(v[0] / v[1]) for d, v in sums.items()}
             test[key] = values | {"mean": float(np.mean(list(values.values())))}
         mixed = jax.jit(weight_mix.interpolate)(ends, jnp.array([chosen, 1 - chosen], jnp.float32))
-    folder = run.folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     result = {"values": list(s.betas), "metric": s.metric, **curves, "chosen": chosen, "test": test}
     (folder / "beta.json").write_text(json.dumps(result, indent=2))

@@ -1,0 +1,205 @@
+"""What a mix is to do: from flags, from mergekit's YAML or from the ``recipe.json`` of an earlier mix.
+
+A parameter may depend on the place: a list runs over the depth of a stack, a table gives a value for
+each pattern of paths (``decoder/blocks/**``) or kind of module (``attention``), the first that fits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sphinx_jax.checkpoint.huggingface_names import huggingface_names
+from sphinx_jax.checkpoint.mix_methods import METHODS
+from sphinx_jax.checkpoint.names import Index
+from sphinx_jax.config import ConfigError, ModelConfig, unknown
+from sphinx_jax.model.blueprint import blueprint, matches
+
+MISSING = ("error", "take", "skip")
+# kinds of modules, by patterns of our paths
+KINDS = {
+    "attention": ("*/attention/*", "*/cross/*"),
+    "ffn": ("*/ffn/*", "*/mlp/*"),
+    "norms": ("*norm/*", "*norm_before/*"),
+    "projections": ("embedding_mix/*_proj/*",),
+    "embeddings": ("decoder/embedding", "decoder/output", "*/position_embedding", "*/class_embedding"),
+}
+MERGEKIT_KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A mix, complete: the same mix again gives the same bits.
+
+    Args:
+      parameters: of the method, one value each; a value may be a table or a list (see the module).
+      per_source: for each source, the parameters that are its own.
+    """
+
+    method: str
+    sources: tuple[str, ...]
+    base: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    per_source: tuple[Mapping[str, Any], ...] = ()
+    dtype: str | None = None  # of every leaf; None: as in the first source
+    missing: str = "error"  # what becomes of a leaf that a source lacks: error | take | skip
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise unknown("method of the weight mix", self.method, METHODS)
+        if not self.sources:
+            raise ConfigError("name at least one source")
+        if self.missing not in MISSING:
+            raise unknown("policy for missing leaves", self.missing, MISSING)
+        spec = METHODS[self.method]
+        for name in self.parameters:
+            if name not in spec.parameters:
+                raise unknown(f"parameter of {self.method}", name, [*spec.parameters, *spec.per_source])
+        for own in self.per_source:
+            for name in own:
+                if name not in spec.per_source:
+                    raise unknown(f"parameter of a source of {self.method}", name, spec.per_source)
+        if self.per_source and len(self.per_source) != len(self.sources):
+            raise ConfigError(f"{len(self.per_source)} sets of parameters for {len(self.sources)} sources")
+
+    def at(self, place: Place) -> dict[str, Any]:
+        """The method's parameters for one matrix: a list per source where they are its own."""
+        found = {name: place.value(value) for name, value in self.parameters.items()}
+        named = {name for own in self.per_source for name in own}
+        for name in named:
+            default = METHODS[self.method].per_source[name]
+            values = [place.value(own.get(name, default)) for own in self.per_source]
+            if None in values:
+                raise ConfigError(f"{self.method} needs {name}, one per source")
+            found[name] = values
+        return found
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a matrix stands, for values that depend on it."""
+
+    path: str
+    foreign: str = ""  # its name in Hugging Face's files, where mergekit's filters look
+    depth: float | None = None  # 0 at the first layer of its stack, 1 at the last; None outside
+
+    def value(self, setting: Any) -> Any:
+        if isinstance(setting, Mapping):
+            for pattern, value in setting.items():
+                if matches(self.path, KINDS.get(pattern, (pattern.replace("**", "*"),))):
+                    return self.value(value)
+            raise ConfigError(f"no pattern of {', '.join(setting)} fits {self.path}; add '*' for the rest")
+        if isinstance(setting, Sequence) and not isinstance(setting, str):
+            if not setting:
+                raise ConfigError("a list of values over depth is empty")
+            if isinstance(setting[0], Mapping):
+                return self._filtered(setting)
+            if self.depth is None:
+                return setting[0]
+            return float(np.interp(self.depth * (len(setting) - 1), range(len(setting)), setting))
+        return setting
+
+    def _filtered(self, rules: Sequence[Mapping[str, Any]]) -> Any:
+        """mergekit's [{filter, value}, …]: the first whose filter is a part of the name, or that has none."""
+        for rule in rules:
+            if extra := sorted(rule.keys() - {"filter", "value"}):
+                raise unknown("key of a value with filters", extra[0], ("filter", "value"))
+            if rule.get("filter") in (None, "*") or rule["filter"] in self.foreign or rule["filter"] in self.path:
+                return self.value(rule["value"])
+        raise ConfigError(f"no filter fits {self.foreign or self.path}; add a value without filter for the rest")
+
+
+class Places:
+    """The place of every matrix of a model; of an unknown tree the path is all there is."""
+
+    def __init__(self, config: ModelConfig | None):
+        self._layers, self._foreign = {}, {}
+        if config is not None:
+            specs = blueprint(config).specs
+            self._layers = {path: s.shape[0] for path, s in specs.items() if s.axes[:1] == ("layers",)}
+            self._foreign = {(n.leaves[0], n.index): n.foreign for n in huggingface_names(config)}
+
+    def at(self, path: str, index: Index) -> Place:
+        layers = self._layers.get(path)
+        depth = None if layers is None or not index else index[0] / max(1, layers - 1)
+        return Place(path, self._foreign.get((path, index), ""), depth)
+
+
+def read_recipe(file: Path) -> Mix:
+    """mergekit's YAML, or the ``recipe.json`` that lies beside a mix."""
+    try:
+        found = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the recipe {file}: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} is no recipe: it has no keys")
+    if "merge_method" in found:
+        return from_mergekit(found)
+    if found.get("made_by") != "mix_weights":
+        raise ConfigError(f"{file} is neither mergekit's YAML (merge_method) nor the recipe.json of a mix")
+    return from_json(found)
+
+
+def to_json(mix: Mix) -> dict[str, Any]:
+    return json.loads(json.dumps({
+        "made_by": "mix_weights", "method": mix.method, "sources": list(mix.sources), "base": mix.base,
+        "parameters": dict(mix.parameters), "per_source": [dict(own) for own in mix.per_source], "dtype": mix.dtype,
+        "missing": mix.missing,
+    }))  # fmt: skip
+
+
+def from_json(found: Mapping[str, Any]) -> Mix:
+    return Mix(
+        found["method"], tuple(found["sources"]), found["base"], found["parameters"], tuple(found["per_source"]),
+        found["dtype"], found["missing"],
+    )  # fmt: skip
+
+
+def from_mergekit(found: Mapping[str, Any]) -> Mix:
+    """A mix in mergekit's form: ``merge_method``, ``base_model``, ``models``, ``parameters``, ``dtype``.
+
+    Its defaults too: ``linear`` normalizes.  A base that is also among the models counts once, as the base; for the
+    methods that have none, as the source that it is there.
+
+    Raises:
+      ConfigError: a key is not supported.
+    """
+    for key in found:
+        if key not in MERGEKIT_KEYS:
+            raise unknown("key of a mergekit recipe", key, MERGEKIT_KEYS)
+    method = found["merge_method"]
+    if method not in METHODS:
+        raise unknown("merge_method", method, METHODS)
+    spec, base = METHODS[method], found.get("base_model")
+    common = dict(found.get("parameters") or {})
+    if method == "linear":
+        common = {"normalize": True} | common
+    entries = [entry if isinstance(entry, Mapping) else {"model": entry} for entry in found.get("models") or ()]
+    for entry in entries:
+        for key in entry:
+            if key not in ("model", "parameters"):
+                raise unknown("key of a model in a mergekit recipe", key, ("model", "parameters"))
+    if method == "slerp":
+        # from the base to the other one
+        others = [entry for entry in entries if entry["model"] != base]
+        entries, base = [{"model": base}, *others] if base else entries, None
+    if spec.base == "none" and base is not None:
+        raise ConfigError(f"{method} takes no base_model")
+    if base is not None:
+        entries = [entry for entry in entries if entry["model"] != base]
+    shared = {name: common.pop(name) for name in list(common) if name in spec.per_source}
+    own = [shared | dict(entry.get("parameters") or {}) for entry in entries]
+    # mergekit accepts parameters of the whole method beside each model, where they say the same
+    for parameters in own:
+        for name in [name for name in parameters if name in spec.parameters]:
+            common.setdefault(name, parameters.pop(name))
+    return Mix(
+        method, tuple(entry["model"] for entry in entries), base, common, tuple(own),
+        found.get("out_dtype") or found.get("dtype"),
+    )  # fmt: skip

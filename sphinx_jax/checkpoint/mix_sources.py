@@ -1,0 +1,280 @@
+"""What a mix reads: leaves of checkpoints in any form, one matrix at a time and of it a few rows.
+
+A *matrix* is what one leaf holds for one layer (and one expert): methods measure norms, angles and thresholds on it,
+never on a stacked leaf.  Where a file keeps matrices in pieces that cannot be read by rows (chunks across layers, a
+foreign tensor that lies transposed), the matrix is laid out in a scratch file first, one piece in memory at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from sphinx_jax.checkpoint import accessory, convert, store, stream
+from sphinx_jax.checkpoint.foreign import Foreign, is_foreign, open_foreign
+from sphinx_jax.checkpoint.names import Index, Name, accessory_names
+from sphinx_jax.checkpoint.store import BadCheckpoint
+from sphinx_jax.checkpoint.stream import LeafInfo, Reader
+from sphinx_jax.config import ModelConfig
+from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.model.blueprint import blueprint
+
+PIECE_BYTES = 16 * 2**20  # larger pieces than this are laid out in a scratch file
+STACKED = ("layers", "expert")  # axes that count matrices
+
+
+class Rows(Protocol):
+    """A matrix at hand: rows of its first axis."""
+
+    def __call__(self, start: int, stop: int) -> np.ndarray: ...
+
+
+class MixSource(Protocol):
+    """A checkpoint that takes part in a mix."""
+
+    folder: Path
+    config: ModelConfig | None  # None for Orbax checkpoints of other programs
+    leaves: Mapping[str, LeafInfo]
+
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    def unused(self) -> Mapping[str, Any]:
+        """What published files hold beside the model, kept for the way back."""
+
+    def files(self) -> list[Path]:
+        """All files that hold its arrays."""
+
+    def largest_piece(self) -> int:
+        """Bytes of the largest piece that can only be read in one."""
+
+    def matrix(self, path: str, index: Index, scratch: Path) -> Rows:
+        """The matrix of a leaf at ``index``; what does not fit into memory is laid out below ``scratch``."""
+
+
+def open_source(folder: str | Path) -> MixSource:
+    """A checkpoint of ours, any that Orbax wrote, a published folder or a Hugging Face one; reads no array."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadCheckpoint(f"{folder} does not exist; give a checkpoint's folder")
+    return ForeignSource(folder) if is_foreign(folder) else OrbaxSource(folder)
+
+
+def stacked_axes(config: ModelConfig | None) -> dict[str, int]:
+    """How many leading axes of each leaf count matrices."""
+    if config is None:
+        return {}
+    return {
+        path: sum(1 for _ in itertools.takewhile(lambda axis: axis in STACKED, spec.axes))
+        for path, spec in blueprint(config).specs.items()
+    }
+
+
+class Laid:
+    """An array that lies in C order in a scratch file."""
+
+    def __init__(self, scratch: Path, path: str, shape: tuple[int, ...], dtype: np.dtype):
+        scratch.mkdir(parents=True, exist_ok=True)
+        self.file = scratch / f"{path.replace('/', '.')}.{os.urandom(4).hex()}"
+        self.shape, self.dtype = shape, dtype
+        self.file.touch()
+
+    def put(self, box: stream.Box, array: np.ndarray) -> None:
+        """Store a box of the array, in runs as long as they get."""
+        whole = len(self.shape)
+        while whole > 0 and (box[whole - 1].start, box[whole - 1].stop) == (0, self.shape[whole - 1]):
+            whole -= 1
+        walked = max(whole - 1, 0)  # these axes are walked; the next one and those behind it are one run
+        with self.file.open("r+b") as raw:
+            for at in np.ndindex(*array.shape[:walked]):
+                place = [part.start + i for part, i in zip(box, at, strict=False)] + [box[walked].start]
+                place += [0] * (len(self.shape) - len(place))
+                raw.seek(int(np.ravel_multi_index(place, self.shape)) * self.dtype.itemsize)
+                np.ascontiguousarray(array[at]).tofile(raw)
+
+    def matrix(self, index: Index = ()) -> Rows:
+        inner = self.shape[len(index) :]
+        first = int(np.ravel_multi_index(index, self.shape[: len(index)])) * math.prod(inner) if index else 0
+        row = math.prod(inner[1:])
+
+        def rows(start: int, stop: int) -> np.ndarray:
+            size = self.dtype.itemsize
+            raw = np.fromfile(self.file, np.uint8, (stop - start) * row * size, offset=(first + start * row) * size)
+            return raw.view(self.dtype).reshape(stop - start, *inner[1:])
+
+        return rows
+
+    def forget(self) -> None:
+        self.file.unlink()
+
+
+def lay_out(array: np.ndarray, scratch: Path, path: str) -> Laid:
+    """An array of any strides in a scratch file, without a copy in memory."""
+    laid = Laid(scratch, path, array.shape, array.dtype)
+    step = max(1, PIECE_BYTES * len(array) // array.nbytes)
+    for row in range(0, len(array), step):
+        part = array[row : row + step]
+        laid.put((slice(row, row + len(part)), *(slice(0, n) for n in array.shape[1:])), part)
+    return laid
+
+
+class _Kept:
+    """The last thing that was laid out or read whole: a leaf's matrices come one after the other."""
+
+    def __init__(self):
+        self._key, self._value = None, None
+
+    def get(self, key: object, make: Callable[[], np.ndarray | Laid]) -> np.ndarray | Laid:
+        if self._key != key:
+            if isinstance(self._value, Laid):
+                self._value.forget()
+            self._key, self._value = None, None  # not both in memory
+            self._key, self._value = key, make()
+        return self._value
+
+    def matrix(self, key: object, make: Callable[[], np.ndarray | Laid], index: Index) -> Rows:
+        value = self.get(key, make)
+        return value.matrix(index) if isinstance(value, Laid) else lambda start, stop: value[index][start:stop]
+
+
+class OrbaxSource:
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._reader = Reader(folder)
+        self.leaves = self._reader.leaves
+        self.config = store.read_config(folder) if (folder / store.MODEL).exists() else None
+        self._kept = _Kept()
+
+    def tokenizer(self) -> Tokenizer | None:
+        return store.read_tokenizer(self.folder)
+
+    def unused(self) -> Mapping[str, Any]:
+        return accessory.read_unused(self.folder)
+
+    def files(self) -> list[Path]:
+        return [file for file in sorted(self._reader.state.rglob("*")) if file.is_file()]
+
+    def largest_piece(self) -> int:
+        return max(_bytes(leaf.chunk_shape, leaf.dtype) for leaf in self.leaves.values())
+
+    def matrix(self, path: str, index: Index, scratch: Path) -> Rows:
+        info = self.leaves[path]
+        if len(info.shape) == len(index):
+            return lambda start, stop: self._reader.read(path, index)
+        across = any(size > 1 for size in info.chunk_shape[: len(index)])
+        if not across and _bytes(info.chunk_shape, info.dtype) <= PIECE_BYTES:
+            return lambda start, stop: self._reader.read(path, (*index, slice(start, stop)))
+        small = _bytes(info.shape, info.dtype) <= PIECE_BYTES
+        return self._kept.matrix(
+            path, lambda: self._reader.read(path) if small else self._lay_out(path, scratch), index
+        )
+
+    def _lay_out(self, path: str, scratch: Path) -> Laid:
+        info = self.leaves[path]
+        laid = Laid(scratch, path, info.shape, info.dtype)
+        for box in info.chunks():
+            laid.put(box, self._reader.read(path, box))
+        return laid
+
+
+class ForeignSource:
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._found: Foreign = open_foreign([folder])
+        self.config = self._found.config
+        if missing := self._found.missing:
+            raise BadCheckpoint(f"{folder} lacks {len(missing)} leaves, the first is {missing[0]}")
+        specs = blueprint(self.config).specs
+        self._names: dict[str, dict[Index, Name]] = {}
+        for name in self._found.names:
+            for path in name.leaves:
+                self._names.setdefault(path, {})[name.index] = name
+        self.leaves = {}
+        for path, names in self._names.items():
+            shape, dtype = specs[path].shape, self._found.tensors[next(iter(names.values())).foreign].dtype
+            self.leaves[path] = LeafInfo(shape, dtype, stream.choose_chunk_shape(shape, dtype.itemsize))
+        self._kept = _Kept()
+
+    def tokenizer(self) -> Tokenizer | None:
+        return self._found.tokenizer
+
+    def unused(self) -> Mapping[str, Any]:
+        return {key: tensor.read() for key, tensor in self._found.unused.items()}
+
+    def files(self) -> list[Path]:
+        return convert.source_files([self.folder])
+
+    def largest_piece(self) -> int:
+        return max(_bytes(tensor.shape, tensor.dtype) for tensor in self._found.tensors.values())
+
+    def matrix(self, path: str, index: Index, scratch: Path) -> Rows:
+        # one tensor may hold all experts of a layer
+        held = next(index[:n] for n in range(len(index), -1, -1) if index[:n] in self._names[path])
+        name = self._names[path][held]
+
+        def read() -> np.ndarray | Laid:
+            array = name.ours(self._found.tensors[name.foreign].read())[name.leaves.index(path)]
+            return lay_out(array, scratch, path) if array.nbytes > PIECE_BYTES else array
+
+        return self._kept.matrix((path, held), read, index[len(held) :])
+
+
+def output_rows(config: ModelConfig | None) -> dict[tuple[str, Index], Name]:
+    """How to lay a matrix of ours as the published files do, rows being output features.
+
+    Methods that look at rows mean those; packed tensors of the encoders are left as they are here.
+    """
+    names = accessory_names(config, dense_experts=True) if config else ()
+    return {(name.leaves[0], name.index): name for name in names if len(name.leaves) == 1}
+
+
+def content_hash(files: list[Path], root: Path) -> str:
+    """SHA-256 over the names and contents of files, whatever folder they lie in."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            inner = hashlib.file_digest(content, "sha256").hexdigest()
+        digest.update(json.dumps([str(file.relative_to(root)), inner]).encode())
+    return digest.hexdigest()
+
+
+def _bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def shared_leaves(sources: Mapping[str, MixSource], missing: str) -> Iterator[str]:
+    """Paths of the leaves to mix, in order.
+
+    Args:
+      sources: by the name that an error calls them.
+      missing: what becomes of a leaf that a source lacks: ``error``, ``take`` (it is as in the first that has it) or
+        ``skip`` (the mix lacks it too).
+
+    Raises:
+      BadCheckpoint: a leaf is missing, or its shape differs.
+    """
+    paths = sorted(set().union(*(source.leaves for source in sources.values())))
+    for path in paths:
+        having = {name: source.leaves[path] for name, source in sources.items() if path in source.leaves}
+        if len(having) < len(sources):
+            lacking = next(name for name in sources if name not in having)
+            if missing == "error":
+                raise BadCheckpoint(f"{lacking} has no leaf {path}; --missing take or skip says what to do")
+            if missing == "skip":
+                continue
+        shapes = {name: tuple(leaf.shape) for name, leaf in having.items()}
+        if len(set(shapes.values())) > 1:
+            hint = (
+                "; vocabularies of different size do not mix, bring them to one first"
+                if path in ("decoder/embedding", "decoder/output")
+                else ""
+            )
+            raise BadCheckpoint(f"{path} differs in shape: {', '.join(f'{s} in {n}' for n, s in shapes.items())}{hint}")
+        yield path

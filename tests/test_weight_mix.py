@@ -1,0 +1,313 @@
+"""Mixes of checkpoints: what is written is what the formula says of what was read, whatever form the files have."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import yaml
+from conftest import DATA, born, tiny_config
+from orbax.checkpoint import v1 as ocp
+
+from sphinx_jax.checkpoint import convert, mix_settings, store, stream, weight_mix
+from sphinx_jax.checkpoint.mix_settings import Mix, Place
+from sphinx_jax.checkpoint.store import BadCheckpoint
+from sphinx_jax.config import ConfigError, ModelConfig
+from sphinx_jax.data.tokenizer import load_tokenizer
+
+TOOL = Path(__file__).parents[1] / "tools" / "mix_weights.py"
+CONFIG = tiny_config()
+TEXT = ModelConfig("llama", CONFIG.decoder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Three checkpoints of one model, the last in bfloat16."""
+    root = tmp_path_factory.mktemp("mix")
+    made = []
+    for seed in range(3):
+        leaves = born(CONFIG, seed)
+        if seed == 2:
+            leaves = {path: leaf.astype("bfloat16") for path, leaf in leaves.items()}
+        tokenizer = load_tokenizer(DATA / "tokenizer.model") if seed == 0 else None
+        made.append(store.save(root / str(seed), leaves, CONFIG, tokenizer, {"made_by": "test"}))
+    return made
+
+
+def leaves_of(folder):
+    reader = stream.Reader(folder)
+    return {path: reader.read(path) for path in reader.leaves}
+
+
+def linear(sources, weights, **more):
+    own = tuple({"weight": weight} for weight in weights)
+    return Mix("linear", tuple(map(str, sources)), per_source=own, **more)
+
+
+def run_tool(*arguments, expect=0, wait=True):
+    env = os.environ | {"PYTHONPATH": str(TOOL.parents[1])}
+    command = [sys.executable, TOOL, *map(str, arguments)]
+    if not wait:
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def test_linear_is_the_weighted_sum_of_what_was_read(folders, tmp_path):
+    run_tool("--sources", *folders, "--weights", 0.3, 0.5, 0.4, "--out", tmp_path / "out", "--quiet")
+    trees = [leaves_of(folder) for folder in folders]
+    for path, leaf in leaves_of(tmp_path / "out").items():
+        wanted = sum(w * tree[path].astype(np.float64) for w, tree in zip((0.3, 0.5, 0.4), trees, strict=True))
+        assert leaf.dtype == np.float32, "as the first source"
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-6, atol=1e-6, err_msg=path)
+    assert store.read_config(tmp_path / "out") == CONFIG
+    assert store.read_tokenizer(tmp_path / "out").vocab_size == 512
+
+
+def test_the_file_and_the_traced_mix_agree(folders, tmp_path):
+    weight_mix.write(linear(folders[:2], (0.2, 0.8)), tmp_path / "out", quiet=True)
+    trees = [leaves_of(folder) for folder in folders[:2]]
+    traced = jax.jit(weight_mix.interpolate)(trees, np.array([0.2, 0.8], np.float32))
+    for path, leaf in leaves_of(tmp_path / "out").items():
+        np.testing.assert_allclose(leaf, traced[path], rtol=1e-6, atol=1e-7, err_msg=path)
+
+
+def test_angles_are_measured_on_one_matrix_of_one_layer(folders, tmp_path):
+    mix = Mix("slerp", tuple(map(str, folders[:2])), parameters={"t": 0.3})
+    weight_mix.write(mix, tmp_path / "out", quiet=True)
+    a, b = (leaves_of(folder)["decoder/blocks/attention/q"].astype(np.float64) for folder in folders[:2])
+    found = leaves_of(tmp_path / "out")["decoder/blocks/attention/q"]
+    for layer in range(2):
+        x, y = a[layer].ravel(), b[layer].ravel()
+        angle = np.arccos(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+        wanted = (np.sin(0.7 * angle) * x + np.sin(0.3 * angle) * y) / np.sin(angle)
+        np.testing.assert_allclose(found[layer].ravel(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "model_stock"])
+def test_a_mix_of_published_files_is_the_mix_of_their_conversions(tmp_path, method):
+    """Row-wise methods mean output features, which lie along other axes in our leaves."""
+    for seed in range(3):
+        ours = store.save(tmp_path / f"ours{seed}", born(TEXT, seed), TEXT, None, {})
+        convert.from_checkpoint(ours, tmp_path / f"pth{seed}", "accessory", quiet=True)
+    own = {} if method == "model_stock" else {"weight": 0.5, "density": 0.6}
+    parameters = {"filter_wise": True} if method == "model_stock" else {}
+    results = []
+    for form in ("ours", "pth"):
+        base, *sources = (str(tmp_path / f"{form}{i}") for i in range(3))
+        mix = Mix(method, tuple(sources), base, parameters, (own, own))
+        results.append(leaves_of(weight_mix.write(mix, tmp_path / f"mixed_{form}", quiet=True)))
+    for path, leaf in results[0].items():
+        np.testing.assert_allclose(leaf, results[1][path], atol=2e-6, err_msg=path)
+
+
+def test_plain_orbax_in_gives_plain_orbax_out(tmp_path):
+    trees = []
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        tree = {
+            "params": {"dense": {"kernel": rng.normal(size=(5, 7)).astype(np.float32)}},
+            "step": np.asarray(3, np.int32),
+        }
+        ocp.save_checkpointables(tmp_path / str(seed), {"state": tree})
+        trees.append(tree)
+    weight_mix.write(linear([tmp_path / "0", tmp_path / "1"], (0.25, 0.75)), tmp_path / "out", quiet=True)
+    found = ocp.load_checkpointables(tmp_path / "out")["state"]
+    wanted = 0.25 * trees[0]["params"]["dense"]["kernel"] + 0.75 * trees[1]["params"]["dense"]["kernel"]
+    np.testing.assert_allclose(found["params"]["dense"]["kernel"], wanted, rtol=1e-6)
+    assert int(found["step"]) == 3, "whole numbers are taken from the first"
+
+
+def test_chunks_across_layers_and_large_ones_are_laid_out_first(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("sphinx_jax.checkpoint.mix_sources.PIECE_BYTES", 64)
+    for method in ("linear", "slerp"):
+        own = {"per_source": ({"weight": 1.0}, {"weight": -0.5})} if method == "linear" else {"parameters": {"t": 0.4}}
+        mix = Mix(method, tuple(map(str, folders[:2])), **own)
+        small = leaves_of(weight_mix.write(mix, tmp_path / f"small_{method}", quiet=True))
+        with monkeypatch.context() as whole:
+            whole.setattr("sphinx_jax.checkpoint.mix_sources.PIECE_BYTES", 2**24)
+            large = leaves_of(weight_mix.write(mix, tmp_path / f"large_{method}", quiet=True))
+        for path in small:
+            np.testing.assert_array_equal(small[path], large[path], err_msg=path)
+    assert not list(tmp_path.glob("*.scratch*"))
+
+
+@pytest.mark.parametrize("form", ["accessory", "hf"])
+def test_other_forms_are_written_at_once(tmp_path, form):
+    sources = [store.save(tmp_path / str(seed), born(TEXT, seed), TEXT, None, {}) for seed in range(2)]
+    mix = linear(sources, (0.5, 0.5), dtype="bfloat16")
+    weight_mix.write(mix, tmp_path / "ours", quiet=True)
+    weight_mix.write(mix, tmp_path / "theirs", form=form, quiet=True)
+    ours = leaves_of(tmp_path / "ours")
+    back = weight_mix.open_source(tmp_path / "theirs")
+    for path, info in back.leaves.items():
+        assert info.dtype == ml_dtypes.bfloat16
+        mixer = weight_mix.Mixer(linear([tmp_path / "theirs"], (1.0,)), tmp_path / "scratch")
+        np.testing.assert_array_equal(mixer.whole(path), ours[path], err_msg=path)
+    assert json.loads((tmp_path / "theirs" / "recipe.json").read_text())["method"] == "linear"
+
+
+def test_a_recipe_makes_the_same_bits_again_and_refuses_other_sources(folders, tmp_path):
+    arguments = ["--method", "dare_ties", "--base", folders[0], "--sources", folders[1], folders[2]]
+    arguments += ["--weights", "0.6", "{attention: [0, 1], '*': 0.5}", "--set", "density=0.5", "--quiet"]
+    run_tool(*arguments, "--out", tmp_path / "first")
+    run_tool("--recipe", tmp_path / "first" / "recipe.json", "--out", tmp_path / "again", "--quiet")
+    first, again = leaves_of(tmp_path / "first"), leaves_of(tmp_path / "again")
+    for path in first:
+        np.testing.assert_array_equal(first[path], again[path], err_msg=path)
+    recipe = json.loads((tmp_path / "first" / "recipe.json").read_text())
+    recipe["hashes"][str(folders[1])] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(recipe))
+    done = run_tool("--recipe", tmp_path / "other.json", "--out", tmp_path / "third", "--quiet", expect=1)
+    assert "has changed" in done.stderr and not (tmp_path / "third").exists()
+
+
+def test_processes_share_the_leaves(folders, tmp_path):
+    common = ["--sources", *folders[:2], "--weights", 0.5, 0.5, "--quiet", "--out"]
+    run_tool(*common, tmp_path / "alone")
+    running = [run_tool(*common, tmp_path / "shared", "--process", f"{i}/3", wait=False) for i in range(3)]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    alone, shared = leaves_of(tmp_path / "alone"), leaves_of(tmp_path / "shared")
+    for path in alone:
+        np.testing.assert_array_equal(alone[path], shared[path], err_msg=path)
+
+
+def test_a_killed_mix_leaves_nothing_that_looks_complete_and_goes_on(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        tree = {f"leaf{i}": rng.normal(size=(256, 1024)).astype(np.float32) for i in range(24)}
+        ocp.save_checkpointables(tmp_path / name, {"state": tree})
+    mix = linear([tmp_path / "a", tmp_path / "b"], (0.5, 0.5))
+    code = (
+        "import sys, time; from sphinx_jax.checkpoint import weight_mix, mix_settings, stream\n"
+        "write = stream.Writer.write\n"
+        "stream.Writer.write = lambda *given: (time.sleep(0.1), write(*given), given[0].flush())\n"
+        "mix = mix_settings.from_json(__import__('json').loads(sys.argv[1]))\n"
+        "weight_mix.write(mix, sys.argv[2], quiet=True)\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps(mix_settings.to_json(mix)), str(tmp_path / "out")]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(TOOL.parents[1])})
+    begun, deadline = tmp_path / "out.unfinished", time.time() + 60
+    while time.time() < deadline and len(list(begun.rglob("d/*"))) < 6:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists() and begun.exists()
+    with pytest.raises(BadCheckpoint, match="unfinished"):
+        weight_mix.open_source(begun)
+    mixed = []
+    real = weight_mix.Mixer.rows
+    try:
+        weight_mix.Mixer.rows = lambda self, path, index: (mixed.append(path), real(self, path, index))[1]
+        weight_mix.write(mix, tmp_path / "out", quiet=True)
+    finally:
+        weight_mix.Mixer.rows = real
+    assert 0 < len(mixed) < 24, "what was done is not done again"
+    a, b, out = (leaves_of(tmp_path / name) for name in ("a", "b", "out"))
+    for path in out:
+        np.testing.assert_allclose(out[path], (a[path] + b[path]) / 2, rtol=1e-6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "out"]
+
+
+def test_bad_sources_are_named_and_nothing_is_left(folders, tmp_path):
+    leaves = {path: np.array(leaf) for path, leaf in born(CONFIG, 5).items()}
+    leaves["decoder/blocks/ffn/down"][1, 3, 4] = np.nan
+    bad = store.save(tmp_path / "bad", leaves, CONFIG, None, {})
+    lacking = {path: leaf for path, leaf in born(CONFIG, 5).items() if path != "decoder/norm/scale"}
+    ocp.save_checkpointables(tmp_path / "lacking", {"state": store.unflatten(lacking)})
+    out = tmp_path / "out"
+    for sources, said in (
+        ([folders[0], bad], r"decoder/blocks/ffn/down of .*bad holds NaN or infinity"),
+        ([folders[0], tmp_path / "lacking"], r"lacking has no leaf decoder/norm/scale"),
+        ([folders[0], tmp_path / "nowhere"], r"nowhere does not exist"),
+        ([folders[0], DATA / "llama_text" / "ckpt_mp2"], r"differs in shape|has no leaf"),
+    ):
+        with pytest.raises(BadCheckpoint, match=said):
+            weight_mix.write(linear(sources, (0.5, 0.5)), out, quiet=True)
+        assert not out.exists() and not list(tmp_path.glob("out*"))
+    with pytest.raises(BadCheckpoint, match="lies in a source"):
+        weight_mix.write(linear(folders[:2], (0.5, 0.5)), folders[0] / "out", quiet=True)
+
+
+def test_missing_leaves_are_taken_or_skipped_when_asked(folders, tmp_path):
+    lacking = {path: leaf for path, leaf in born(CONFIG, 5).items() if path != "decoder/norm/scale"}
+    ocp.save_checkpointables(tmp_path / "lacking", {"state": store.unflatten(lacking)})
+    sources = [tmp_path / "lacking", folders[0]]
+    weight_mix.write(linear(sources, (0.5, 0.5), missing="take"), tmp_path / "taken", quiet=True)
+    np.testing.assert_array_equal(
+        leaves_of(tmp_path / "taken")["decoder/norm/scale"], leaves_of(folders[0])["decoder/norm/scale"]
+    )
+    weight_mix.write(linear(sources, (0.5, 0.5), missing="skip"), tmp_path / "skipped", quiet=True)
+    assert leaves_of(tmp_path / "skipped").keys() == lacking.keys()
+
+
+def test_a_value_may_depend_on_the_place():
+    inside, outside = Place("decoder/blocks/attention/q", "model.layers.1.self_attn.q_proj.weight", 0.25), Place("a")
+    assert inside.value([0, 1, 3]) == 0.5 and outside.value([0.4, 1]) == 0.4
+    table = {"decoder/blocks/attention/q": 1, "attention": [0, 4], "decoder/**": 3, "*": 4}
+    assert inside.value(table) == 1
+    assert Place("decoder/blocks/attention/k", "", 0.5).value(table) == 2
+    assert Place("decoder/norm/scale").value(table) == 3 and outside.value(table) == 4
+    rules = [{"filter": "mlp", "value": 1}, {"filter": "self_attn", "value": [0, 1]}, {"value": 7}]
+    assert inside.value(rules) == 0.25 and outside.value(rules) == 7
+    with pytest.raises(ConfigError, match="no pattern"):
+        outside.value({"decoder/**": 1})
+
+
+MERGEKIT = """
+merge_method: ties
+base_model: base
+models:
+  - model: base
+  - model: one
+    parameters: {weight: 0.5, density: [0.2, 0.8]}
+  - model: two
+    parameters:
+      weight:
+        - filter: mlp
+          value: 0.3
+        - value: 0.1
+parameters: {density: 0.5, normalize: true}
+dtype: bfloat16
+"""
+
+
+def test_mergekits_recipes_are_read_as_they_are(tmp_path):
+    (tmp_path / "merge.yaml").write_text(MERGEKIT)
+    mix = mix_settings.read_recipe(tmp_path / "merge.yaml")
+    assert (mix.method, mix.base, mix.sources, mix.dtype) == ("ties", "base", ("one", "two"), "bfloat16")
+    at = mix.at(Place("decoder/blocks/ffn/up", "model.layers.0.mlp.up_proj.weight", 0.5))
+    assert at == {"normalize": True, "weight": [0.5, 0.3], "density": [0.5, 0.5]}
+    plain = mix_settings.from_mergekit(
+        {"merge_method": "linear", "models": [{"model": "a", "parameters": {"weight": 1}}]}
+    )
+    assert plain.parameters == {"normalize": True}
+    slerp = yaml.safe_load("{merge_method: slerp, base_model: b, models: [a, b], parameters: {t: 0.5}}")
+    assert mix_settings.from_mergekit(slerp).sources == ("b", "a")
+    with pytest.raises(ConfigError, match="slices"):
+        mix_settings.from_mergekit({"merge_method": "linear", "slices": []})
+
+
+def test_the_dry_run_reads_nothing_and_says_all(folders):
+    done = run_tool("--sources", *folders[:2], "--weights", 0.5, 0.5, "--dtype", "bf16", "--dry-run")
+    lines = done.stdout.splitlines()
+    assert len([line for line in lines if "linear" in line]) == len(born(CONFIG, 0))
+    assert "decoder/blocks/attention/q  (2, 32, 2, 16)  float32 -> bfloat16  2 x linear" in lines
+    for arguments, said in (
+        (["--method", "lineer", "--sources", "a"], "did you mean 'linear'"),
+        (["--sources", *folders[:2]], "linear needs weight"),
+        (["--sources", *folders[:2], "--weights", "0.5"], "1 weights for 2 sources"),
+        (["--method", "ties", "--sources", folders[0], "--weights", "1"], "ties needs a base"),
+    ):
+        refused = run_tool(*arguments, "--dry-run", expect=1)
+        assert said in refused.stderr and len(refused.stderr.splitlines()) == 1

@@ -1,0 +1,128 @@
+"""Mixes the weights of checkpoints into one checkpoint, in the memory of a few rows.
+
+The paper's mix of two pre-trainings, a third of one and two thirds of the other:
+  python tools/mix_weights.py --method linear --sources real/ synthetic/ --weights 0.3 0.7 --out mix/
+
+What two fine-tunes learnt, added to their base; published folders in, a published folder out:
+  python tools/mix_weights.py --method ties --sources chat/ grounding/ --weights 1 1 --set density=0.5 \\
+      --base SPHINX/ --out both/ --to accessory --dtype bfloat16
+
+A mergekit recipe on any checkpoints, first without reading an array:
+  python tools/mix_weights.py --recipe merge.yaml --out merged/ --dry-run
+
+A weight may depend on the place, as YAML: a list runs over the depth, a table over patterns or kinds of modules
+(attention, ffn, norms, projections, embeddings):
+  --weights "{attention: [0.2, 0.8], 'decoder/**': 0.5, '*': 1}" 0.5
+
+Methods: {methods}.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from sphinx_jax.checkpoint import convert, mix_settings, weight_mix
+from sphinx_jax.checkpoint.mix_methods import METHODS
+from sphinx_jax.config import ConfigError
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.replace("{methods}", ", ".join(METHODS)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--method", default="linear", help="how to mix (default: %(default)s)")
+    parser.add_argument(
+        "--sources", nargs="+", metavar="FOLDER", help="checkpoints: ours, Orbax, published, Hugging Face"
+    )
+    parser.add_argument("--weights", nargs="+", metavar="WEIGHT", help="one for each source, used as given")
+    parser.add_argument("--base", metavar="FOLDER", help="what the sources were tuned from")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="settings",
+        help="other parameters of the method; a list of one per source where it has one for each",
+    )  # fmt: skip
+    parser.add_argument(
+        "--recipe", metavar="FILE", help="mergekit's YAML, or the recipe.json of a mix, to make it again"
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="where to write; it appears when it is complete")
+    parser.add_argument("--to", choices=convert.FORMS, default="orbax", help="form of OUT (default: %(default)s)")
+    parser.add_argument("--shards", type=int, default=1, help="files of a published folder (default: %(default)s)")
+    parser.add_argument("--dtype", help="bf16, fp16 or fp32; default: as in the first source")
+    parser.add_argument(
+        "--missing", choices=mix_settings.MISSING, default="error",
+        help="a leaf that a source lacks: refuse, take it from the first that has it, or leave it out (default: error)",
+    )  # fmt: skip
+    parser.add_argument("--process", default="0/1", metavar="I/N", help="this is process I of N that share the leaves")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be mixed; read no array")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    return parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    expected = None
+    if args.recipe:
+        if args.sources or args.weights or args.settings:
+            raise ConfigError("--recipe says all; leave out --sources, --weights and --set")
+        mix = mix_settings.read_recipe(Path(args.recipe))
+        if args.recipe.endswith(".json"):
+            expected = json.loads(Path(args.recipe).read_text()).get("hashes")
+    else:
+        mix = from_flags(args)
+    if args.dry_run:
+        print("\n".join(weight_mix.Mixer(mix, Path()).describe()))
+        return
+    if not args.out:
+        raise ConfigError("give a folder to write: --out FOLDER")
+    process, processes = parse_process(args.process)
+    done = weight_mix.write(
+        mix, args.out, form=args.to, shards=args.shards, process=process, processes=processes, expected=expected,
+        quiet=args.quiet,
+    )  # fmt: skip
+    print(done)
+
+
+def from_flags(args: argparse.Namespace) -> mix_settings.Mix:
+    if not args.sources:
+        raise ConfigError("name the checkpoints: --sources A B, or --recipe FILE")
+    if args.weights and len(args.weights) != len(args.sources):
+        raise ConfigError(f"{len(args.weights)} weights for {len(args.sources)} sources")
+    own = [{} for _ in args.sources]
+    for mine, weight in zip(own, args.weights or (), strict=False):
+        mine["weight"] = yaml.safe_load(weight)
+    common = {}
+    for setting in args.settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting} is not of the form NAME=VALUE")
+        value = yaml.safe_load(value)
+        if args.method in METHODS and name in METHODS[args.method].per_source:
+            values = value if isinstance(value, list) and len(value) == len(own) else [value] * len(own)
+            for mine, one in zip(own, values, strict=True):
+                mine[name] = one
+        else:
+            common[name] = value
+    return mix_settings.Mix(
+        args.method, tuple(args.sources), args.base, common, tuple(own), args.dtype, args.missing
+    )  # fmt: skip
+
+
+def parse_process(text: str) -> tuple[int, int]:
+    try:
+        process, processes = map(int, text.split("/"))
+    except ValueError:
+        raise ConfigError(f"--process {text} is not of the form I/N") from None
+    if not 0 <= process < processes:
+        raise ConfigError(f"--process {text}: there are processes 0 to {processes - 1}")
+    return process, processes
+
+
+if __name__ == "__main__":
+    try:
+        run(arguments())
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")
