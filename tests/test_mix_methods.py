@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sphinx_jax.checkpoint.mix_methods import METHODS, Slice, Unit, mix, resolve
-from sphinx_jax.checkpoint.mix_statistics import BLOCK, First, cuts, magnitudes, random_bits
+from sphinx_jax.checkpoint.mix_statistics import BLOCK, First, column_gram, cuts, gram, magnitudes, random_bits
 from sphinx_jax.config import ConfigError
 
 NAME = "decoder/blocks/attention/q 3"
@@ -390,6 +390,57 @@ def test_degenerate_matrices_give_numbers(index, kind, density):
     summed = case.method == "linear" or case.method.startswith("delta")
     if kind == "identical sources" and not case.base and not summed:
         np.testing.assert_allclose(found, x, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("index", finite_case_ids(), ids=lambda i: CASES[i].method)
+def test_one_source_of_zeros(index):
+    case = CASES[index]
+    base, *sources = checkpoints((4, 6), case.sources)
+    sources[-1] = base if case.base else sources[-1] * 0
+    assert np.isfinite(mixed(case.method, base if case.base else None, sources, **case.parameters)).all()
+
+
+def test_one_direction_of_multislerp_alone():
+    _, a, b = checkpoints((3, 5), 2)
+    found = mixed("multislerp", None, [a, b, a * 0], weight=[0.5, 1.0, 2.0], normalize_weights=False)
+    np.testing.assert_allclose(found, multislerp([a, b], [0.5, 1.0], False), rtol=1e-5, atol=1e-6)
+
+
+def test_karcher_is_not_pulled_by_what_is_opposite():
+    """The third source is opposite to the mean of the others but for rounding, which gives its pull no direction."""
+    _, a, b = checkpoints((40, 30), 2)
+    between = unit_vector(unit_vector(a) + unit_vector(b))
+    sources = [a, b, (-between).astype(np.float32)]
+    found = mixed("karcher", None, sources)
+    np.testing.assert_allclose(found, between * np.mean([np.linalg.norm(x) for x in sources]), rtol=1e-4, atol=1e-5)
+
+
+def test_nuslerp_with_weights_that_cancel_is_half_way():
+    sources = checkpoints((3, 5), 1)
+    halves = mixed("nuslerp", None, sources, weight=[1.0, 1.0])
+    np.testing.assert_array_equal(mixed("nuslerp", None, sources, weight=[1.0, -1.0]), halves)
+
+
+def test_ties_keeps_one_entry_at_least():
+    x = np.array([[0, 2, -3]], np.float32)
+    np.testing.assert_array_equal(mixed("ties", x * 0, [x], weight=1.0, density=0.01), [[0, 0, -3]])
+
+
+@pytest.mark.parametrize("distance", [2e-4, 2e-3])
+def test_sce_of_sources_near_the_base(distance):
+    random = np.random.default_rng(0)
+    base = np.zeros((9, 11), np.float32)
+    sources = [(i * distance * random.normal(size=base.shape)).astype(np.float32) for i in (1, 2)]
+    expected = sce([x.astype(np.float64) for x in sources])
+    np.testing.assert_allclose(mixed("sce", base, sources), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_dot_products_do_not_depend_on_slices():
+    sources = checkpoints((331, 257), 2)
+    whole, by_row = (gram(unit_of(None, sources, stops)) for stops in ((), None))
+    np.testing.assert_array_equal(by_row, whole)
+    np.testing.assert_allclose(whole, [[np.vdot(x.astype(float), y) for y in sources] for x in sources], rtol=1e-12)
+    np.testing.assert_array_equal(column_gram(unit_of(None, sources)), column_gram(unit_of(None, sources, ())))
 
 
 def test_directions_that_cancel_are_added_up():

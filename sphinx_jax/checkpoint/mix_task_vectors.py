@@ -95,7 +95,7 @@ def sce(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
     passes = _by_variance(unit, p["select_topk"]) if p["select_topk"] < 1 else _everything(unit)
 
     squares = totals(([*_kept(s, masks)] for s, masks in passes()), lambda block: (block * block).sum(axis=1))
-    mean_squares = squares / max(1, math.prod(unit.shape))
+    mean_squares = squares / math.prod(unit.shape)
     total = mean_squares.sum()
     weights = mean_squares / total if total >= 1e-6 else np.full(len(squares), 1 / len(squares))
     for s, masks in passes():
