@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
         "fine-tune on mixed tasks, evaluate, report. About an hour on two cores.",
     )
     c.data.playground = "full"
-    for name, steps in (("pretrain_real", 3000), ("continue_synthetic", 1000), ("finetune", 12000)):
+    for name, steps in (("pretrain_real", 3000), ("continue_synthetic", 1000), ("finetune", 15000)):
         c.stage[name].steps = steps
         c.stage[name].save_every = 1000
     c.stage.evaluate.limit = None

@@ -9,6 +9,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sphinx_jax.command import plain_errors
+
 # not locked: a setting that the file leaves at its default can be given too; ``recipe.parse`` refuses unknown keys
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -60,16 +62,9 @@ def with_huge_pages() -> None:
 
 
 def entry() -> None:
-    """Errors that a person can mend are one line; everything else keeps its traceback."""
     logging.set_verbosity(logging.WARNING)
-    try:
+    with plain_errors(flags.Error, stopped="stopped; the same command goes on from the last checkpoint"):
         app.run(main, flags_parser=parse)
-    except (ValueError, OSError, flags.Error) as error:
-        if os.environ.get("SPHINX_JAX_TRACEBACK"):
-            raise
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
 from sphinx_jax.recipe import PLAYGROUND
+from sphinx_jax.train import loop
 from sphinx_jax.train.numbers import order_numbers
 from sphinx_jax.train.optimizer import decays, learning_rate, make_optimizer, muon_dimensions
 from sphinx_jax.train.step import TrainState, make_step
@@ -109,6 +110,30 @@ def test_a_step_that_is_not_finite_changes_nothing_and_says_so(mesh):
         np.testing.assert_array_equal(leaf, kept[path])
 
 
+@pytest.mark.parametrize(
+    ("bad", "stopped"), [("..x.xx.xx..x", None), ("..x.xxx.....", 7), (".xxx.......", 4), ("...........x", None)]
+)
+def test_training_stops_at_bad_steps_in_a_row_wherever_log_lines_fall(bad, stopped, tmp_path, mesh, monkeypatch):
+    fine = iter(mark == "." for mark in bad)
+    monkeypatch.setattr(loop.store, "save", lambda folder, *_, **__: folder.mkdir(parents=True))
+    batches = iter(lambda: {"image": {"tokens": np.zeros((1, 1), np.int32)}}, None)
+
+    def step(state, batches, rate):
+        return state, {"loss": 1.0, "norm": 1.0, "finite": next(fine)}
+
+    def train():
+        loop.run(
+            tmp_path, "stage", loop.LoopSettings(len(bad), log_every=3, bad_steps=3),
+            TrainState({}, None, {}), step, lambda step: 0.1, batches, plan=PLAN, config=CONFIG, tokenizer=None,
+            mesh=mesh, recipe={}, throughput=loop.Throughput(1, 1.0, 1.0), quiet=True,
+        )  # fmt: skip
+
+    if stopped is None:
+        return train()
+    with pytest.raises(loop.TrainingStopped, match=f"the 3 steps up to {stopped} "):
+        train()
+
+
 def test_rate_warms_up_and_falls_to_the_floor():
     rates = [learning_rate(s, peak=1.0, steps=100, warmup=10, floor=0.1) for s in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[9] == pytest.approx(1.0)
@@ -153,6 +178,7 @@ from sphinx_jax.model.blueprint import FROZEN, matches
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train import loop
 from sphinx_jax.recipe import PLAYGROUND
+from sphinx_jax.train import loop
 from sphinx_jax.train.numbers import order_numbers
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
 from sphinx_jax.train.step import TrainState, make_step

@@ -19,9 +19,9 @@ A new SPHINX from public parts; projections and tags are born fresh:
 """
 
 import argparse
-import sys
 
 from sphinx_jax.checkpoint import assemble, convert, foreign, store, stream
+from sphinx_jax.command import plain_errors
 
 
 def arguments() -> argparse.Namespace:
@@ -101,9 +101,5 @@ def convert_foreign(args: argparse.Namespace, found: foreign.Foreign, out: str |
 
 
 if __name__ == "__main__":
-    try:
+    with plain_errors():
         run(arguments())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on")

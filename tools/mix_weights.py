@@ -19,13 +19,13 @@ Methods: {methods}.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import yaml
 
 from sphinx_jax.checkpoint import convert, mix_settings, weight_mix
 from sphinx_jax.checkpoint.mix_methods import METHODS
+from sphinx_jax.command import plain_errors
 from sphinx_jax.config import ConfigError
 
 
@@ -120,9 +120,5 @@ def parse_process(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    try:
+    with plain_errors():
         run(arguments())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on")

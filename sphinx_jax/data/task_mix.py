@@ -82,6 +82,7 @@ class Rows(grain.transforms.RandomMap):
 
     def __init__(self, source: Source, tokenizer: Tokenizer, shape: Shape):
         self.source, self.tokenizer, self.shape = source, tokenizer, shape
+        self._named: set[int] = set()  # bad items come again every epoch, their line in the log does not
 
     def random_map(self, number: int, rng: np.random.Generator) -> Row:
         index = int(self.source.eligible[number])
@@ -89,8 +90,9 @@ class Rows(grain.transforms.RandomMap):
         try:
             return self.row(item, index, rng)
         except (BadItem, BadImage) as error:
-            name = getattr(item, "id", "") or index
-            _log.warning("skipped %s/%s: %s", self.source.name, name, error)
+            if index not in self._named:
+                self._named.add(index)
+                _log.warning("skipped %s/%s: %s", self.source.name, getattr(item, "id", "") or index, error)
             return self.masked(index)
 
     def row(self, item: Item | str, index: int, rng: np.random.Generator) -> Row:

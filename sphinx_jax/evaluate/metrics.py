@@ -125,21 +125,6 @@ def f1_boxes(predictions: Sequence[Box], answers: Sequence[Box], threshold: floa
     return _matched_f1(predictions, answers, lambda p, a: iou(p, a) >= threshold)
 
 
-def f1_grounded(predictions: Sequence[Grounded], answers: Sequence[Grounded], threshold: float = 0.5) -> float:
-    """F1 over (phrase, box) pairs: same normalised phrase and IoU of at least `threshold`, one to one."""
-    return _f1_named(_named_grounded(predictions), _named_grounded(answers), threshold)
-
-
-def f1_text_regions(predictions: Sequence[TextRegion], answers: Sequence[TextRegion], threshold: float = 0.5) -> float:
-    """Text spotting: same text up to case and blanks, and IoU of at least `threshold`, one to one."""
-    return _f1_named(_named_text(predictions), _named_text(answers), threshold)
-
-
-def f1_layout(predictions: Sequence[LayoutRegion], answers: Sequence[LayoutRegion], threshold: float = 0.5) -> float:
-    """F1 over page regions: same kind and IoU of at least `threshold`, one to one."""
-    return _f1_named(_named_layout(predictions), _named_layout(answers), threshold)
-
-
 Named = tuple[str, Box]
 
 
@@ -156,7 +141,8 @@ def _named_layout(items: Sequence[LayoutRegion]) -> list[Named]:
     return [(normalise(item.kind), item.box) for item in items]
 
 
-def _f1_named(predictions: Sequence[Named], answers: Sequence[Named], threshold: float = 0.5) -> float:
+def f1_named(predictions: Sequence[Named], answers: Sequence[Named], threshold: float = 0.5) -> float:
+    """F1 over named boxes: the same name and IoU of at least `threshold`, one to one."""
     return _matched_f1(predictions, answers, lambda p, a: p[0] == a[0] and iou(p[1], a[1]) >= threshold)
 
 
@@ -249,9 +235,9 @@ def _same_cell(prediction: str, answer: str) -> bool:
     return abs(found - expected) <= 0.05 * abs(expected)
 
 
-def count_error(predictions: Sequence[str], answers: Sequence[str]) -> float:
-    """Mean absolute error of counts, digits or words up to ten; a prediction without a number counts as 0."""
-    return float(np.mean([abs(_count(p) - _count(a)) for p, a in _pairs(predictions, answers)]))
+def count_error(prediction: str, answer: str) -> float:
+    """Absolute error of a count, in digits or words up to ten; a prediction without a number counts as 0."""
+    return abs(_count(prediction) - _count(answer))
 
 
 def _count(text: str) -> float:
@@ -314,19 +300,22 @@ METRICS: dict[str, Metric] = {
     "multiple_choice": _exact("multiple_choice"),
     "short_caption": _TOKEN_F1,
     "detailed_caption": _TOKEN_F1,
-    "grounded_caption": Metric("grounded_f1", _reader("grounded_caption", _named_grounded), _f1_named),
+    "grounded_caption": Metric("grounded_f1", _reader("grounded_caption", _named_grounded), f1_named),
     "rec": Metric("precision_at_0.5", _reader("rec", lambda box: box), precision_at),
     "reg": _TOKEN_F1,
     "detection": Metric("box_f1", _reader("detection", list), f1_boxes),
     "relation": Metric("precision_at_0.5", _reader("relation", lambda box: box), precision_at),
     "text_detection": Metric("box_f1", _reader("text_detection", list), f1_boxes),
-    "text_spotting": Metric("spotting_f1", _reader("text_spotting", _named_text), _f1_named),
-    "layout": Metric("layout_f1", _reader("layout", _named_layout), _f1_named),
+    "text_spotting": Metric("spotting_f1", _reader("text_spotting", _named_text), f1_named),
+    "layout": Metric("layout_f1", _reader("layout", _named_layout), f1_named),
     "pose": Metric("oks", _labelled_pose, _pose_oks),
     "classification": _exact("classification"),
     "chart": Metric("cell_accuracy", _reader("chart", list), cell_accuracy),
 }
 """The metric of each task by its name; for pose, a person's area is that of the box around its keypoints."""
+
+KIND_METRICS: dict[str, Callable[[str, str], float]] = {"count": count_error, "read": text_accuracy}
+"""What tells more than the exact match for some kinds of VQA questions."""
 
 
 def _metric(task: str) -> Metric:

@@ -10,7 +10,7 @@ A score card is the content of `scores.json`:
      "seconds": float}
 
 The majority baseline is the best constant answer, the blind one a model that does not see the picture. A
-metric whose name ends in `loss` is better when lower.
+metric whose name ends in `loss` or `error` is better when lower.
 """
 
 import math
@@ -69,7 +69,7 @@ class Row:
 
 def lower_is_better(metric: str) -> bool:
     """Whether a metric of this name falls as a model gets better."""
-    return metric.endswith("loss")
+    return metric.endswith(("loss", "error"))
 
 
 def finite(value: Any) -> float | None:

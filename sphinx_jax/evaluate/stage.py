@@ -18,7 +18,7 @@ import numpy as np
 
 from sphinx_jax.data.conversation import render
 from sphinx_jax.evaluate.baseline import best_constant
-from sphinx_jax.evaluate.metrics import METRICS
+from sphinx_jax.evaluate.metrics import KIND_METRICS, METRICS
 from sphinx_jax.generate import engine
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.progress import progress
@@ -32,6 +32,7 @@ SHORT, LONG = 32, 128
 LONG_TASKS = (
     "grounded_caption", "detailed_caption", "detection", "text_detection", "text_spotting", "layout", "pose", "chart",
 )  # fmt: skip
+ANSWERERS = ("prediction", "majority", "blind")
 # training answers that a constant answer is chosen on, per task and domain
 BASELINE_ANSWERS = 2000
 
@@ -160,22 +161,26 @@ def constants(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[tup
 
 def tabulate(rows: Sequence[Mapping[str, Any]], domains: Sequence[str]) -> dict[str, Any]:
     """Scores by task, by kind of VQA question, and by domain: the ``tasks`` of ``scores.json``."""
-
-    def cell(chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-        if not chosen:
-            return None
-        mean = {k: float(np.mean([r["score"][k] for r in chosen])) for k in ("prediction", "majority", "blind")}
-        return {
-            "metric": METRICS[chosen[0]["task"]].name, "value": mean["prediction"],
-            "baseline_majority": mean["majority"], "baseline_blind": mean["blind"], "count": len(chosen),
-        }  # fmt: skip
-
-    def entry(chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return cell(chosen) | {d: cell([r for r in chosen if r["domain"] == d]) for d in domains}
-
     tasks = [t for t in METRICS if any(r["task"] == t for r in rows)]
-    kinds = sorted({r["kind"] for r in rows if r["task"] == "vqa" and r["kind"]})
+    found = {t: _entry([r for r in rows if r["task"] == t], domains, METRICS[t].name) for t in tasks}
+    kinds = {}
+    for kind in sorted({r["kind"] for r in rows if r["task"] == "vqa" and r["kind"]}):
+        chosen = [r for r in rows if r["task"] == "vqa" and r["kind"] == kind]
+        kinds[kind] = _entry(chosen, domains, METRICS["vqa"].name)
+        if fn := KIND_METRICS.get(kind):
+            again = [r | {"score": {k: fn(r[k], r["answer"]) for k in ANSWERERS}} for r in chosen]
+            kinds[fn.__name__] = _entry(again, domains, fn.__name__)
+    return {"tasks": found, "vqa_kinds": kinds}
+
+
+def _entry(chosen: Sequence[Mapping[str, Any]], domains: Sequence[str], metric: str) -> dict[str, Any]:
+    return _cell(chosen, metric) | {d: _cell([r for r in chosen if r["domain"] == d], metric) for d in domains}
+
+
+def _cell(chosen: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
+    if not chosen:
+        return None
+    value, majority, blind = (float(np.mean([r["score"][k] for r in chosen])) for k in ANSWERERS)
     return {
-        "tasks": {t: entry([r for r in rows if r["task"] == t]) for t in tasks},
-        "vqa_kinds": {k: entry([r for r in rows if r["task"] == "vqa" and r["kind"] == k]) for k in kinds},
-    }
+        "metric": metric, "value": value, "baseline_majority": majority, "baseline_blind": blind, "count": len(chosen),
+    }  # fmt: skip

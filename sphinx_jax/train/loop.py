@@ -21,6 +21,7 @@ from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.task_mix import DOMAINS, TASKS
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import Blueprint
+from sphinx_jax.sharding import RULES
 from sphinx_jax.train.step import TrainState
 
 _log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def run(
     line = _Line(name, settings.steps, quiet)
     window = _Window(start)
     bad = 0
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
     with jax.set_mesh(mesh):
         for step in range(start, settings.steps):
             waited = time.perf_counter()
@@ -97,11 +98,12 @@ def run(
             last = step + 1 == settings.steps
             if (step + 1) % settings.log_every == 0 or last:
                 entry = window.summary(step + 1, throughput)
-                bad = bad + entry["not_finite"] if entry["not_finite"] else 0
-                if bad >= settings.bad_steps:
-                    raise TrainingStopped(
-                        f"{name}: {bad} steps up to {step + 1} had a loss or gradient that is not finite"
-                    )
+                for number, finite in enumerate(window.finite, window.first + 1):
+                    bad = 0 if finite else bad + 1
+                    if bad >= settings.bad_steps:
+                        raise TrainingStopped(
+                            f"{name}: the {bad} steps up to {number} had a loss or gradient that is not finite"
+                        )
                 history.write(entry)
                 line.show(entry)
                 window = _Window(step + 1)
@@ -123,6 +125,7 @@ class _Window:
     def __init__(self, step: int):
         self.first, self.started = step, time.perf_counter()
         self.metrics, self.skipped, self.waited = [], 0, 0.0
+        self.finite: list[bool] = []  # of each step, once they are read
 
     def add(self, metrics: dict[str, Any], skipped: int, waited: float) -> None:
         self.metrics.append(metrics)
@@ -133,6 +136,7 @@ class _Window:
         metrics = jax.device_get(self.metrics)
         seconds = time.perf_counter() - self.started
         steps = step - self.first
+        self.finite = [bool(m["finite"]) for m in metrics]
         finite = [m for m in metrics if m["finite"]]
         entry = {
             "step": step,
