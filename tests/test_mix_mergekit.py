@@ -38,10 +38,13 @@ CASES = {
     "ties": [(3, True, SPARSE | options) for options in SPARSE_OPTIONS],
     "breadcrumbs": [(3, True, SPARSE | {"gamma": [0.01, 0.2, 0.5]} | options) for options in SPARSE_OPTIONS],
     "breadcrumbs_ties": [(3, True, SPARSE | {"gamma": [0.01, 0.2, 0.5]} | options) for options in SPARSE_OPTIONS],
-    "dare_linear": [(3, True, SPARSE | options) for options in SPARSE_OPTIONS],
-    "dare_ties": [(3, True, SPARSE | options) for options in SPARSE_OPTIONS],
-    "della": [(3, True, SPARSE | options) for options in SPARSE_OPTIONS],
-    "della_linear": [(3, True, SPARSE | {"epsilon": [0.1, 0.3, 0.05]} | options) for options in SPARSE_OPTIONS],
+    # rescaled, what is drawn differs on purpose
+    "dare_linear": [(3, True, SPARSE | options | {"rescale": False}) for options in SPARSE_OPTIONS],
+    "dare_ties": [(3, True, SPARSE | options | {"rescale": False}) for options in SPARSE_OPTIONS],
+    "della": [(3, True, SPARSE | options | {"rescale": False}) for options in SPARSE_OPTIONS],
+    "della_linear": [
+        (3, True, SPARSE | {"epsilon": [0.1, 0.3, 0.05]} | options | {"rescale": False}) for options in SPARSE_OPTIONS
+    ],
 }
 
 

@@ -116,16 +116,20 @@ def ranks(x) -> np.ndarray:
     return found.reshape(x.shape)
 
 
-def largest(d, i, density):
+def with_norm(d, kept, rescale):
+    return kept * (np.abs(d).sum() / np.abs(d * kept).sum() if rescale and (d * kept).any() else 1)
+
+
+def largest(d, i, density, rescale):
     if density <= 0:
         return np.zeros(d.shape, bool)
-    return ranks(d) < max(1, int(density * d.size))
+    return with_norm(d, ranks(d) < max(1, int(density * d.size)), rescale)
 
 
-def without_outliers(d, i, density, gamma=0.01):
+def without_outliers(d, i, density, rescale, gamma=0.01):
     kept = int(density * d.size)
     first = min(int(gamma * d.size), d.size - kept)
-    return (ranks(d) >= first) & (ranks(d) < first + kept)
+    return with_norm(d, (ranks(d) >= first) & (ranks(d) < first + kept), rescale)
 
 
 def draws(shape, i, seed) -> np.ndarray:
@@ -136,17 +140,21 @@ def draws(shape, i, seed) -> np.ndarray:
     return (halves[: math.prod(shape)] / 2**32).reshape(shape)
 
 
-def at_random(d, i, density, seed=0):
-    return draws(d.shape, i, seed) < density
+def drawn(d, i, chance, seed, rescale):
+    return (draws(d.shape, i, seed) < chance) / np.where(chance, chance, 1) ** rescale
 
 
-def by_row_rank(d, i, density, epsilon=0.15, seed=0):
+def at_random(d, i, density, rescale, seed=0):
+    return drawn(d, i, np.full(d.shape, density), seed, rescale)
+
+
+def by_row_rank(d, i, density, rescale, epsilon=0.15, seed=0):
     if density in (0, 1):
         return np.full(d.shape, density == 1)
     rows = np.atleast_2d(d)
     places = np.stack([(1 - ranks(row) / (row.size - 1)) if row.size > 1 else np.array([0.5]) for row in rows])
     chance = density - epsilon + 2 * epsilon * places
-    return draws(d.shape, i, seed) < chance.reshape(d.shape)
+    return drawn(d, i, chance.reshape(d.shape), seed, rescale)
 
 
 def reconciled(keep: Callable, elect: bool, normalize: bool, rescale: bool):
@@ -154,9 +162,7 @@ def reconciled(keep: Callable, elect: bool, normalize: bool, rescale: bool):
 
     def method(d, weight, density, normalize=normalize, rescale=rescale, lambda_=1.0, **options):
         options = [{k: v[i] if isinstance(v, list) else v for k, v in options.items()} for i in range(len(d))]
-        sparse = [x * keep(x, i, density[i], **options[i]) for i, x in enumerate(d)]
-        if rescale:
-            sparse = [s * np.abs(x).sum() / np.abs(s).sum() if s.any() else s for x, s in zip(d, sparse, strict=True)]
+        sparse = [x * keep(x, i, density[i], rescale, **options[i]) for i, x in enumerate(d)]
         weighted = np.stack([w * s for w, s in zip(weight, sparse, strict=True)]).reshape(len(d), -1)
         if not elect:
             return lambda_ * weighted.sum(0).reshape(d[0].shape) / (sum(weight) if normalize else 1)
@@ -353,7 +359,7 @@ def test_random_draws(method, joint):
             assert abs((mask & other).mean() - joint) < 5 * math.sqrt(joint / mask.size)
     np.testing.assert_array_equal(kept(0), drawn[0])
     total = mixed(method, base, sources, weight=[1.0, 0.0], density=0.3).sum(dtype=np.float64)
-    assert total == pytest.approx(sources[0].sum(dtype=np.float64), rel=1e-6)  # rescaled to the norm it had
+    assert total == pytest.approx(sources[0].sum(dtype=np.float64), rel=0.03)  # in expectation the same
 
 
 def test_della_keeps_large_entries_more_often():
@@ -495,7 +501,7 @@ def test_memory_does_not_grow_with_the_matrix(index):
         ("linear", 1, {"weight": 0.5}),
         ("wise_ft", 1, {"alpha": 0.5}),
         ("karcher", 2, {}),
-        ("dare_ties", 2, {"weight": 0.5, "density": 0.5}),
+        ("dare_ties", 1, {"weight": 0.5, "density": 0.5}),
         ("ties", 3, {"weight": 0.5, "density": 0.5}),
         ("ties", 1, {"weight": 0.5}),
     ],
@@ -537,7 +543,7 @@ def test_no_rows_make_no_rows():
         ("nearswap", {"t": 1.0}, 2, True, "nearswap mixes 1 source, not 2"),
         ("model_stock", {}, 1, True, "model_stock mixes at least 2 sources, not 1"),
         ("slerp", {"t": 0.5}, 3, False, "slerp mixes 1 to 2 sources, not 3"),
-        ("slerp", {"t": 0.5}, 2, True, "slerp mixes a base with a source, or two sources, not 3 checkpoints"),
+        ("slerp", {"t": 0.5}, 2, True, "slerp mixes a base with a source, or 2 sources, not 3 checkpoints"),
         ("linear", {"weight": [1.0, -1.0], "normalize": True}, 2, False, "linear: weights [1.0, -1.0] sum to 0"),
         ("della", {"weight": 1.0, "density": 0.1}, 2, True, "della: density 0.1 ± epsilon 0.15 leaves (0, 1)"),
     ],

@@ -37,11 +37,12 @@ class Foreign:
 
     def row(self, path: str, index: Index) -> np.ndarray:
         """The leaf at a place in its leading axes."""
-        name = self._by_row[path, index]
+        name = self.by_row[path, index]
         return name.ours(self.tensors[name.foreign].read())[name.leaves.index(path)]
 
     @functools.cached_property
-    def _by_row(self) -> dict[tuple[str, Index], Name]:
+    def by_row(self) -> dict[tuple[str, Index], Name]:
+        """The tensor that holds a leaf at a place in its leading axes."""
         return {(path, name.index): name for name in self.names for path in name.leaves}
 
     def leaves(self) -> Iterator[tuple[str, np.ndarray]]:

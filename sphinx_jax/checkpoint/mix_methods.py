@@ -39,6 +39,7 @@ class Method:
       sources: the least and the greatest number of sources; None, any number.
       parameters: defaults of those with one value; None, it must be given.
       per_source: defaults of those with one value per source.
+      ends: the number of checkpoints in all, the base among them, where that is fixed.
     """
 
     run: Callable[[Unit, Parameters], Iterator[np.ndarray]]
@@ -46,6 +47,7 @@ class Method:
     sources: tuple[int, int | None]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     per_source: Mapping[str, Any] = field(default_factory=dict)
+    ends: int | None = None
 
 
 def mix(method: str, unit: Unit, parameters: Mapping[str, Any]) -> Iterator[np.ndarray]:
@@ -86,6 +88,10 @@ def resolve(method: str, parameters: Mapping[str, Any], *, sources: int, base: b
     if not least <= sources <= (most or sources):
         wanted = least if most == least else f"at least {least}" if most is None else f"{least} to {most}"
         raise ConfigError(f"{method} mixes {wanted} source{'s' * (wanted != 1)}, not {sources}")
+    if spec.ends and sources + base != spec.ends:
+        raise ConfigError(
+            f"{method} mixes a base with a source, or {spec.ends} sources, not {sources + base} checkpoints"
+        )
 
     defaults = {**spec.parameters, **spec.per_source}
     for name in parameters:
@@ -148,10 +154,7 @@ def slerp(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
     a and b are the base and the source, as in mergekit, or two sources.
     """
     ends = unit.map(lambda s: s if s.base is None else Slice(s.start, None, [s.base, *s.sources]))
-    products = gram(ends)
-    if len(products) != 2:
-        raise ConfigError(f"slerp mixes a base with a source, or two sources, not {len(products)} checkpoints")
-    cosine = _cosine(products, 1e-8)
+    cosine = _cosine(gram(ends), 1e-8)
     yield from _combined(ends, _on_arc(cosine, np.abs(cosine) > 0.9995, p["t"]))
 
 
@@ -345,7 +348,7 @@ METHODS: dict[str, Method] = {
     "linear": Method(linear, "none", (1, None), {"normalize": False}, {"weight": None}),
     "average": Method(average, "none", (1, None)),
     "ema": Method(ema, "none", (1, None), {"decay": None}),
-    "slerp": Method(slerp, "optional", (1, 2), {"t": None}),
+    "slerp": Method(slerp, "optional", (1, 2), {"t": None}, ends=2),
     "nuslerp": Method(
         nuslerp, "optional", (2, 2), {"nuslerp_flatten": True, "nuslerp_row_wise": False}, {"weight": None}
     ),

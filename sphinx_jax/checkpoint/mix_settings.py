@@ -178,6 +178,7 @@ def from_mergekit(found: Mapping[str, Any]) -> Mix:
         raise unknown("merge_method", method, METHODS)
     spec, base = METHODS[method], found.get("base_model")
     common = dict(found.get("parameters") or {})
+    common.pop("int8_mask", None)  # how much memory mergekit takes, not what it computes
     if method == "linear":
         common = {"normalize": True} | common
     entries = [entry if isinstance(entry, Mapping) else {"model": entry} for entry in found.get("models") or ()]

@@ -192,14 +192,11 @@ class ForeignSource:
         if missing := self._found.missing:
             raise BadCheckpoint(f"{folder} lacks {len(missing)} leaves, the first is {missing[0]}")
         specs = blueprint(self.config).specs
-        self._names: dict[str, dict[Index, Name]] = {}
-        for name in self._found.names:
-            for path in name.leaves:
-                self._names.setdefault(path, {})[name.index] = name
-        self.leaves = {}
-        for path, names in self._names.items():
-            shape, dtype = specs[path].shape, self._found.tensors[next(iter(names.values())).foreign].dtype
-            self.leaves[path] = LeafInfo(shape, dtype, stream.choose_chunk_shape(shape, dtype.itemsize))
+        dtypes = {p: self._found.tensors[name.foreign].dtype for name in self._found.names for p in name.leaves}
+        self.leaves = {
+            path: LeafInfo(specs[path].shape, dtype, stream.choose_chunk_shape(specs[path].shape, dtype.itemsize))
+            for path, dtype in dtypes.items()
+        }
         self._kept = _Kept()
 
     def tokenizer(self) -> Tokenizer | None:
@@ -216,11 +213,10 @@ class ForeignSource:
 
     def matrix(self, path: str, index: Index, scratch: Path) -> Rows:
         # one tensor may hold all experts of a layer
-        held = next(index[:n] for n in range(len(index), -1, -1) if index[:n] in self._names[path])
-        name = self._names[path][held]
+        held = next(index[:n] for n in range(len(index), -1, -1) if (path, index[:n]) in self._found.by_row)
 
         def read() -> np.ndarray | Laid:
-            array = name.ours(self._found.tensors[name.foreign].read())[name.leaves.index(path)]
+            array = self._found.row(path, held)
             return lay_out(array, scratch, path) if array.nbytes > PIECE_BYTES else array
 
         return self._kept.matrix((path, held), read, index[len(held) :])

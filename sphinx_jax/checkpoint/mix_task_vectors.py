@@ -1,8 +1,9 @@
 """Mixes of task vectors δ_i = x_i - base, made sparse and reconciled before they are added to the base.
 
-All follow one scheme (mergekit's): of every δ_i a part is kept; ``rescale`` brings what is left back to the L1 norm of
-δ_i; it is multiplied by its weight; where a sign is elected, entries of the other sign are dropped; the sum is divided
-by the weights that went into it if ``normalize`` is on, multiplied by ``lambda`` and added to the base.
+All follow one scheme (mergekit's): of every δ_i a part is kept, and with ``rescale`` made larger for what is gone (to
+the L1 norm of δ_i where it is chosen by rank, by 1 / its probability where it is drawn); it is multiplied by its
+weight; where a sign is elected, entries of the other sign are dropped; the sum is divided by the weights that went into
+it if ``normalize`` is on, multiplied by ``lambda`` and added to the base.
 
 Magnitudes are ranked exactly, the largest first and of equals (common among bfloat16 checkpoints) the first in order.
 """
@@ -28,7 +29,7 @@ from sphinx_jax.checkpoint.mix_statistics import (
 from sphinx_jax.config import ConfigError
 
 Parameters = Mapping[str, Any]
-Masks = list[np.ndarray]  # bool, which entries of each source are kept
+Masks = list[np.ndarray]  # of each source: 0 where an entry is gone, else True or what it is multiplied by
 Pass = Callable[[], Iterator[tuple[Slice, Masks]]]
 
 LEAST_NORM = 1e-7  # L1, below which nothing is rescaled (mergekit)
@@ -56,10 +57,10 @@ def breadcrumbs_ties(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
 
 
 def dare_linear(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
-    """DARE (Yu et al., arXiv 2311.03099): base + lambda · Σ_i w_i r_i m_i δ_i, where each entry is kept (m_i = 1) with
-    probability density.
+    """DARE (Yu et al., arXiv 2311.03099): base + lambda · Σ_i w_i m_i δ_i / density, where each entry is kept (m_i = 1)
+    with probability density.
 
-    As in mergekit, r_i = Σ|δ_i| / Σ|m_i δ_i|; the paper's is 1 / density.  The draws are this package's own: they
+    mergekit restores the L1 norm of δ_i instead of dividing by the density.  The draws are this package's own: they
     depend on the seed, the unit's name, the source's number and the entry's position.
     """
     return _merge(task_vectors(unit), p, _at_random, elect=False)
@@ -72,8 +73,9 @@ def dare_ties(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
 
 def della_linear(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
     """DELLA (Deep et al., arXiv 2406.11617), its MAGPRUNE without the election: as ``dare_linear``, but an entry is
-    kept with probability density + epsilon · (2 r - 1), where r rises from 0 for the smallest of its row to 1 for the
-    largest (1/2 in a row of one).  density ± epsilon must lie within (0, 1), unless density is 0 or 1.
+    kept with probability density + epsilon · (2 r - 1), and divided by that, where r rises from 0 for the smallest of
+    its row to 1 for the largest (1/2 in a row of one).  density ± epsilon must lie within (0, 1), unless density is 0
+    or 1.  mergekit restores the L1 norm instead.
     """
     return _merge(task_vectors(unit), p, _by_row_rank, elect=False)
 
@@ -111,11 +113,9 @@ def _merge(
 ) -> Iterator[np.ndarray]:
     """The scheme of this module, over a unit of task vectors."""
     passes = sparsify(unit, p)
-    weights = np.array(p["weight"])
-    scales = (weights * _rescaling(passes) if p["rescale"] else weights).astype(np.float32)
-    weights = weights.astype(np.float32)
+    weights = np.array(p["weight"], np.float32)
     for s, masks in passes():
-        deltas = [scale * x for scale, x in zip(scales, _kept(s, masks), strict=True)]
+        deltas = [weight * x for weight, x in zip(weights, _kept(s, masks), strict=True)]
         counted = _elected(deltas) if elect else [True] * len(deltas)
         mixed = sum(x * m for x, m in zip(deltas, counted, strict=True))
         if p["normalize"]:
@@ -138,12 +138,13 @@ def _elected(deltas: Sequence[np.ndarray]) -> Masks:
     return [np.where(positive, x > 0, x < 0) for x in deltas]
 
 
-def _rescaling(passes: Pass) -> np.ndarray:
-    """float64 (N,): the L1 norm of each source over that of what is kept of it; 1 where either is negligible."""
+def _rescaled(passes: Pass) -> Pass:
+    """What is kept of each source, times its L1 norm over that of what is kept; 1 where either is negligible."""
     parts = ([*s.sources, *_kept(s, masks)] for s, masks in passes())
     before, after = np.split(totals(parts, lambda block: np.abs(block).sum(axis=1)), 2)
     negligible = np.minimum(before, after) < LEAST_NORM
-    return np.where(negligible, 1, before / np.where(negligible, 1, after))
+    factors = np.where(negligible, 1, before / np.where(negligible, 1, after)).astype(np.float32)
+    return lambda: ((s, [f * mask for f, mask in zip(factors, masks, strict=True)]) for s, masks in passes())
 
 
 def _everything(unit: Unit) -> Pass:
@@ -152,7 +153,7 @@ def _everything(unit: Unit) -> Pass:
 
 def _largest(unit: Unit, p: Parameters) -> Pass:
     n = math.prod(unit.shape)
-    return _ranked(unit, [range(max(1, int(d * n)) if d else 0) for d in p["density"]])
+    return _ranked(unit, p, [range(max(1, int(d * n)) if d else 0) for d in p["density"]])
 
 
 def _without_outliers(unit: Unit, p: Parameters) -> Pass:
@@ -163,10 +164,10 @@ def _without_outliers(unit: Unit, p: Parameters) -> Pass:
         first = min(int(gamma * n), n - kept)
         return range(first, first + kept)
 
-    return _ranked(unit, [*map(ranks, p["density"], p["gamma"])])
+    return _ranked(unit, p, [*map(ranks, p["density"], p["gamma"])])
 
 
-def _ranked(unit: Unit, kept: Sequence[range]) -> Pass:
+def _ranked(unit: Unit, p: Parameters, kept: Sequence[range]) -> Pass:
     """Keeps the entries of each source whose ranks are in its range."""
     if all(len(ranks) == math.prod(unit.shape) for ranks in kept):
         return _everything(unit)
@@ -178,7 +179,7 @@ def _ranked(unit: Unit, kept: Sequence[range]) -> Pass:
             keys = map(magnitudes, s.sources)
             yield s, [stop(k) & ~start(k) for (start, stop), k in zip(marks, keys, strict=True)]
 
-    return masks
+    return _rescaled(masks) if p["rescale"] else masks
 
 
 def _by_variance(unit: Unit, share: float) -> Pass:
@@ -199,7 +200,7 @@ def _by_variance(unit: Unit, share: float) -> Pass:
 
 
 def _at_random(unit: Unit, p: Parameters) -> Pass:
-    return _drawn(unit, p["seed"], lambda: ((s, p["density"]) for s in unit.slices()))
+    return _drawn(unit, p, lambda: ((s, p["density"]) for s in unit.slices()))
 
 
 def _by_row_rank(unit: Unit, p: Parameters) -> Pass:
@@ -214,7 +215,7 @@ def _by_row_rank(unit: Unit, p: Parameters) -> Pass:
         for s, ranks in _row_ranks(unit):
             yield s, [d + e * (2 * r - 1) for d, e, r in zip(p["density"], spreads, ranks, strict=True)]
 
-    return _drawn(unit, p["seed"], probabilities)
+    return _drawn(unit, p, probabilities)
 
 
 def _row_ranks(unit: Unit) -> Iterator[tuple[Slice, list[np.ndarray]]]:
@@ -241,13 +242,22 @@ def _places(rows: np.ndarray) -> np.ndarray:
     return places
 
 
-def _drawn(unit: Unit, seed: int, probabilities: Callable[[], Iterator[tuple[Slice, Sequence[Any]]]]) -> Pass:
-    """Keeps each entry with its probability: where its 32 bits, over 2**32, are below it."""
+def _drawn(unit: Unit, p: Parameters, probabilities: Callable[[], Iterator[tuple[Slice, Sequence[Any]]]]) -> Pass:
+    """Keeps each entry with its probability: where its 32 bits, over 2**32, are below it.
+
+    With ``rescale`` what is kept is divided by the probability, so that the expectation is the entry.
+    """
 
     def masks() -> Iterator[tuple[Slice, Masks]]:
         for s, chances in probabilities():
             start = unit.position(s)
-            bits = (random_bits(f"{seed} {i} {unit.name}", start, x.size) for i, x in enumerate(s.sources))
-            yield s, [b < 2**32 * np.asarray(chance) for b, chance in zip(bits, chances, strict=True)]
+            bits = (random_bits(f"{p['seed']} {i} {unit.name}", start, x.size) for i, x in enumerate(s.sources))
+            kept = [b < 2**32 * np.asarray(chance) for b, chance in zip(bits, chances, strict=True)]
+            if p["rescale"]:
+                kept = [
+                    (k / np.where(chance, chance, 1)).astype(np.float32)
+                    for k, chance in zip(kept, chances, strict=True)
+                ]
+            yield s, kept
 
     return masks

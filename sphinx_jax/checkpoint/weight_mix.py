@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.checkpoint import accessory, convert, mix_methods, store, stream
+from sphinx_jax.checkpoint.mix_methods import METHODS
 from sphinx_jax.checkpoint.mix_settings import Mix, Places, to_json
 from sphinx_jax.checkpoint.mix_sources import (
     MixSource,
@@ -95,10 +96,8 @@ class Mixer:
         self._names = output_rows(self.config)
         dtype = convert.known_dtype(mix.dtype)
         self.leaves = {path: self._leaf(path, dtype) for path in self.paths}
-        for path in self.paths:  # what does not fit is found before anything is read
-            for index in itertools.islice(self.matrices(path), 1):
-                if self.mixes(path):
-                    self._parameters(path, index)
+        for path in filter(self.mixes, self.paths):  # what does not fit is found before anything is read
+            self._parameters(path, next(self.matrices(path)))
 
     def _leaf(self, path: str, dtype: np.dtype | None) -> stream.LeafInfo:
         first = self._having(path)[0].leaves[path]
@@ -141,39 +140,54 @@ class Mixer:
 
     def rows(self, path: str, index: Index) -> Iterator[tuple[int, np.ndarray]]:
         """A matrix of the mix: (first row, rows), in order."""
-        shape = self.leaves[path].shape[len(index) :]
+        cuts = self._cuts(self.leaves[path], len(index))
         if not self.mixes(path):
             rows = self._having(path)[0].matrix(path, index, self._scratch)
-            for start, stop in self._cuts(path, index):
-                yield start, rows(start, stop)
+            yield from ((start, rows(start, stop)) for start, stop in cuts)
             return
-        opened = {name: source.matrix(path, index, self._scratch) for name, source in self.named.items()}
-        if (path, index) in self._names and _looks_at_rows(self.mix.method, self._parameters(path, index)):
-            yield 0, self._turned(path, index, opened)
+        opened, parameters = self._opened(path, index), self._parameters(path, index)
+        if (path, index) in self._names and _looks_at_rows(self.mix.method, parameters):
+            yield 0, self._turned(path, index, opened, parameters)
             return
-        yield from self._mixed(path, index, shape, self._cuts(path, index), opened)
+        shape = self.leaves[path].shape[len(index) :]
+        yield from self._mixed(self._unit(path, index, shape, cuts, opened), cuts, shape, parameters)
 
-    def _turned(self, path: str, index: Index, opened: Mapping[str, Rows]) -> np.ndarray:
+    def unit(self, path: str, index: Index) -> Unit:
+        """A matrix as the sources have it, for what measures it; rows lie as ours do."""
+        info = self.leaves[path]
+        cuts = self._cuts(info, len(index))
+        return self._unit(path, index, info.shape[len(index) :], cuts, self._opened(path, index))
+
+    def _opened(self, path: str, index: Index) -> dict[str, Rows]:
+        return {name: source.matrix(path, index, self._scratch) for name, source in self.named.items()}
+
+    def _turned(self, path: str, index: Index, opened: Mapping[str, Rows], parameters: Mapping[str, Any]) -> np.ndarray:
         """The matrix of a method that looks at rows: mixed as published files lay it, rows being output features."""
         name, info = self._names[path, index], self.leaves[path]
-        shape = name.blank(info.shape).shape
         there = {}
         for source, rows in opened.items():
-            lying = name.theirs([np.concatenate([rows(*cut) for cut in self._cuts(path, index)])])
+            lying = name.theirs([np.concatenate([rows(*cut) for cut in self._cuts(info, len(index))])])
             there[source] = lay_out(lying, self._scratch, path)
-        step = max(1, SLICE_BYTES // (4 * int(np.prod(shape[1:], dtype=int))))
-        cuts = [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+        shape = name.blank(info.shape).shape
+        cuts = self._cuts(stream.LeafInfo(shape, info.dtype, (1, *shape[1:])), 0)
+        unit = self._unit(path, index, shape, cuts, {source: laid.matrix() for source, laid in there.items()})
         mixed = np.empty(shape, info.dtype)
-        for start, part in self._mixed(path, index, shape, cuts, {s: laid.matrix() for s, laid in there.items()}):
+        for start, part in self._mixed(unit, cuts, shape, parameters):
             mixed[start : start + len(part)] = part
         for laid in there.values():
             laid.forget()
         return name.ours(mixed)[0]
 
     def _mixed(
-        self, path: str, index: Index, shape: tuple[int, ...], cuts: list[tuple[int, int]], opened: Mapping[str, Rows]
+        self, unit: Unit, cuts: list[tuple[int, int]], shape: tuple[int, ...], parameters: Mapping[str, Any]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        flat = (shape[0], int(np.prod(shape[1:], dtype=int))) if len(shape) > 1 else shape or (1,)
+        for (start, _), rows in zip(cuts, METHODS[self.mix.method].run(unit, parameters), strict=True):
+            yield start, rows.reshape(-1, *shape[1:]) if shape else rows.reshape(())
+
+    def _unit(
+        self, path: str, index: Index, shape: tuple[int, ...], cuts: list[tuple[int, int]], opened: Mapping[str, Rows]
+    ) -> Unit:
+        flat = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else shape or (1,)
 
         def slices() -> Iterator[Slice]:
             with ThreadPoolExecutor(1) as pool:  # the next rows are read while these are mixed
@@ -184,10 +198,7 @@ class Mixer:
                         ahead = pool.submit(self._slice, opened, path, flat, *cut)
                     yield found
 
-        name = path + "".join(f"[{i}]" for i in index)
-        starts = iter(cuts)
-        for rows in mix_methods.mix(self.mix.method, Unit(name, flat, slices), self._parameters(path, index)):
-            yield next(starts)[0], rows.reshape(-1, *shape[1:]) if shape else rows.reshape(())
+        return Unit(path + "".join(f"[{i}]" for i in index), flat, slices)
 
     def _slice(self, opened: Mapping[str, Rows], path: str, flat: tuple[int, ...], start: int, stop: int) -> Slice:
         found = {}
@@ -200,13 +211,12 @@ class Mixer:
         base = found[str(self.base.folder)] if self.base else None
         return Slice(start, base, [found[str(source.folder)] for source in self.sources])
 
-    def _cuts(self, path: str, index: Index) -> list[tuple[int, int]]:
-        """Rows from … to …, whole chunks at a time."""
-        info = self.leaves[path]
-        shape, chunk = info.shape[len(index) :], info.chunk_shape[len(index) :]
+    def _cuts(self, info: stream.LeafInfo, leading: int) -> list[tuple[int, int]]:
+        """Rows from … to … of a matrix behind so many leading axes, whole chunks at a time."""
+        shape, chunk = info.shape[leading:], info.chunk_shape[leading:]
         if not shape:
             return [(0, 1)]
-        row = 4 * int(np.prod(shape[1:], dtype=int))
+        row = 4 * math.prod(shape[1:])
         step = max(1, SLICE_BYTES // max(row, 1) // chunk[0]) * chunk[0]
         return [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
@@ -261,7 +271,8 @@ def write(
     Args:
       form: ``orbax`` (ours; of plain Orbax checkpoints, a plain one), ``accessory`` or ``hf``.
       shards: files of a published folder.
-      process: this one of ``processes`` that share the work, each with the same arguments; the last to end finishes.
+      process: this one of ``processes`` that share the work, each with the same arguments; 0 waits for the others and
+        finishes.
       expected: {source: content hash}, as ``recipe.json`` holds them; another content is refused.
 
     Raises:
