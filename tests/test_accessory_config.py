@@ -77,10 +77,25 @@ def test_a_width_given_as_such_is_written_as_the_formulas_sizes():
 @pytest.mark.parametrize(
     "changes", [{"tied_embeddings": True}, {"rope_llama3": (8.0, 1.0, 4.0, 8192.0)}, {"head_width": 128}]
 )
-def test_a_model_that_no_type_means_is_refused(changes):
+def test_a_model_that_no_type_means_is_refused_with_the_reason(changes):
+    ((key, value),) = changes.items()
     decoder = dataclasses.replace(family("sphinx_tiny").decoder, **changes)
-    with pytest.raises(ConfigError, match="no published type can hold the model 'mine'"):
+    with pytest.raises(ConfigError) as refused:
         to_params(ModelConfig(name="mine", decoder=decoder))
+    assert str(refused.value) == (
+        f"no published type can hold the model 'mine'; the nearest, llama, has no place for decoder.{key}={value!r}"
+    )
+
+
+def test_what_the_playgrounds_model_has_beyond_the_published_is_named():
+    with pytest.raises(ConfigError, match="llama_ens5, has no place for decoder.tied_embeddings=True, views.image_si"):
+        to_params(family("sphinx_nano"))
+
+
+def test_a_model_near_no_type_is_refused():
+    odd = DecoderConfig(dim=100, layers=1, heads=3, head_width=32)
+    with pytest.raises(ConfigError, match="no published type can hold the model 'mine'$"):
+        to_params(ModelConfig(name="mine", decoder=odd))
 
 
 def test_what_early_folders_lack_is_an_argument(tmp_path):

@@ -20,8 +20,10 @@ from sphinx_jax.config import (
     clip_config,
     dinov2_config,
     family,
+    to_dict,
     unknown,
 )
+from sphinx_jax.model.blueprint import flatten
 
 # llama_type -> the member of the family with its views and full-size encoders; None: text alone
 TYPES = {
@@ -105,6 +107,7 @@ def _encoder(table: str, values: Mapping[str, Any], make: Callable, full: Any) -
 
 def to_params(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     """The ``llama_type`` and the content of ``config.json`` that mean this model; an error where none does."""
+    wanted, apart = _comparable(config), {}
     # several types may mean it; the model's own name is the first choice
     for kind in sorted(TYPES, key=lambda kind: kind != config.name):
         params = _decoder_params(config.decoder)
@@ -112,16 +115,19 @@ def to_params(config: ModelConfig) -> tuple[str, dict[str, Any]]:
             vision = {table: _differing(config, family(TYPES[kind]), table) for table in ENCODERS}
             params["vision"] = {table: sizes for table, sizes in vision.items() if sizes}
         params = {key: value for key, value in params.items() if value not in (None, {})}
-        if _describe(kind, params, config):
+        try:
+            meant = _comparable(from_params(kind, params, 0))
+        except ConfigError:  # sizes that this type cannot have
+            continue
+        if meant == wanted:
             return kind, params
-    raise ConfigError(f"no published type can hold the model {config.name!r}; they are {', '.join(TYPES)}")
-
-
-def _describe(kind: str, params: Mapping[str, Any], config: ModelConfig) -> bool:
-    try:
-        return _comparable(from_params(kind, params, 0)) == _comparable(config)
-    except ConfigError:  # sizes that this type cannot have
-        return False
+        apart[kind] = [key for key, value in wanted.items() if key not in meant or meant[key] != value]
+    told = f"no published type can hold the model {config.name!r}"
+    if apart:
+        nearest = min(apart, key=lambda kind: len(apart[kind]))
+        values = (f"{key.replace('/', '.')}={wanted[key]!r}" for key in apart[nearest])
+        told += f"; the nearest, {nearest}, has no place for {', '.join(values)}"
+    raise ConfigError(told)
 
 
 def _decoder_params(c: DecoderConfig) -> dict[str, Any]:
@@ -158,10 +164,10 @@ def _argument(encoder: Any, name: str) -> Any:
     return encoder.activation == "quick_gelu" if name == "quick_gelu" else getattr(encoder, name)
 
 
-def _comparable(config: ModelConfig) -> ModelConfig:
-    """The config less what the files don't say, its widths as numbers."""
+def _comparable(config: ModelConfig) -> dict[str, Any]:
+    """The values of a config by path, less what the files don't say, its widths as numbers."""
     c = config.decoder
     widths = {"kv_heads": c.num_kv_heads, "hidden_dim": c.ffn_dim, "head_width": c.head_dim}
     decoder = dataclasses.replace(c, multiple_of=0, ffn_multiplier=None, **widths)
     views = config.views and dataclasses.replace(config.views, half_resize="")
-    return dataclasses.replace(config, name="", dtype="", decoder=decoder, views=views)
+    return flatten(to_dict(dataclasses.replace(config, name="", dtype="", decoder=decoder, views=views)))

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.convert import known_dtype
 from sphinx_jax.checkpoint.foreign import Foreign, is_foreign, open_foreign
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.sharding import make_mesh
@@ -37,24 +42,21 @@ def from_pretrained(
       folder: one of our checkpoints; a recipe's workdir (its last trained stage); a published folder or a list of
         them, later ones on top of earlier ones; a Hugging Face folder.
       mesh: where it lies; default: all devices.
-      dtype: compute dtype; default: as the checkpoint says, float32 for the files of others.
+      dtype: compute dtype, as ``bfloat16`` or ``bf16``; default: as the checkpoint says, float32 for the files of
+        others.
       model: of a published folder without ``meta.json``, a ``llama_type`` or a name of the family (``sphinx_1k``).
       config: of one without ``config.json``, that file or its content.
       tokenizer: file or folder, in place of the folder's own.
       quick_gelu: CLIP's activation of a published folder, which differs by release date.
 
     Raises:
-      BadCheckpoint, ConfigError: one line on what is missing or does not fit.
+      BadArgument, BadCheckpoint, ConfigError: one line on what is missing or does not fit.
     """
+    folders, compute = _folders(folder), known_dtype(dtype)
     mesh = mesh or make_mesh()
-    folders = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
-    folders = [Path(each) for each in folders]
-    for each in folders:
-        if not each.is_dir():
-            raise store.BadCheckpoint(f"{each} does not exist")
     if len(folders) > 1 or is_foreign(folders[0]):
         found = open_foreign(folders, model=model, config=config, tokenizer=tokenizer, quick_gelu=quick_gelu)
-        return Sphinx(_with_dtype(found.config, dtype), place(found, mesh), found.tokenizer, mesh)
+        return Sphinx(_with_dtype(found.config, compute), place(found, mesh), found.tokenizer, mesh)
     given = {"model": model, "config": config, "quick_gelu": quick_gelu}
     if named := [key for key, value in given.items() if value is not None]:
         raise ValueError(f"{named[0]} is for published folders; {folders[0]} is a checkpoint that says it itself")
@@ -65,7 +67,7 @@ def from_pretrained(
         )
     leaves = store.restore(found, mesh)
     words = store.read_tokenizer(found) if tokenizer is None else load_tokenizer(tokenizer)
-    return Sphinx(_with_dtype(store.read_config(found), dtype), leaves, words, mesh)
+    return Sphinx(_with_dtype(store.read_config(found), compute), leaves, words, mesh)
 
 
 def place(found: Foreign, mesh: Mesh) -> dict[str, jax.Array]:
@@ -74,8 +76,30 @@ def place(found: Foreign, mesh: Mesh) -> dict[str, jax.Array]:
     return {path: jax.device_put(array, shardings[path]) for path, array in found.leaves()}
 
 
-def _with_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
-    return config if dtype is None else dataclasses.replace(config, dtype=dtype)
+def _folders(given: Any) -> list[Path]:
+    """The folders given, all of them there."""
+    paths = [given] if isinstance(given, str | os.PathLike) else given
+    if not isinstance(paths, Sequence) or not paths or not all(isinstance(each, str | os.PathLike) for each in paths):
+        raise BadArgument(f"folder must be a path, or a list of one path or more, not {short(given)}")
+    folders = [Path(each) for each in paths]
+    for folder in folders:
+        if not folder.exists():
+            raise store.BadCheckpoint(f"{folder} does not exist{_nearest(folder)}")
+        if not folder.is_dir():
+            raise store.BadCheckpoint(f"{folder} is a file; give the folder that holds it, {folder.parent}")
+    return folders
+
+
+def _nearest(missing: Path) -> str:
+    """The end of a message that names the path meant, if one is alike."""
+    # the first part of the path that is not there may be the one that is misspelt
+    first = next(path for path in [*reversed(missing.parents), missing] if not path.exists())
+    near = difflib.get_close_matches(first.name, [path.name for path in first.parent.glob("*/")], n=1)
+    return f"; did you mean {first.parent / near[0] / missing.relative_to(first)}?" if near else ""
+
+
+def _with_dtype(config: ModelConfig, dtype: np.dtype | None) -> ModelConfig:
+    return config if dtype is None else dataclasses.replace(config, dtype=str(dtype))
 
 
 def last_checkpoint(workdir: Path) -> Path | None:

@@ -15,7 +15,7 @@ from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.conversation import clean, render
 from sphinx_jax.data.image import ImageSource, load_image, padded_resize
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.generate import engine
+from sphinx_jax.generate import arguments, engine
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, make_encode, matches
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.sharding import make_mesh
@@ -45,18 +45,19 @@ class Sphinx:
 
         Entry t predicts token t + 1.
         """
-        tokens = np.asarray(tokens, np.int32)
+        tokens = arguments.check_tokens(tokens, self.config.decoder.vocab_size)
+        pixels = arguments.check_pixels(self.config, pixels, len(tokens))
         length = tokens.shape[1]
         # padding is on the right, where causality hides it
         padded = np.pad(tokens, ((0, 0), (0, engine.round_up(length) - length)))
         with jax.set_mesh(self.mesh):
-            out = _logits(self.config, self.leaves, padded, None if pixels is None else jnp.asarray(pixels))
+            seen = None if pixels is None else jnp.asarray(pixels, jnp.float32)
+            out = _logits(self.config, self.leaves, padded, seen)
         return np.asarray(out[:, :length])
 
     def features(self, images: Sequence[ImageSource]) -> Features:
         """Pictures (paths, bytes or PIL) -> what the encoders see."""
-        if not self.config.has_vision:
-            raise ValueError(f"{self.config.name} is a text-only model; it takes no pictures")
+        arguments.check_vision(self.config)
         size = self.config.views.image_size
         pixels = np.stack([padded_resize(load_image(image), size) for image in images])
         with jax.set_mesh(self.mesh):
@@ -67,6 +68,7 @@ class Sphinx:
 
         Settings are those of ``generate``; sampling defaults follow the published evaluation.
         """
+        arguments.check_turns(turns)
         text, _ = render([(clean(q), None if a is None else clean(a)) for q, a in turns])
         return self.generate([text], None if image is None else [image], **settings)[0]
 
@@ -84,14 +86,17 @@ class Sphinx:
 
         A prompt too long for the decoder keeps BOS, the picture and its own end, and the log says so.
         """
-        features = None if images is None else self.features(images)
-        prompts = [self._fitted(prompt, features is not None, max_new_tokens) for prompt in prompts]
+        settings = arguments.check_sampling(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
+        prompts = arguments.check_texts("prompts", prompts)
+        images = arguments.check_images(self.config, images, prompts)
+        if not prompts:
+            return []
+        rows, features = self._inputs(prompts, images, max_new_tokens)
+        stops = engine.stop_tokens(self.tokenizer)
         with jax.set_mesh(self.mesh):
-            out = engine.generate(
-                self.config, self.leaves, prompts, features, stops=engine.stop_tokens(self.tokenizer),
-                max_new_tokens=max_new_tokens,
-                temperature=temperature, top_p=top_p, seed=seed,
-            )  # fmt: skip
+            out = engine.generate(self.config, self.leaves, rows, features, stops=stops, **settings)
         return [self.decode(tokens) for tokens in out]
 
     def stream(
@@ -104,16 +109,23 @@ class Sphinx:
         top_p: float = 0.75,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Yield the text so far."""
-        features = None if image is None else self.features([image])
-        with jax.set_mesh(self.mesh):
-            tokens = engine.stream(
-                self.config, self.leaves, self._fitted(prompt, features is not None, max_new_tokens), features,
-                stops=engine.stop_tokens(self.tokenizer),
-                max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-            )  # fmt: skip
-            for so_far in tokens:
-                yield self.decode(so_far)
+        """Yield the text so far; what cannot be used is refused at the call."""
+        settings = arguments.check_sampling(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
+        prompts = [arguments.check_text("prompt", prompt)]
+        images = arguments.check_images(self.config, None if image is None else [image], prompts)
+        (row,), features = self._inputs(prompts, images, max_new_tokens)
+        stops = engine.stop_tokens(self.tokenizer)
+        return self._decoded(engine.stream(self.config, self.leaves, row, features, stops=stops, **settings))
+
+    def _decoded(self, steps: Iterator[list[int]]) -> Iterator[str]:
+        while True:
+            with jax.set_mesh(self.mesh):  # left before the yield: the caller has a mesh of their own
+                tokens = next(steps, None)
+            if tokens is None:
+                return
+            yield self.decode(tokens)
 
     def score(
         self,
@@ -122,11 +134,20 @@ class Sphinx:
         images: Sequence[ImageSource] | None = None,
     ) -> list[float]:
         """Log-likelihood in nats of each continuation after its prompt."""
+        prompts = arguments.check_texts("prompts", prompts)
+        continuations = arguments.check_texts("continuations", continuations)
+        arguments.check_equally_many(prompts=prompts, continuations=continuations)
+        images = arguments.check_images(self.config, images, prompts)
+        if not prompts:
+            return []
         starts = [self.encode_prompt(p) for p in prompts]
         whole = [self.encode_prompt(p + c) for p, c in zip(prompts, continuations, strict=True)]
-        tokens, lengths = engine.pad_prompts(whole)
         # the two texts may merge at their seam: what differs from the prompt's own tokens belongs to the continuation
         begins = [_shared(start, all_) for start, all_ in zip(starts, whole, strict=True)]
+        for i, (begin, all_) in enumerate(zip(begins, whole, strict=True)):
+            if begin >= len(all_):
+                raise arguments.BadArgument(f"continuations[{i}] {continuations[i]!r} adds no token to its prompt")
+        tokens, lengths = engine.pad_prompts(whole)
         features = None if images is None else self.features(images)
         with jax.set_mesh(self.mesh):
             scores = _token_scores(self.config, self.leaves, tokens, features)
@@ -135,13 +156,23 @@ class Sphinx:
     def encode_prompt(self, prompt: str) -> list[int]:
         return self.tokenizer.encode(prompt, bos=True)
 
+    def _inputs(
+        self, prompts: Sequence[str], images: Sequence[ImageSource] | None, new_tokens: int
+    ) -> tuple[list[list[int]], Features | None]:
+        """Prompts as tokens and pictures as features, the quick part first."""
+        rows = [self._fitted(prompt, images is not None, new_tokens) for prompt in prompts]
+        return rows, None if images is None else self.features(images)
+
     def _fitted(self, prompt: str, with_picture: bool, new_tokens: int) -> list[int]:
         """The tokens of a prompt, cut at its beginning where they leave no room for an answer."""
         tokens = self.encode_prompt(prompt)
-        room = self.config.decoder.max_positions - new_tokens - (self.config.image_positions if with_picture else 0)
+        positions = self.config.decoder.max_positions - (self.config.image_positions if with_picture else 0)
+        room = positions - new_tokens
         if room < 2:
-            positions = self.config.decoder.max_positions
-            raise ValueError(f"max_new_tokens {new_tokens} leaves no room for a prompt in {positions} positions")
+            beside = " beside the picture" if with_picture else ""
+            raise arguments.BadArgument(
+                f"max_new_tokens {new_tokens} leaves no room for a prompt in {positions} positions{beside}"
+            )
         if len(tokens) <= room:
             return tokens
         _log.warning("a prompt of %d tokens was cut to its last %d", len(tokens), room - 1)

@@ -162,7 +162,7 @@ def count_parameters(model: str | ModelConfig) -> dict[str, int]:
 
     ``trainable`` is the decoder, the projections and the tags; components a model lacks are absent.
     """
-    specs = blueprint(family(model) if isinstance(model, str) else model).specs
+    specs = blueprint(model if isinstance(model, ModelConfig) else family(model)).specs
     counts = {
         name: sum(spec.size for path, spec in specs.items() if matches(path, patterns))
         for name, patterns in COMPONENTS.items()

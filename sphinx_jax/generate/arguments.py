@@ -1,0 +1,128 @@
+"""What people hand to the public API, checked before anything is compiled: one line on what cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from reprlib import repr as short
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sphinx_jax.config import ModelConfig
+from sphinx_jax.data.image import ImageSource
+
+
+class BadArgument(ValueError):
+    """An argument that cannot be used; the message is one line that says what was given and what is expected."""
+
+
+_SAMPLING = {
+    "max_new_tokens": (Integral, lambda count: count >= 1, "an integer of at least 1"),
+    "temperature": (Real, lambda value: value >= 0, "a number of at least 0 (which is greedy)"),
+    "top_p": (Real, lambda share: 0 < share <= 1, "a number above 0 and at most 1"),
+    "seed": (Integral, lambda seed: -(2**63) <= seed < 2**63, "an integer of 64 bits"),
+}
+_TURNS = "turns must be [[question, answer], …, [question, None]]"
+
+
+def check_sampling(**settings: Any) -> dict[str, Any]:
+    """The settings of ``generate`` as they came."""
+    for name, value in settings.items():
+        kind, fits, expected = _SAMPLING[name]
+        if not (isinstance(value, kind) and fits(value)):
+            raise BadArgument(f"{name} must be {expected}, not {short(value)}")
+    return settings
+
+
+def check_text(name: str, given: str) -> str:
+    if not isinstance(given, str):
+        raise BadArgument(f"{name} must be a string, not {short(given)}")
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise BadArgument(f"{name} holds half of a surrogate pair, which is no character") from None
+    return given
+
+
+def check_texts(name: str, given: Sequence[str]) -> list[str]:
+    return [check_text(f"{name}[{i}]", text) for i, text in enumerate(_listed(name, given, "strings"))]
+
+
+def check_images(
+    config: ModelConfig, given: Sequence[ImageSource] | None, prompts: Sequence[str]
+) -> list[ImageSource] | None:
+    """One picture a prompt, or None for none at all; what a picture is, ``load_image`` checks."""
+    if given is None:
+        return None
+    check_vision(config)
+    images = _listed("images", given, "pictures")
+    check_equally_many(prompts=prompts, images=images)
+    return images
+
+
+def check_equally_many(**lists: Sequence[Any]) -> None:
+    counts = [len(each) for each in lists.values()]
+    if len(set(counts)) > 1:
+        raise BadArgument(f"{' and '.join(lists)} must be equally many, not {' and '.join(map(str, counts))}")
+
+
+def check_vision(config: ModelConfig) -> None:
+    if not config.has_vision:
+        raise BadArgument(f"{config.name} is a text-only model; it takes no pictures")
+
+
+def check_turns(turns: Sequence[Sequence[str | None]]) -> None:
+    if not isinstance(turns, list | tuple) or not turns:
+        raise BadArgument(f"{_TURNS}, not {short(turns)}")
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise BadArgument(f"{_TURNS}; turns[{i}] is {short(turn)}")
+        question, answer = turn
+        check_text(f"turns[{i}][0]", question)
+        if (answer is None) != (i == len(turns) - 1):
+            raise BadArgument(f"{_TURNS}, None for the last answer alone; turns[{i}][1] is {short(answer)}")
+        if answer is not None:
+            check_text(f"turns[{i}][1]", answer)
+
+
+def check_tokens(given: Any, vocab_size: int) -> np.ndarray:
+    """(B, T) int32, from integers of any kind."""
+    tokens = np.asarray(_array("tokens", given))
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or not tokens.size:
+        raise BadArgument(f"tokens must be (B, T) integers, B and T at least 1, not {tokens.shape} {tokens.dtype}")
+    wrong = np.argwhere((tokens < 0) | (tokens >= vocab_size))
+    if len(wrong):
+        row, column = map(int, wrong[0])
+        raise BadArgument(f"tokens must be from 0 to {vocab_size - 1}; [{row}, {column}] is {tokens[row, column]}")
+    return tokens.astype(np.int32)
+
+
+def check_pixels(config: ModelConfig, given: Any, batch: int) -> np.ndarray | jax.Array | None:
+    """(B, S, S, 3) of any float, or None."""
+    if given is None:
+        return None
+    check_vision(config)
+    pixels, side = _array("pixels", given), config.views.image_size
+    if pixels.shape != (batch, side, side, 3) or not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise BadArgument(
+            f"pixels must be {(batch, side, side, 3)} floats as sphinx_jax.data.image.preprocess gives them, "
+            f"not {pixels.shape} {pixels.dtype}"
+        )
+    return pixels
+
+
+def _listed(name: str, given: Iterable[Any], of: str) -> list[Any]:
+    # a string is a list of strings to Python, and a table one of its keys
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise BadArgument(f"{name} must be a list of {of}, not {short(given)}")
+    return list(given)
+
+
+def _array(name: str, given: Any) -> np.ndarray | jax.Array:
+    try:
+        return given if isinstance(given, jax.Array) else np.asarray(given)
+    except ValueError:
+        raise BadArgument(f"{name} must be one array; rows of these differ in length") from None
