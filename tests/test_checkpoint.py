@@ -96,20 +96,6 @@ def test_interpolation_is_the_papers_formula(dtype):
             )
 
 
-def test_a_sweep_compiles_once():
-    traces = []
-
-    def evaluate(leaves, batch):
-        traces.append(1)
-        return leaves["a"].sum() * batch
-
-    at = weight_mix.make_mixed(evaluate)
-    real, synthetic = {"a": jnp.ones(3)}, {"a": jnp.zeros(3)}
-    values = [float(at(beta, real, synthetic, jnp.float32(2))) for beta in np.linspace(0, 1, 11)]
-    np.testing.assert_allclose(values, 6 * np.linspace(0, 1, 11), rtol=1e-5)
-    assert len(traces) == 1
-
-
 def test_model_json_is_readable_by_people(saved):
     folder, _ = saved
     assert json.loads((folder / "model.json").read_text())["decoder"]["dim"] == 32

@@ -16,10 +16,10 @@ from sphinx_jax.checkpoint import accessory
 from sphinx_jax.config import FAMILY, ConfigError, ViewsConfig, family, from_dict, to_dict
 from sphinx_jax.data.image import padded_resize
 from sphinx_jax.model import views
-from sphinx_jax.model.blueprint import blueprint, count_parameters, flatten, make_encode, matches, unflatten
+from sphinx_jax.model.blueprint import Blueprint, blueprint, count_parameters, flatten, make_encode, matches, unflatten
 from sphinx_jax.model.cache import Cache
 from sphinx_jax.model.encoders.convnext import depthwise
-from sphinx_jax.model.sphinx import isolate
+from sphinx_jax.model.sphinx import SphinxModel, isolate
 from sphinx_jax.model.views import normalise
 
 REFERENCE = DATA / "llama_ens5"
@@ -315,3 +315,10 @@ def test_born_in_shards_equals_born_whole():
             b = jax.jit(lambda p: plan.bind(p).logits(tokens, pixels))(placed)
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
     """)
+
+
+def test_a_blueprint_is_the_same_whatever_mesh_is_in_force(mesh):
+    outside = Blueprint(lambda rngs: SphinxModel(tiny_config(), rngs=rngs))
+    with jax.set_mesh(mesh):
+        inside = Blueprint(lambda rngs: SphinxModel(tiny_config(), rngs=rngs))
+    assert inside.specs == outside.specs

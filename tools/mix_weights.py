@@ -10,6 +10,9 @@ What two fine-tunes learnt, added to their base; published folders in, a publish
 A mergekit recipe on any checkpoints, first without reading an array:
   python tools/mix_weights.py --recipe merge.yaml --out merged/ --dry-run
 
+The weights that are best on held-out data of a recipe, found without writing a mix; then the mix:
+  python tools/mix_weights.py --learn --sources real/ synthetic/ --workdir runs/quickstart --report found/ --out mix/
+
 A weight may depend on the place, as YAML: a list runs over the depth, a table over patterns or kinds of modules
 (attention, ffn, norms, projections, embeddings):
   --weights "{attention: [0.2, 0.8], 'decoder/**': 0.5, '*': 1}" 0.5
@@ -19,6 +22,7 @@ Methods: {methods}.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -55,6 +59,15 @@ def arguments() -> argparse.Namespace:
         "--missing", choices=mix_settings.MISSING, default="error",
         help="a leaf that a source lacks: refuse, take it from the first that has it, or leave it out (default: error)",
     )  # fmt: skip
+    search = parser.add_mutually_exclusive_group()
+    search.add_argument("--sweep", action="store_true", help="try a grid of weights of two or three checkpoints")
+    search.add_argument("--greedy", action="store_true", help="average those that together do best")
+    search.add_argument("--learn", action="store_true", help="a weight for each module and layer, by gradient")
+    parser.add_argument("--workdir", metavar="FOLDER", help="a recipe's, whose held-out data judge the mixes")
+    parser.add_argument(
+        "--grid", nargs="+", type=float, metavar="WEIGHT", help="weights that a sweep tries (default: 0 to 1 by 0.1)"
+    )
+    parser.add_argument("--report", metavar="FOLDER", help="where to write the numbers of a search and their picture")
     parser.add_argument("--process", default="0/1", metavar="I/N", help="this is process I of N that share the leaves")
     parser.add_argument("--dry-run", action="store_true", help="print what would be mixed; read no array")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
@@ -63,7 +76,11 @@ def arguments() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     expected = None
-    if args.recipe:
+    if args.sweep or args.greedy or args.learn:
+        mix = search(args)
+        if not args.out:
+            return
+    elif args.recipe:
         if args.sources or args.weights or args.settings:
             raise ConfigError("--recipe says all; leave out --sources, --weights and --set")
         mix = mix_settings.read_recipe(Path(args.recipe))
@@ -82,6 +99,22 @@ def run(args: argparse.Namespace) -> None:
         quiet=args.quiet,
     )  # fmt: skip
     print(done)
+
+
+def search(args: argparse.Namespace) -> mix_settings.Mix:
+    from sphinx_jax.evaluate import mix_choice
+
+    if not args.sources or not args.workdir:
+        raise ConfigError("a search needs checkpoints and what judges them: --sources A B --workdir runs/quickstart")
+    if args.weights or args.settings or args.recipe:
+        raise ConfigError("a search finds the weights; leave out --weights, --set and --recipe")
+    way = next(way for way in mix_choice.WAYS if getattr(args, way))
+    folders = [*args.sources, *filter(None, [args.base])]
+    found = mix_choice.choose(way, folders, args.workdir, grid=args.grid or mix_choice.GRID, quiet=args.quiet)
+    print("\n".join(found.lines()))
+    for file in found.save(Path(args.report)) if args.report else ():
+        print(file)
+    return replace(found.mix, dtype=args.dtype)
 
 
 def from_flags(args: argparse.Namespace) -> mix_settings.Mix:

@@ -60,11 +60,19 @@ class MixSource(Protocol):
 
 
 def open_source(folder: str | Path) -> MixSource:
-    """A checkpoint of ours, any that Orbax wrote, a published folder or a Hugging Face one; reads no array."""
-    folder = Path(folder)
+    """A checkpoint of ours, any that Orbax wrote, a published folder or a Hugging Face one; reads no array.
+
+    Of a training stage's folder, its newest checkpoint.
+    """
+    folder = newest_in(Path(folder))
     if not folder.is_dir():
         raise BadCheckpoint(f"{folder} does not exist; give a checkpoint's folder")
     return ForeignSource(folder) if is_foreign(folder) else OrbaxSource(folder)
+
+
+def newest_in(folder: Path) -> Path:
+    """The newest checkpoint of a training stage's folder; any other folder is itself."""
+    return store.newest(folder / "checkpoints") or folder
 
 
 def stacked_axes(config: ModelConfig | None) -> dict[str, int]:

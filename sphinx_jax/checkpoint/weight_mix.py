@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,31 +44,27 @@ from sphinx_jax.progress import progress
 SLICE_BYTES = 4 * 2**20  # of float32 rows that are mixed at a time, from each source
 
 
-def interpolate(trees: Sequence[Leaves], coefficients: jax.Array) -> Leaves:
+def interpolate(trees: Sequence[Leaves], coefficients: jax.Array | Sequence[float] | Leaves) -> Leaves:
     """Σ coefficients[i] · trees[i], leaf by leaf, in float32 or higher and back in the first tree's dtypes.
 
     A traced function: under jit the coefficients are inputs, so any number of mixes is evaluated with one compilation
     and none is written.  Sharded trees stay sharded.
+
+    Args:
+      trees: N trees of one structure.
+      coefficients: (N,) for all leaves, or a tree of (N,) and (N, L), one for each of L layers along the first axis.
     """
 
-    def mix(first: jax.Array, *others: jax.Array) -> jax.Array:
+    def mix(own: jax.Array, first: jax.Array, *others: jax.Array) -> jax.Array:
         dtype = jnp.promote_types(first.dtype, jnp.float32)
-        total = sum(c * x.astype(dtype) for c, x in zip(coefficients, (first, *others), strict=True))
+        own = own.reshape(*own.shape, *(1,) * (first.ndim + 1 - own.ndim))
+        total = sum(c * x.astype(dtype) for c, x in zip(own, (first, *others), strict=True))
         return total.astype(first.dtype)
 
-    return jax.tree.map(mix, *trees)
-
-
-def make_mixed(
-    evaluate: Callable[[Leaves, Any], jax.Array],
-) -> Callable[[float, Leaves, Leaves, Any], jax.Array]:
-    """(β, θ_real, θ_syn, batch) -> ``evaluate(β·θ_real + (1 − β)·θ_syn, batch)``: one program for every β."""
-
-    @jax.jit
-    def at(beta: jax.Array, real: Leaves, synthetic: Leaves, batch: Any) -> jax.Array:
-        return evaluate(interpolate([real, synthetic], jnp.stack([beta, 1 - beta])), batch)
-
-    return lambda beta, real, synthetic, batch: at(jnp.float32(beta), real, synthetic, batch)
+    if not isinstance(coefficients, Mapping):
+        every = jnp.asarray(coefficients)
+        coefficients = jax.tree.map(lambda _: every, trees[0])
+    return jax.tree.map(mix, coefficients, *trees)
 
 
 class Mixer:

@@ -41,7 +41,7 @@ def colours(dark: bool = False) -> dict[str, str]:
 
 
 @contextmanager
-def _style(dark: bool) -> Iterator[dict[str, str]]:
+def figure_style(dark: bool = False) -> Iterator[dict[str, str]]:
     import matplotlib
 
     paint = colours(dark)
@@ -72,7 +72,7 @@ def _style(dark: bool) -> Iterator[dict[str, str]]:
         yield paint
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     # Without pyplot there is no global figure to close and no window system to ask for.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -82,7 +82,7 @@ def _figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _png(figure: "Figure") -> bytes:
+def to_png(figure: "Figure") -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()
@@ -138,8 +138,8 @@ def loss_figure(histories: Mapping[str, History], dark: bool = False) -> bytes |
         return None
     columns = min(2, len(stages))
     rows = -(-len(stages) // columns)
-    with _style(dark) as paint:
-        figure = _figure(WIDTH, 2.6 * rows + 0.3)
+    with figure_style(dark) as paint:
+        figure = new_figure(WIDTH, 2.6 * rows + 0.3)
         cells = figure.add_gridspec(rows, columns)
         shown = {}
         for place, (stage, found) in enumerate(stages.items()):
@@ -156,7 +156,7 @@ def loss_figure(histories: Mapping[str, History], dark: bool = False) -> bytes |
             labels = ["both domains" if name == "all" else name for name in names]
             handles = [shown[name] for name in names]
             figure.legend(handles, labels, loc="outside upper right", ncols=len(names))
-        return _png(figure)
+        return to_png(figure)
 
 
 def _draw_losses(
@@ -202,8 +202,8 @@ def beta_figure(beta: Mapping[str, Any] | None, dark: bool = False) -> bytes | N
     mean = (sides["real"] + sides["synthetic"]) / 2
     metric = str(beta.get("metric", "score"))
     better = "lower" if lower_is_better(metric) else "higher"
-    with _style(dark) as paint:
-        figure = _figure(WIDTH, 3.9)
+    with figure_style(dark) as paint:
+        figure = new_figure(WIDTH, 3.9)
         axes = figure.add_subplot()
         for name, curve in sides.items():
             axes.plot(values, curve, color=paint[name], marker=MARKERS[name], markersize=5, label=name)
@@ -231,7 +231,7 @@ def beta_figure(beta: Mapping[str, Any] | None, dark: bool = False) -> bytes | N
         axes.set_xlabel("β, the share of the real weights")
         axes.set_ylabel(f"{metric.replace('_', ' ')} ({better} is better)")
         figure.legend(loc="outside upper left", ncols=3)
-        return _png(figure)
+        return to_png(figure)
 
 
 def _aligned(beta: Mapping[str, Any], name: str, length: int) -> np.ndarray:
@@ -253,8 +253,8 @@ def score_figure(rows: Sequence[Row], dark: bool = False) -> bytes | None:
             bars.append((row, cells))
     if not bars:
         return None
-    with _style(dark) as paint:
-        figure = _figure(WIDTH, 0.44 * len(bars) + 1.1)
+    with figure_style(dark) as paint:
+        figure = new_figure(WIDTH, 0.44 * len(bars) + 1.1)
         axes = figure.add_subplot()
         for place, (_, cells) in enumerate(bars):
             for offset, (name, cell) in zip((-0.19, 0.19) if len(cells) == 2 else (0.0,), cells, strict=True):
@@ -269,7 +269,7 @@ def score_figure(rows: Sequence[Row], dark: bool = False) -> bytes | None:
         axes.tick_params(axis="y", length=0)
         used = [name for name in (*DOMAINS, "all") if any(name == found for _, cells in bars for found, _ in cells)]
         _score_legend(figure, used, paint)
-        return _png(figure)
+        return to_png(figure)
 
 
 def _draw_score(axes: "Axes", y: float, name: str, cell: Cell, paint: Mapping[str, str]) -> None:

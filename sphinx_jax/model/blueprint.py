@@ -70,7 +70,9 @@ class Blueprint:
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
         self._make = make
-        with nnx.use_eager_sharding(False):
+        # axis names are this package's own, whatever mesh the caller has in force
+        nowhere = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+        with nowhere, nnx.use_eager_sharding(False):
             module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
         self._graphdef, state = nnx.split(module)
         self.specs: dict[str, LeafSpec] = {}

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sphinx_jax.checkpoint import store, weight_mix
+from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.mix_settings import Mix
+from sphinx_jax.checkpoint.weight_mix import write
 from sphinx_jax.data.task_mix import Rows, Shape, Source
 from sphinx_jax.data.tasks import INSTRUCTIONS
-from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
-from sphinx_jax.progress import progress
+from sphinx_jax.evaluate.mix_search import Judge, along, best, sweep
+from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
 from sphinx_jax.train.step import cross_entropy
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run
+
+DOMAINS = ("real", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -37,46 +41,59 @@ class MixStage:
 
 def mix(run: Run, name: str, settings: MixStage) -> None:
     """Write ``beta.json`` and the mix that is best on validation, by the mean of both domains, as a checkpoint."""
-    s, plan, folder = settings, blueprint(run.recipe.model), run.folder(name)
+    s, folder = settings, run.folder(name)
     if store.newest(folder / "checkpoints"):  # written last
         return
-    real, synthetic = run.leaves(s.real), run.leaves(s.synthetic)
-    frozen = {p: x for p, x in real.items() if matches(p, FROZEN)}
-    ends = [{p: x for p, x in leaves.items() if p not in frozen} for leaves in (real, synthetic)]
-
-    def loss(leaves: Any, batch: Any) -> jax.Array:
-        losses, _ = cross_entropy(plan.bind(leaves | frozen), batch)
-        return jnp.stack([losses.sum(), (batch["labels"][:, 1:] > 0).sum()])
-
-    domains = ("real", "synthetic")
-    batches = {(split, d): batches_of(run, s, frozen, split, d) for split in ("validation", "test") for d in domains}
-    betas = progress(s.betas, desc="β", disable=run.quiet)
-    both = [*batches["validation", "real"], *batches["validation", "synthetic"]]
+    trees, frozen = apart(run, [run.leaves(s.real), run.leaves(s.synthetic)])
+    judge, test = (judge_of(run, s, trees, frozen, split) for split in ("validation", "test"))
     with jax.set_mesh(run.mesh):
-        at = weight_mix.make_mixed(loss)
-        table = np.array([[at(beta, *ends, batch) for batch in both] for beta in betas])  # (β, batch, 2)
-        cut = len(batches["validation", "real"])
-        curves = {"real": table[:, :cut].sum(1), "synthetic": table[:, cut:].sum(1)}
-        curves = {d: (c[:, 0] / c[:, 1]).tolist() for d, c in curves.items()}
-        mean = np.mean([curves[d] for d in domains], axis=0)
-        chosen = float(s.betas[int(mean.argmin())])
-        test = {}
-        for key, beta in (("chosen", chosen), ("0", 0.0), ("1", 1.0)):
-            sums = {d: np.sum([at(beta, *ends, b) for b in batches["test", d]], axis=0) for d in domains}
-            values = {d: float(v[0] / v[1]) for d, v in sums.items()}
-            test[key] = values | {"mean": float(np.mean(list(values.values())))}
-        mixed = jax.jit(weight_mix.interpolate)(ends, jnp.array([chosen, 1 - chosen], jnp.float32))
+        curve = sweep(judge, [s.betas], run.quiet)
+        (chosen,) = best(curve)
+        tested = {key: test(along([beta])) for key, beta in (("chosen", chosen), ("0", 0.0), ("1", 1.0))}
+    curves = {domain: [losses[domain] for losses in curve.values()] for domain in DOMAINS}
+    tested = {key: losses | {"mean": float(np.mean(list(losses.values())))} for key, losses in tested.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    result = {"values": list(s.betas), "metric": s.metric, **curves, "chosen": chosen, "test": test}
+    result = {"values": list(s.betas), "metric": s.metric, **curves, "chosen": chosen, "test": tested}
     (folder / "beta.json").write_text(json.dumps(result, indent=2))
-    sources = {d: str(run.checkpoint(getattr(s, d))) for d in domains}
-    recipe = {"made_by": "mix", "method": "linear", "beta": chosen, "sources": sources, "settings": asdict(s)}
-    store.save(folder / "checkpoints" / "0", mixed | frozen, run.recipe.model, run.tokenizer, recipe)
+    sources = tuple(str(run.checkpoint(start)) for start in (s.real, s.synthetic))
+    # what is frozen is the same in both, and stays so to the bit
+    weights = (
+        {"weight": dict.fromkeys(FROZEN, of_one) | {"*": of_rest}} for of_one, of_rest in ((1, chosen), (0, 1 - chosen))
+    )
+    write(Mix("linear", sources, per_source=tuple(weights)), folder / "checkpoints" / "0", quiet=True)
     if not run.quiet:
+        mean = np.mean([curves[domain] for domain in DOMAINS], axis=0)
         print(
             f"{name}: β = {chosen:g} is best on validation, {s.metric} {mean.min():.3f} "
             f"(β = 0: {mean[0]:.3f}, β = 1: {mean[-1]:.3f})"
         )
+
+
+def apart(run: Run, models: Sequence[Leaves]) -> tuple[list[Leaves], Leaves]:
+    """What differs between models of the recipe, of each; and the frozen encoders that they share.
+
+    Raises:
+      BadCheckpoint: the encoders differ.
+    """
+    frozen = {path: x for path, x in models[0].items() if matches(path, FROZEN)}
+    for other in models[1:]:
+        for path, x in frozen.items():
+            if not jnp.array_equal(x, other[path]):
+                raise store.BadCheckpoint(f"{path}, which is frozen, differs; these models do not see alike")
+    return [{path: x for path, x in leaves.items() if path not in frozen} for leaves in models], frozen
+
+
+def judge_of(
+    run: Run, s: MixStage, trees: Sequence[Leaves], frozen: Leaves, split: str, domains: Sequence[str] = DOMAINS
+) -> Judge:
+    """The loss of the stage's tasks on one split of the domains."""
+    plan = blueprint(run.recipe.model)
+
+    def loss(leaves: Leaves, batch: Any) -> jax.Array:
+        losses, _ = cross_entropy(plan.bind(leaves | frozen), batch)
+        return jnp.stack([losses.sum(), (batch["labels"][:, 1:] > 0).sum()])
+
+    return Judge(loss, trees, {domain: batches_of(run, s, frozen, split, domain) for domain in domains})
 
 
 def batches_of(run: Run, s: MixStage, frozen: Any, split: str, domain: str) -> list[dict[str, np.ndarray]]:

@@ -1,0 +1,170 @@
+"""A mix of weights chosen on the held-out data of a recipe: by a sweep, as a greedy soup, or learnt by gradient."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sphinx_jax.checkpoint.foreign import is_foreign, open_foreign
+from sphinx_jax.checkpoint.mix_settings import Mix
+from sphinx_jax.checkpoint.mix_sources import newest_in
+from sphinx_jax.config import ConfigError, from_dict
+from sphinx_jax.evaluate import mix_figures, mix_search
+from sphinx_jax.evaluate.mix_search import Judge
+from sphinx_jax.evaluate.score_table import number
+from sphinx_jax.generate.load import place
+from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint
+from sphinx_jax.recipe import Recipe, Run
+from sphinx_jax.train.mix_stage import DOMAINS, MixStage, apart, judge_of
+
+WAYS = ("sweep", "greedy", "learn")
+GRID = tuple(i / 10 for i in range(11))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A mix, how it and its rivals score, and the picture of the search."""
+
+    mix: Mix
+    result: Mapping[str, Any]
+    figure: bytes | None
+
+    def lines(self) -> list[str]:
+        """The scores as a table, the best of each column marked by a star."""
+        domains = self.result["domains"]
+        columns = ["validation", *(f"test {domain}" for domain in domains), "test"]
+        rows = [
+            [row["validation"]["mean"], *(row["test"][domain] for domain in domains), row["test"]["mean"]]
+            for row in self.result["rows"]
+        ]
+        lowest = np.min(rows, axis=0)
+        width = max(len(row["name"]) for row in self.result["rows"])
+        lines = [f"{self.result['metric'].replace('_', ' ')}, lower is better"]
+        lines.append(" ".join([" " * width, *(f"{name:>15}" for name in columns)]))
+        for row, values in zip(self.result["rows"], rows, strict=True):
+            cells = [f"{number(v)}{'*' if v == low else ' '}" for v, low in zip(values, lowest, strict=True)]
+            lines.append(" ".join([f"{row['name']:<{width}}", *(f"{cell:>15}" for cell in cells)]))
+        return lines
+
+    def save(self, folder: Path) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"{self.result['way']}.json"]
+        files[0].write_text(json.dumps(self.result, indent=2))
+        if self.figure:
+            files.append(folder / f"{self.result['way']}.png")
+            files[1].write_bytes(self.figure)
+        return files
+
+
+def choose(
+    way: str,
+    folders: Sequence[str],
+    workdir: str | Path,
+    *,
+    grid: Sequence[float] = GRID,
+    epochs: int = 12,
+    quiet: bool = False,
+) -> Choice:
+    """Find the mix of checkpoints that is best on the validation data of a recipe; nothing is written.
+
+    Args:
+      way: ``sweep`` (a grid over the coefficients of two or three checkpoints), ``greedy`` (a soup of any number) or
+        ``learn`` (a coefficient for every module and layer).
+      folders: N checkpoints of the recipe's model, a base last.  Their coefficients sum to 1.
+      workdir: where the recipe was run; its ``mix`` stage says what the loss is taken over.
+      grid: values of each coefficient of a sweep.
+
+    Raises:
+      ConfigError, BadCheckpoint: one line on what does not fit.
+    """
+    if len(folders) < 2:
+        raise ConfigError("a choice needs two checkpoints at least")
+    if way == "sweep" and len(folders) > 3:
+        raise ConfigError(
+            f"a sweep is over two or three checkpoints, not {len(folders)}; --greedy and --learn take more"
+        )
+    run, stage = open_workdir(Path(workdir), quiet)
+    folders = [str(newest_in(Path(folder))) for folder in folders]
+    trees, frozen = apart(run, [_leaves(run, Path(folder)) for folder in folders])
+    domains = DOMAINS if run.recipe.data.playground else ("*",)
+    names = _short_names(folders)
+    with jax.set_mesh(run.mesh):
+        judge, test = (judge_of(run, stage, trees, frozen, split, domains) for split in ("validation", "test"))
+        rivals: dict[str, Any] = {f"{name} alone": row for name, row in zip(names, np.eye(len(names)), strict=True)}
+        rivals["uniform average"] = mix_search.uniform(len(names))
+        result: dict[str, Any] = {}
+        if way == "sweep" or len(folders) == 2:
+            curve = mix_search.sweep(judge, [grid] * (len(folders) - 1), quiet)
+            result["curve"] = [{"at": point, **losses} for point, losses in curve.items()]
+            at = mix_search.best(curve)
+            chosen = mix_search.along(at)
+            rivals[f"best of the sweep, {', '.join(f'{x:g}' for x in at)}"] = chosen
+        if way == "greedy":
+            chosen, result["order"] = mix_search.greedy(judge)
+            rivals["greedy soup"] = chosen
+        if way == "learn":
+            over = mix_search.groups({path: blueprint(run.recipe.model).specs[path] for path in trees[0]})
+            start = mix_search.best({tuple(c[:-1]): judge(c) for c in rivals.values()})
+            learnt = mix_search.learn(*_split(judge), over, mix_search.along(start), epochs=epochs, quiet=quiet)
+            rivals["learnt"] = {path: learnt[group.pattern] for group in over for path in group.paths}
+            result["coefficients"] = {pattern: own.tolist() for pattern, own in learnt.items()}
+        rows = [
+            {"name": name, "validation": _with_mean(judge(own)), "test": _with_mean(test(own))}
+            for name, own in rivals.items()
+        ]
+    weights = list(learnt.items()) if way == "learn" else [("*", chosen)]
+    result = {"way": way, "metric": stage.metric, "domains": domains, "sources": folders, "rows": rows} | result
+    return Choice(_as_mix(folders, weights), result, mix_figures.search_figure(result, names))
+
+
+def open_workdir(workdir: Path, quiet: bool) -> tuple[Run, MixStage]:
+    """The recipe that a workdir was made with, and the settings of its first mix stage."""
+    try:
+        known = json.loads((workdir / "config.json").read_text())
+    except (OSError, ValueError):
+        raise ConfigError(f"{workdir} is no workdir of a recipe; --workdir names one, e.g. runs/quickstart") from None
+    stages = [values for values in known["settings"].values() if "betas" in values]
+    if not stages:
+        raise ConfigError(f"the recipe of {workdir} has no mix stage that says what a mix is judged by")
+    recipe = from_dict(known | {"stages": (), "settings": {}}, Recipe, "config")
+    return Run(recipe, workdir, quiet), from_dict(stages[0], MixStage, "stage.mix")
+
+
+def _leaves(run: Run, folder: Path) -> Leaves:
+    return place(open_foreign([folder]), run.mesh) if is_foreign(folder) else run.leaves(str(folder))
+
+
+def _split(judge: Judge) -> tuple[Judge, Judge]:
+    """What coefficients are learnt on, and a quarter of the batches, on which the best of them are chosen."""
+    cuts = {domain: len(batches) * 3 // 4 for domain, batches in judge.batches.items()}
+    if not all(cuts.values()):
+        raise ConfigError("learning needs two batches of held-out data at least in each domain")
+    learning = {domain: batches[: cuts[domain]] for domain, batches in judge.batches.items()}
+    choosing = {domain: batches[cuts[domain] :] for domain, batches in judge.batches.items()}
+    return replace(judge, batches=learning), replace(judge, batches=choosing)
+
+
+def _with_mean(losses: Mapping[str, float]) -> dict[str, float]:
+    return dict(losses) | {"mean": float(np.mean(list(losses.values())))}
+
+
+def _as_mix(folders: Sequence[str], weights: Sequence[tuple[str, np.ndarray]]) -> Mix:
+    """The mix to write: what is frozen is the same in all, and is taken from the first."""
+    own = tuple(
+        {"weight": dict.fromkeys(FROZEN, float(i == 0)) | {pattern: values[i].tolist() for pattern, values in weights}}
+        for i in range(len(folders))
+    )
+    return Mix("linear", tuple(folders), per_source=own)
+
+
+def _short_names(folders: Sequence[str]) -> list[str]:
+    """What of the paths tells them apart."""
+    parts = [Path(folder).parts for folder in folders]
+    same = {i for i in range(min(map(len, parts))) if len({p[i] for p in parts}) == 1}
+    return ["/".join(part for i, part in enumerate(p) if i not in same) or p[-1] for p in parts]
