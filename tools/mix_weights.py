@@ -13,6 +13,9 @@ A mergekit recipe on any checkpoints, first without reading an array:
 The weights that are best on held-out data of a recipe, found without writing a mix; then the mix:
   python tools/mix_weights.py --learn --sources real/ synthetic/ --workdir runs/quickstart --report found/ --out mix/
 
+Where two fine-tunes fight, before they are mixed: cosine and sign conflict of their changes, by layer and module:
+  python tools/mix_weights.py --interference --sources chat/ grounding/ --base SPHINX/ --out interference/
+
 A weight may depend on the place, as YAML: a list runs over the depth, a table over patterns or kinds of modules
 (attention, ffn, norms, projections, embeddings):
   --weights "{attention: [0.2, 0.8], 'decoder/**': 0.5, '*': 1}" 0.5
@@ -31,6 +34,7 @@ from sphinx_jax.checkpoint import convert, mix_settings, weight_mix
 from sphinx_jax.checkpoint.mix_methods import METHODS
 from sphinx_jax.command import plain_errors
 from sphinx_jax.config import ConfigError
+from sphinx_jax.evaluate import interference_report
 
 
 def arguments() -> argparse.Namespace:
@@ -68,13 +72,26 @@ def arguments() -> argparse.Namespace:
         "--grid", nargs="+", type=float, metavar="WEIGHT", help="weights that a sweep tries (default: 0 to 1 by 0.1)"
     )
     parser.add_argument("--report", metavar="FOLDER", help="where to write the numbers of a search and their picture")
+    search.add_argument(
+        "--interference", action="store_true",
+        help="mix nothing: write interference.json and .png, how the sources' changes to the base fit together",
+    )  # fmt: skip
     parser.add_argument("--process", default="0/1", metavar="I/N", help="this is process I of N that share the leaves")
     parser.add_argument("--dry-run", action="store_true", help="print what would be mixed; read no array")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.interference:
+        for name in ("method", "weights", "settings", "recipe", "to", "shards", "dtype", "process", "dry_run"):
+            if getattr(args, name) != parser.get_default(name):
+                flag = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
+                raise ConfigError(f"--interference mixes nothing; leave out {flag}")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.interference:
+        compare(args)
+        return
     expected = None
     if args.sweep or args.greedy or args.learn:
         mix = search(args)
@@ -91,8 +108,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         print("\n".join(weight_mix.Mixer(mix, Path()).describe()))
         return
-    if not args.out:
-        raise ConfigError("give a folder to write: --out FOLDER")
+    need_out(args)
     process, processes = parse_process(args.process)
     done = weight_mix.write(
         mix, args.out, form=args.to, shards=args.shards, process=process, processes=processes, expected=expected,
@@ -115,6 +131,18 @@ def search(args: argparse.Namespace) -> mix_settings.Mix:
     for file in found.save(Path(args.report)) if args.report else ():
         print(file)
     return replace(found.mix, dtype=args.dtype)
+
+
+def compare(args: argparse.Namespace) -> None:
+    need_out(args)
+    found = interference_report.write(args.sources or [], args.base, args.out, missing=args.missing, quiet=args.quiet)
+    print(interference_report.table(found))
+    print(f"\n{args.out}: interference.json, interference.png")
+
+
+def need_out(args: argparse.Namespace) -> None:
+    if not args.out:
+        raise ConfigError("give a folder to write: --out FOLDER")
 
 
 def from_flags(args: argparse.Namespace) -> mix_settings.Mix:

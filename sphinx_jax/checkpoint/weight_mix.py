@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -275,11 +275,7 @@ def write(
       BadCheckpoint: a source is incomplete, does not fit, or holds NaN or infinity.
       WriteFailed: the disk is full; run again to go on.
     """
-    out = Path(out).absolute()
-    if out.exists():
-        raise BadCheckpoint(f"{out} exists already; give a new folder")
-    if any(out.is_relative_to(Path(source).absolute()) for source in (*mix.sources, *filter(None, [mix.base]))):
-        raise BadCheckpoint(f"{out} lies in a source; sources are never touched")
+    out = new_folder(out, (*mix.sources, *filter(None, [mix.base])))
     scratch = out.with_name(f"{out.name}.scratch-{os.getpid()}")
     try:
         mixer = Mixer(mix, scratch)
@@ -303,6 +299,16 @@ def write(
             return done
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def new_folder(out: str | Path, sources: Iterable[str]) -> Path:
+    """The absolute path of a folder to write; BadCheckpoint if it exists or lies in a source."""
+    out = Path(out).absolute()
+    if out.exists():
+        raise BadCheckpoint(f"{out} exists already; give a new folder")
+    if any(out.is_relative_to(Path(source).absolute()) for source in sources):
+        raise BadCheckpoint(f"{out} lies in a source; sources are never touched")
+    return out
 
 
 def _hashes(mixer: Mixer) -> dict[str, str]:

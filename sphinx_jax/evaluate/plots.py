@@ -42,6 +42,7 @@ def colours(dark: bool = False) -> dict[str, str]:
 
 @contextmanager
 def figure_style(dark: bool = False) -> Iterator[dict[str, str]]:
+    """Draws in the style of the figures; gives their `colours`."""
     import matplotlib
 
     paint = colours(dark)
@@ -73,6 +74,7 @@ def figure_style(dark: bool = False) -> Iterator[dict[str, str]]:
 
 
 def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, its sides in inches."""
     # Without pyplot there is no global figure to close and no window system to ask for.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
