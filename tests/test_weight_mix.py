@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 import yaml
 from conftest import DATA, born, tiny_config
+from orbax.checkpoint import PyTreeCheckpointer
 from orbax.checkpoint import v1 as ocp
 
 from sphinx_jax.checkpoint import convert, mix_settings, store, stream, weight_mix
@@ -124,6 +126,54 @@ def test_plain_orbax_in_gives_plain_orbax_out(tmp_path):
     wanted = 0.25 * trees[0]["params"]["dense"]["kernel"] + 0.75 * trees[1]["params"]["dense"]["kernel"]
     np.testing.assert_allclose(found["params"]["dense"]["kernel"], wanted, rtol=1e-6)
     assert int(found["step"]) == 3, "whole numbers are taken from the first"
+
+
+def save_by_the_first_api(folder, tree):
+    PyTreeCheckpointer().save(folder, tree)
+
+
+def save_by_the_second_api(folder, tree):
+    ocp.save_checkpointables(folder, {"state": tree})
+
+
+@pytest.mark.parametrize("save", [save_by_the_first_api, save_by_the_second_api])
+def test_lists_tuples_numbers_and_nothing_come_back_as_orbax_restores_them(tmp_path, save):
+    def tree(seed):
+        rng = np.random.default_rng(seed)
+
+        def array(*shape):
+            return rng.normal(size=shape).astype(np.float32)
+
+        return {
+            "layers": [array(3) for _ in range(12)],
+            "nested": [array(2, 2), (array(4), {"deep": [array(2)]}), []],
+            "pair": (None, array(5)), "dict": {"0": array(2), "1": jnp.asarray(array(3))}, "empty": {}, "nothing": None,
+            "count": 7 + seed, "rate": 0.5 + seed, "step": np.asarray(3, np.int32),
+        }  # fmt: skip
+
+    for seed in range(2):
+        save(tmp_path / str(seed), tree(seed))
+    weight_mix.write(linear([tmp_path / "0", tmp_path / "1"], (0.25, 0.75)), tmp_path / "out", quiet=True)
+    entries = [
+        list(json.loads(next((tmp_path / name).rglob("_METADATA")).read_text())["tree_metadata"])
+        for name in ("0", "out")
+    ]
+    assert entries[0] == entries[1], "in this order too, which matters to earlier versions of Orbax (10 after 2)"
+    found = ocp.load_checkpointables(tmp_path / "out")["state"]
+    first = PyTreeCheckpointer().restore(next((tmp_path / "0").rglob("_METADATA")).parent)
+    assert jax.tree.structure(found) == jax.tree.structure(first)
+    assert jax.tree.map(type, found) == jax.tree.map(type, first)
+    wanted = jax.tree.map(lambda a, b: 0.25 * a + 0.75 * b, tree(0), tree(1)) | {"count": 7, "step": 3}
+    for mixed, expected in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(mixed, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_what_a_list_loses_leaves_its_place(tmp_path):
+    ocp.save_checkpointables(tmp_path / "full", {"state": {"a": [np.ones(2), np.ones(3), np.ones(4), "text"]}})
+    ocp.save_checkpointables(tmp_path / "less", {"state": {"a": [np.ones(2), None, np.ones(4), "text"]}})
+    mix = linear([tmp_path / "full", tmp_path / "less"], (0.25, 0.5), missing="skip")
+    found = ocp.load_checkpointables(weight_mix.write(mix, tmp_path / "out", quiet=True))["state"]["a"]
+    assert [None if x is None else x.tolist() for x in found] == [[0.75] * 2, None, [0.75] * 4, None]
 
 
 def test_chunks_across_layers_and_large_ones_are_laid_out_first(folders, tmp_path, monkeypatch):

@@ -63,6 +63,10 @@ def arguments() -> argparse.Namespace:
         "--missing", choices=mix_settings.MISSING, default="error",
         help="a leaf that a source lacks: refuse, take it from the first that has it, or leave it out (default: error)",
     )  # fmt: skip
+    parser.add_argument(
+        "--merge-lora", action="store_true",
+        help="add LoRA to its weights first; only methods that are plain sums can keep it (and do, side by side)",
+    )  # fmt: skip
     search = parser.add_mutually_exclusive_group()
     search.add_argument("--sweep", action="store_true", help="try a grid of weights of two or three checkpoints")
     search.add_argument("--greedy", action="store_true", help="average those that together do best")
@@ -101,6 +105,7 @@ def run(args: argparse.Namespace) -> None:
         if args.sources or args.weights or args.settings:
             raise ConfigError("--recipe says all; leave out --sources, --weights and --set")
         mix = mix_settings.read_recipe(Path(args.recipe))
+        mix = replace(mix, merge_lora=mix.merge_lora or args.merge_lora)
         if args.recipe.endswith(".json"):
             expected = json.loads(Path(args.recipe).read_text()).get("hashes")
     else:
@@ -166,7 +171,7 @@ def from_flags(args: argparse.Namespace) -> mix_settings.Mix:
         else:
             common[name] = value
     return mix_settings.Mix(
-        args.method, tuple(args.sources), args.base, common, tuple(own), args.dtype, args.missing
+        args.method, tuple(args.sources), args.base, common, tuple(own), args.dtype, args.missing, args.merge_lora
     )  # fmt: skip
 
 

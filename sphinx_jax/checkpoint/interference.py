@@ -184,7 +184,7 @@ def measure(
     if len(sources) < 2:
         raise ConfigError("interference is between two sources or more; name them: --sources A B")
     weights = ({"weight": 1.0},) * len(sources)
-    mixer = Mixer(Mix("task_arithmetic", tuple(sources), base, {}, weights, missing=missing), scratch)
+    mixer = Mixer(Mix("task_arithmetic", tuple(sources), base, {}, weights, missing=missing, merge_lora=True), scratch)
     paths = [path for path in mixer.paths if mixer.mixes(path)]
     sums: dict[tuple[str, int | None, str], Sums] = {}
     kinds, changed = {}, set()

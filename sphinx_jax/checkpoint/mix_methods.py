@@ -40,6 +40,7 @@ class Method:
       parameters: defaults of those with one value; None, it must be given.
       per_source: defaults of those with one value per source.
       ends: the number of checkpoints in all, the base among them, where that is fixed.
+      fixed: whether the result is a sum of the matrices with coefficients that no matrix has a say in.
     """
 
     run: Callable[[Unit, Parameters], Iterator[np.ndarray]]
@@ -48,6 +49,7 @@ class Method:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     per_source: Mapping[str, Any] = field(default_factory=dict)
     ends: int | None = None
+    fixed: bool = False
 
 
 def mix(method: str, unit: Unit, parameters: Mapping[str, Any]) -> Iterator[np.ndarray]:
@@ -110,6 +112,17 @@ def resolve(method: str, parameters: Mapping[str, Any], *, sources: int, base: b
         else:
             complete[name] = _checked(method, name, value, default)
     return complete
+
+
+def coefficients(method: str, parameters: Mapping[str, Any], *, sources: int, base: bool) -> list[np.float32]:
+    """What a ``fixed`` method multiplies each source by, and after them the base if there is one.
+
+    Args:
+      parameters: complete, as ``resolve`` gives them.
+    """
+    *ones, last = np.eye(sources + base, dtype=np.float32)
+    only = Slice(0, last, ones) if base else Slice(0, None, [*ones, last])
+    return list(next(METHODS[method].run(Unit(method, last.shape, lambda: iter([only])), parameters)))
 
 
 def _checked(method: str, name: str, value: Any, default: Any) -> Any:
@@ -345,16 +358,16 @@ _RANKED = _TASK_ARITHMETIC | {"rescale": False}
 _SPARSE = {"weight": None, "density": 1.0}
 
 METHODS: dict[str, Method] = {
-    "linear": Method(linear, "none", (1, None), {"normalize": False}, {"weight": None}),
-    "average": Method(average, "none", (1, None)),
-    "ema": Method(ema, "none", (1, None), {"decay": None}),
+    "linear": Method(linear, "none", (1, None), {"normalize": False}, {"weight": None}, fixed=True),
+    "average": Method(average, "none", (1, None), fixed=True),
+    "ema": Method(ema, "none", (1, None), {"decay": None}, fixed=True),
     "slerp": Method(slerp, "optional", (1, 2), {"t": None}, ends=2),
     "nuslerp": Method(
         nuslerp, "optional", (2, 2), {"nuslerp_flatten": True, "nuslerp_row_wise": False}, {"weight": None}
     ),
     "karcher": Method(karcher, "none", (2, None), {"max_iter": 10, "tol": 1e-5}),
     "multislerp": Method(multislerp, "optional", (2, None), {"normalize_weights": True}, {"weight": None}),
-    "task_arithmetic": Method(task_arithmetic, "needed", (1, None), _TASK_ARITHMETIC, {"weight": None}),
+    "task_arithmetic": Method(task_arithmetic, "needed", (1, None), _TASK_ARITHMETIC, {"weight": None}, fixed=True),
     "ties": Method(mix_task_vectors.ties, "needed", (1, None), _RANKED | {"normalize": True}, _SPARSE),
     "dare_linear": Method(mix_task_vectors.dare_linear, "needed", (1, None), _DRAWN, _SPARSE),
     "dare_ties": Method(mix_task_vectors.dare_ties, "needed", (1, None), _DRAWN, _SPARSE),
@@ -369,7 +382,7 @@ METHODS: dict[str, Method] = {
     "sce": Method(mix_task_vectors.sce, "needed", (1, None), {"select_topk": 1.0}),
     "model_stock": Method(model_stock, "needed", (2, None), {"filter_wise": False}),
     "nearswap": Method(nearswap, "needed", (1, 1), {"t": None}),
-    "wise_ft": Method(wise_ft, "needed", (1, 1), {"alpha": None}),
-    "delta_extract": Method(delta_extract, "needed", (1, 1)),
-    "delta_apply": Method(delta_apply, "needed", (1, None), {}, {"weight": 1.0}),
+    "wise_ft": Method(wise_ft, "needed", (1, 1), {"alpha": None}, fixed=True),
+    "delta_extract": Method(delta_extract, "needed", (1, 1), fixed=True),
+    "delta_apply": Method(delta_apply, "needed", (1, None), {}, {"weight": 1.0}, fixed=True),
 }

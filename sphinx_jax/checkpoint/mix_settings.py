@@ -49,6 +49,7 @@ class Mix:
     per_source: tuple[Mapping[str, Any], ...] = ()
     dtype: str | None = None  # of every leaf; None: as in the first source
     missing: str = "error"  # what becomes of a leaf that a source lacks: error | take | skip
+    merge_lora: bool = False  # add low-rank additions to their weights first, as methods that need whole matrices do
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -150,14 +151,14 @@ def to_json(mix: Mix) -> dict[str, Any]:
     return json.loads(json.dumps({
         "made_by": "mix_weights", "method": mix.method, "sources": list(mix.sources), "base": mix.base,
         "parameters": dict(mix.parameters), "per_source": [dict(own) for own in mix.per_source], "dtype": mix.dtype,
-        "missing": mix.missing,
+        "missing": mix.missing, "merge_lora": mix.merge_lora,
     }))  # fmt: skip
 
 
 def from_json(found: Mapping[str, Any]) -> Mix:
     return Mix(
         found["method"], tuple(found["sources"]), found["base"], found["parameters"], tuple(found["per_source"]),
-        found["dtype"], found["missing"],
+        found["dtype"], found["missing"], found.get("merge_lora", False),
     )  # fmt: skip
 
 

@@ -7,12 +7,13 @@ foreign tensor that lies transposed), the matrix is laid out in a scratch file f
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from sphinx_jax.checkpoint.stream import LeafInfo, Reader
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.model.lora import split
 
 PIECE_BYTES = 16 * 2**20  # larger pieces than this are laid out in a scratch file
 STACKED = ("layers", "expert")  # axes that count matrices
@@ -133,8 +135,19 @@ def lay_out(array: np.ndarray, scratch: Path, path: str) -> Laid:
     return laid
 
 
+def finite(array: np.ndarray, path: str, folder: str | Path) -> np.ndarray:
+    """Rows of a leaf in float32 or higher; BadCheckpoint if one holds NaN or infinity."""
+    array = array.astype(np.promote_types(np.float32, array.dtype), copy=False)
+    if not np.isfinite(array).all():
+        raise BadCheckpoint(f"{path} of {folder} holds NaN or infinity")
+    return array
+
+
 class _Kept:
-    """The last thing that was laid out or read whole: a leaf's matrices come one after the other."""
+    """The last thing that was laid out or read whole: a leaf's matrices come one after the other.
+
+    A weight and its low-rank factors are read by turns, so each has one of its own (``defaultdict`` of factors).
+    """
 
     def __init__(self):
         self._key, self._value = None, None
@@ -156,9 +169,9 @@ class OrbaxSource:
     def __init__(self, folder: Path):
         self.folder = folder
         self._reader = Reader(folder)
-        self.leaves = self._reader.leaves
+        self.leaves, self.tree = self._reader.leaves, self._reader.tree
         self.config = store.read_config(folder) if (folder / store.MODEL).exists() else None
-        self._kept = _Kept()
+        self._kept = collections.defaultdict(_Kept)  # "", "a" and "b": see _Kept
 
     def tokenizer(self) -> Tokenizer | None:
         return store.read_tokenizer(self.folder)
@@ -180,7 +193,7 @@ class OrbaxSource:
         if not across and _bytes(info.chunk_shape, info.dtype) <= PIECE_BYTES:
             return lambda start, stop: self._reader.read(path, (*index, slice(start, stop)))
         small = _bytes(info.shape, info.dtype) <= PIECE_BYTES
-        return self._kept.matrix(
+        return self._kept[split(path)[1]].matrix(
             path, lambda: self._reader.read(path) if small else self._lay_out(path, scratch), index
         )
 
@@ -205,7 +218,7 @@ class ForeignSource:
             path: LeafInfo(specs[path].shape, dtype, stream.choose_chunk_shape(specs[path].shape, dtype.itemsize))
             for path, dtype in dtypes.items()
         }
-        self._kept = _Kept()
+        self._kept = collections.defaultdict(_Kept)  # "", "a" and "b": see _Kept
 
     def tokenizer(self) -> Tokenizer | None:
         return self._found.tokenizer
@@ -227,7 +240,7 @@ class ForeignSource:
             array = self._found.row(path, held)
             return lay_out(array, scratch, path) if array.nbytes > PIECE_BYTES else array
 
-        return self._kept.matrix((path, held), read, index[len(held) :])
+        return self._kept[split(path)[1]].matrix((path, held), read, index[len(held) :])
 
 
 def output_rows(config: ModelConfig | None) -> dict[tuple[str, Index], Name]:
@@ -253,8 +266,8 @@ def _bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def shared_leaves(sources: Mapping[str, MixSource], missing: str) -> Iterator[str]:
-    """Paths of the leaves to mix, in order.
+def shared_leaves(sources: Mapping[str, MixSource], missing: str, apart: Container[str] = ()) -> Iterator[str]:
+    """Paths of the leaves to mix, in order, but those ``apart``.
 
     Args:
       sources: by the name that an error calls them.
@@ -265,7 +278,7 @@ def shared_leaves(sources: Mapping[str, MixSource], missing: str) -> Iterator[st
       BadCheckpoint: a leaf is missing, or its shape differs.
     """
     paths = sorted(set().union(*(source.leaves for source in sources.values())))
-    for path in paths:
+    for path in filter(lambda path: path not in apart, paths):
         having = {name: source.leaves[path] for name, source in sources.items() if path in source.leaves}
         if len(having) < len(sources):
             lacking = next(name for name in sources if name not in having)

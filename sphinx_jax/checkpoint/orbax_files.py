@@ -8,8 +8,11 @@ dots.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,9 @@ from sphinx_jax.checkpoint.store import BadCheckpoint
 
 STATE = "state"
 INDEX_CACHE = "ocdbt"
-STRING_KEY = 2  # Orbax's number for a dict's key
+SEQUENCE_KEY, STRING_KEY = 1, 2  # Orbax's numbers for an index and a dict's key
+ARRAYS = ("jax.Array", "np.ndarray", "scalar")
+EMPTY = ("None", "List", "Tuple", "Dict")
 # as the leaves of a one-device mesh; whoever restores onto a mesh gives their own
 ONE_DEVICE = json.dumps({
     "sharding_type": "NamedSharding", "shape": [1], "axis_names": ["data"], "axis_types": ["AxisType.Auto"],
@@ -40,29 +45,81 @@ def find_state(folder: Path) -> Path:
     raise BadCheckpoint(f"{folder} is no Orbax checkpoint (no _METADATA in it); of several steps give one's folder")
 
 
-def array_specs(state: Path) -> dict[str, dict[str, Any]]:
-    """{leaf path: tensorstore spec} of all arrays and numbers; other values (strings, None) are left out."""
+@dataclass(frozen=True)
+class Tree:
+    """What the paths of a checkpoint's leaves do not say of its tree.
+
+    Args:
+      sequences: paths of the nodes whose children are numbered: lists, and tuples, which Orbax restores as lists.
+      kinds: {path: Orbax's word for the value}, of arrays, numbers and what holds neither (None, [], {}).
+    """
+
+    sequences: frozenset[str] = frozenset()
+    kinds: Mapping[str, str] = field(default_factory=dict)
+
+    def __or__(self, other: Tree) -> Tree:
+        """Both trees in one; of a value, the kind that this one says.  A dict in either is a dict."""
+        dicts = (self._nodes() - self.sequences) | (other._nodes() - other.sequences)
+        return Tree((self.sequences | other.sequences) - dicts, {**other.kinds, **self.kinds})
+
+    def _nodes(self) -> set[str]:
+        return {node for path in self.kinds for node in _nodes(path)}
+
+    def order(self, path: str) -> list[tuple[int, str]]:
+        """A key to sort paths by: sequences come in the order of their numbers."""
+        return [
+            (int(key) if node in self.sequences else 0, key)
+            for node, key in zip(_nodes(path), path.split("/"), strict=True)
+        ]
+
+    def without_arrays(self, leaves: Mapping[str, Any]) -> dict[str, str]:
+        """{path: kind} of what holds no array beside these leaves; an item that a sequence lost is None there."""
+        there = set(leaves).union(*map(_nodes, leaves))
+        empty = {path: kind for path, kind in self.kinds.items() if kind in EMPTY and path not in there}
+        there = there.union(empty, *map(_nodes, empty))
+        steps = (zip(nodes, [*nodes[1:], path], strict=True) for path in self.kinds for nodes in [_nodes(path)])
+        lost = {item for node, item in itertools.chain(*steps) if node in self.sequences and item not in there}
+        return {item: "None" for item in lost if lost.isdisjoint(_nodes(item))} | empty
+
+
+NESTED_DICTS = Tree()
+
+
+def _nodes(path: str) -> list[str]:
+    """The nodes that a path goes through: ``a/b/c`` -> ``""``, ``a``, ``a/b``."""
+    return ["", *itertools.accumulate(path.split("/")[:-1], "{}/{}".format)]
+
+
+def read_metadata(state: Path) -> tuple[dict[str, dict[str, Any]], Tree]:
+    """{leaf path: tensorstore spec} of all arrays and numbers, and the tree they stand in; strings are left out."""
     try:
         metadata = json.loads((state / "_METADATA").read_text())
-        entries = [(e["key_metadata"], e["value_metadata"]["value_type"]) for e in metadata["tree_metadata"].values()]
+        entries = [
+            (
+                [(str(key["key"]), key["key_type"]) for key in entry["key_metadata"]],
+                entry["value_metadata"]["value_type"],
+            )
+            for entry in metadata["tree_metadata"].values()
+        ]
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise BadCheckpoint(f"{state / '_METADATA'} is damaged: {error!r}") from None
     in_database = metadata.get("use_ocdbt")
     if in_database is None:
         in_database = (state / "manifest.ocdbt").exists()
-    specs = {}
+    specs, sequences, kinds = {}, set(), {}
     for keys, kind in entries:
-        if kind not in ("jax.Array", "np.ndarray", "scalar"):
+        path, name = (joint.join(key for key, _ in keys) for joint in "/.")
+        kinds[path] = kind
+        sequences |= {node for node, (_, type_) in zip(_nodes(path), keys, strict=True) if type_ == SEQUENCE_KEY}
+        if kind not in ARRAYS:
             continue
-        keys = [str(key["key"]) for key in keys]
-        name = ".".join(keys)
-        specs["/".join(keys)] = {
+        specs[path] = {
             "driver": "zarr3" if metadata.get("use_zarr3") else "zarr",
             "kvstore": database(state, name) if in_database else {"driver": "file", "path": f"{state / name}/"},
             # where Orbax stored zeros too, a missing chunk is damage
             "fill_missing_data_reads": not metadata.get("store_array_data_equal_to_fill_value", False),
         }
-    return specs
+    return specs, Tree(frozenset(sequences), kinds)
 
 
 def database(state: Path, name: str | None = None) -> dict[str, Any]:
@@ -110,28 +167,37 @@ def chunk_key(path: str, at: tuple[int, ...]) -> str:
     return "/".join([path.replace("/", "."), "c", *map(str, at)])
 
 
-def write_metadata(folder: Path, leaves: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+def write_metadata(
+    folder: Path, leaves: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], tree: Tree = NESTED_DICTS
+) -> None:
     """What Orbax needs beside the arrays of ``folder/state``, of {path: (shape, chunk shape)}."""
     state, now = folder / STATE, time.time_ns()
-    tree, arrays, shardings = {}, [], {}
-    for path in sorted(leaves, key=lambda path: path.split("/")):
+    kinds = {path: kind if (kind := tree.kinds.get(path)) in ARRAYS else "jax.Array" for path in leaves}
+    kinds |= tree.without_arrays(leaves)
+    entries, arrays, shardings = {}, [], {}
+    for path in sorted(kinds, key=tree.order):
         keys, name = path.split("/"), path.replace("/", ".")
-        shape, chunk_shape = leaves[path]
-        tree[str(tuple(keys))] = {
-            "key_metadata": [{"key": key, "key_type": STRING_KEY} for key in keys],
-            "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False, "write_shape": shape},
+        types = [SEQUENCE_KEY if node in tree.sequences else STRING_KEY for node in _nodes(path)]
+        value = {"value_type": kinds[path], "skip_deserialize": path not in leaves}
+        entries[str(tuple(keys))] = {
+            "key_metadata": [{"key": key, "key_type": type_} for key, type_ in zip(keys, types, strict=True)],
+            "value_metadata": value,
         }
+        if path not in leaves:
+            continue
+        shape, chunk_shape = leaves[path]
+        value["write_shape"] = shape
         arrays.append({"param_name": name, "write_shape": shape, "chunk_shape": chunk_shape, "ext_metadata": None})
         shardings[base64.b64encode(name.encode()).decode()] = ONE_DEVICE
     (state / "array_metadatas").mkdir(exist_ok=True)
     arrays = {"array_metadatas": [{"array_metadata": array} for array in arrays]}
     (state / "array_metadatas" / "process_0").write_text(json.dumps(arrays))
     (state / "_sharding").write_text(json.dumps(shardings, separators=(",", ":")))
-    tree = {
-        "tree_metadata": tree, "use_ocdbt": True, "use_zarr3": True, "store_array_data_equal_to_fill_value": True,
+    metadata = {
+        "tree_metadata": entries, "use_ocdbt": True, "use_zarr3": True, "store_array_data_equal_to_fill_value": True,
         "custom_metadata": None,
     }  # fmt: skip
-    (state / "_METADATA").write_text(json.dumps(tree))
+    (state / "_METADATA").write_text(json.dumps(metadata))
     checkpoint = {
         "item_handlers": {STATE: "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler.PyTreeHandler"},
         "metrics": {}, "performance_metrics": {}, "init_timestamp_nsecs": now, "commit_timestamp_nsecs": now,

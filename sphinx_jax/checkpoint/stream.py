@@ -75,6 +75,7 @@ class Reader:
     """
 
     leaves: dict[str, LeafInfo]
+    tree: orbax_files.Tree
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).absolute()
@@ -82,7 +83,8 @@ class Reader:
             raise BadCheckpoint(f"{self.folder} is unfinished; run again what was writing it")
         self.state = orbax_files.find_state(self.folder)
         context = _context()
-        opening = {path: ts.open(spec, context=context) for path, spec in orbax_files.array_specs(self.state).items()}
+        specs, self.tree = orbax_files.read_metadata(self.state)
+        opening = {path: ts.open(spec, context=context) for path, spec in specs.items()}
         self._arrays = {path: _wait(future, f"cannot open {path} of {self.folder}") for path, future in opening.items()}
         self.leaves = {
             path: LeafInfo(array.shape, array.dtype.numpy_dtype, array.chunk_layout.read_chunk.shape or ())
@@ -180,8 +182,17 @@ class Writer:
         self._stored = self._list_stored()
         return [path for path in self.leaves if not self.is_done(path)]
 
-    def finish(self, config: ModelConfig | None, tokenizer: Tokenizer | None, recipe: dict[str, Any]) -> Path:
+    def finish(
+        self,
+        config: ModelConfig | None,
+        tokenizer: Tokenizer | None,
+        recipe: dict[str, Any],
+        tree: orbax_files.Tree = orbax_files.NESTED_DICTS,
+    ) -> Path:
         """Makes the folder a checkpoint, once all leaves are written (by whatever process).
+
+        Args:
+          tree: as a ``Reader`` has it, for leaves of another program.
 
         Raises:
           BadCheckpoint: leaves that are not written in full.
@@ -191,7 +202,8 @@ class Writer:
             raise BadCheckpoint(
                 f"{self.folder}: {len(missing)} leaves are not written in full, the first is {missing[0]}"
             )
-        orbax_files.write_metadata(self.folder, {p: (leaf.shape, leaf.chunk_shape) for p, leaf in self.leaves.items()})
+        written = {path: (leaf.shape, leaf.chunk_shape) for path, leaf in self.leaves.items()}
+        orbax_files.write_metadata(self.folder, written, tree)
         store.describe(self.folder, config, tokenizer, recipe)
         for left in (*self.folder.glob(f"{UNFINISHED}*"), *self._state.rglob("*.__lock")):
             left.unlink()

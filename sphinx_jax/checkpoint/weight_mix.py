@@ -6,9 +6,11 @@ a matrix is read, mixed and written in slices of a few rows, so that memory stay
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
+import operator
 import os
 import shutil
 import time
@@ -22,12 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.checkpoint import accessory, convert, mix_methods, store, stream
+from sphinx_jax.checkpoint.mix_lora import Merged, SideBySide
 from sphinx_jax.checkpoint.mix_methods import METHODS
 from sphinx_jax.checkpoint.mix_settings import Mix, Places, to_json
 from sphinx_jax.checkpoint.mix_sources import (
     MixSource,
     Rows,
     content_hash,
+    finite,
     lay_out,
     open_source,
     output_rows,
@@ -36,8 +40,11 @@ from sphinx_jax.checkpoint.mix_sources import (
 )
 from sphinx_jax.checkpoint.mix_statistics import Slice, Unit
 from sphinx_jax.checkpoint.names import Index
+from sphinx_jax.checkpoint.orbax_files import NESTED_DICTS, Tree
 from sphinx_jax.checkpoint.store import BadCheckpoint
+from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.model import lora
 from sphinx_jax.model.blueprint import Leaves
 from sphinx_jax.progress import progress
 
@@ -83,10 +90,11 @@ class Mixer:
         self.mix, self._scratch = mix, scratch
         self.sources: list[MixSource] = [open_source(folder) for folder in mix.sources]
         self.base = open_source(mix.base) if mix.base else None
-        self.named = {f"{source.folder}": source for source in [*self.sources, *filter(None, [self.base])]}
-        self.paths = list(shared_leaves(self.named, mix.missing))
-        known = [source.config for source in self.named.values() if source.config is not None]
-        self.config = known[0] if known else None
+        self._lora = self._open_lora()
+        self.named = {f"{source.folder}": source for source in self._all()}
+        factors = self._lora.shapes if self._lora else {}
+        self.paths = sorted([*shared_leaves(self.named, mix.missing, apart=factors), *factors])
+        self.config = self._lora.config if self._lora else self._known_config()
         self._stacked = stacked_axes(self.config)
         self._places = Places(self.config)
         self._names = output_rows(self.config)
@@ -95,22 +103,48 @@ class Mixer:
         for path in filter(self.mixes, self.paths):  # what does not fit is found before anything is read
             self._parameters(path, next(self.matrices(path)))
 
+    def _all(self) -> list[MixSource]:
+        return [*self.sources, *filter(None, [self.base])]
+
+    def _known_config(self) -> ModelConfig | None:
+        return next((source.config for source in self._all() if source.config is not None), None)
+
+    def _open_lora(self) -> SideBySide | None:
+        """The low-rank additions as they go into the mix; None if there are none, or none are left of their own."""
+        config = self._known_config()
+        if config is None or not (low := SideBySide(self._all(), config)).shapes:
+            return None
+        if METHODS[self.mix.method].fixed and not self.mix.merge_lora:
+            return low
+        self.sources = [Merged(source) for source in self.sources]
+        self.base = self.base and Merged(self.base)
+        return None
+
     def _leaf(self, path: str, dtype: np.dtype | None) -> stream.LeafInfo:
         first = self._having(path)[0].leaves[path]
         dtype = dtype if dtype is not None and _is_float(first.dtype) else first.dtype
-        chunk = first.chunk_shape
+        shape, chunk = first.shape, first.chunk_shape
+        if self._is_factor(path):
+            shape = chunk = self._lora.shapes[path]
         across = any(size > 1 for size in chunk[: self.stacked(path)])
         if across or math.prod(chunk) * dtype.itemsize > store.CHUNK_BYTES:
-            chunk = stream.choose_chunk_shape(first.shape, dtype.itemsize)
-        return stream.LeafInfo(first.shape, dtype, chunk)
+            chunk = stream.choose_chunk_shape(shape, dtype.itemsize)
+        return stream.LeafInfo(shape, dtype, chunk)
+
+    def _is_factor(self, path: str) -> bool:
+        """Whether the leaf holds low-rank factors, put side by side."""
+        return self._lora is not None and path in self._lora.shapes
 
     def _having(self, path: str) -> list[MixSource]:
         return [source for source in self.named.values() if path in source.leaves]
 
     def mixes(self, path: str) -> bool:
-        """Whether the leaf is mixed; whole numbers, and leaves that a source lacks, are taken from the first."""
+        """Whether the matrices of the leaf are mixed.
+
+        Whole numbers, and leaves that a source lacks, are taken from the first; low-rank factors go side by side.
+        """
         having = self._having(path)
-        return len(having) == len(self.named) and _is_float(having[0].leaves[path].dtype)
+        return not self._is_factor(path) and len(having) == len(self.named) and _is_float(having[0].leaves[path].dtype)
 
     def matrices(self, path: str) -> Iterator[Index]:
         """The places of a leaf's matrices in its leading axes."""
@@ -124,6 +158,12 @@ class Mixer:
         """That of the first source that has one."""
         return next((found for source in self.sources if (found := source.tokenizer())), None)
 
+    def tree(self) -> Tree:
+        """How the leaves lie: of another program as its own checkpoints have it, the first before the others."""
+        if self.config is not None:
+            return NESTED_DICTS
+        return functools.reduce(operator.or_, (source.tree for source in self._all()))
+
     def size(self, path: str) -> int:
         """Bytes of a leaf in all checkpoints that are read."""
         return sum(convert.size_of(source.leaves[path], None) for source in self._having(path))
@@ -134,9 +174,19 @@ class Mixer:
             base=self.base is not None,
         )  # fmt: skip
 
+    def _coefficients(self, path: str, index: Index) -> list[np.float32]:
+        """Of the low-rank additions at a place: those of the weight that they belong to."""
+        weight, _ = lora.split(path)
+        return mix_methods.coefficients(
+            self.mix.method, self._parameters(weight, index), sources=len(self.sources), base=self.base is not None
+        )
+
     def rows(self, path: str, index: Index) -> Iterator[tuple[int, np.ndarray]]:
         """A matrix of the mix: (first row, rows), in order."""
         cuts = self._cuts(self.leaves[path], len(index))
+        if self._is_factor(path):
+            yield from self._lora.rows(path, index, self._coefficients(path, index), cuts, self._scratch)
+            return
         if not self.mixes(path):
             rows = self._having(path)[0].matrix(path, index, self._scratch)
             yield from ((start, rows(start, stop)) for start, stop in cuts)
@@ -199,11 +249,7 @@ class Mixer:
     def _slice(self, opened: Mapping[str, Rows], path: str, flat: tuple[int, ...], start: int, stop: int) -> Slice:
         found = {}
         for name, rows in opened.items():
-            array = rows(start, stop)
-            array = array.reshape(-1, *flat[1:]).astype(np.promote_types(np.float32, array.dtype), copy=False)
-            if not np.isfinite(array).all():
-                raise BadCheckpoint(f"{path} of {name} holds NaN or infinity")
-            found[name] = array
+            found[name] = finite(rows(start, stop).reshape(-1, *flat[1:]), path, name)
         base = found[str(self.base.folder)] if self.base else None
         return Slice(start, base, [found[str(source.folder)] for source in self.sources])
 
@@ -232,9 +278,7 @@ class Mixer:
         for path in self.paths:
             info = self.leaves[path]
             kinds = sorted({str(source.leaves[path].dtype) for source in self._having(path)})
-            count = sum(1 for _ in self.matrices(path))
-            what = f"{count} x {self.mix.method}" if self.mixes(path) else "taken from the first that has it"
-            yield f"{path}  {tuple(info.shape)}  {'/'.join(kinds)} -> {info.dtype}  {what}"
+            yield f"{path}  {tuple(info.shape)}  {'/'.join(kinds)} -> {info.dtype}  {self._way(path)}"
         left = sorted(set().union(*(source.leaves for source in self.named.values())) - set(self.paths))
         for path in left:
             yield f"{path}  skipped: not in every source"
@@ -242,6 +286,16 @@ class Mixer:
         written = sum(convert.size_of(info, None) for info in self.leaves.values())
         yield f"{len(self.paths)} leaves, {read:,} B to read from {len(self.named)} checkpoints, {written:,} B to write"
         yield f"memory beside the program's own: about {self.memory():,} B"
+
+    def _way(self, path: str) -> str:
+        """What becomes of a leaf, in a few words."""
+        how = f"{sum(1 for _ in self.matrices(path))} x {self.mix.method}"
+        if self._is_factor(path):
+            return f"{how}, LoRA of rank {' + '.join(map(str, self._lora.ranks))} side by side"
+        if not self.mixes(path):
+            return "taken from the first that has it"
+        merged = any(path in source.merged for source in self.named.values() if isinstance(source, Merged))
+        return f"{how}, LoRA merged into it first" if merged else how
 
     def memory(self) -> int:
         """An estimate of the bytes that a mix holds at a time."""
@@ -343,7 +397,8 @@ def _write_orbax(
     while processes > 1 and writer.unwritten():  # by the others
         time.sleep(0.5)
     accessory.write_unused(begun, mixer.sources[0].unused())
-    writer.finish(mixer.config, mixer.tokenizer(), to_json(mixer.mix) | {"hashes": hashes.result()})
+    recipe = to_json(mixer.mix) | {"hashes": hashes.result()}
+    writer.finish(mixer.config, mixer.tokenizer(), recipe, mixer.tree())
     return begun.rename(out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 import jax
@@ -12,6 +13,7 @@ from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.layers import constant, contract, param
 
 Dims = dict[str | None, int]  # axis name -> size
+FACTOR = re.compile(r"(decoder/blocks/.*)lora/([^/]+)/([ab])")
 
 
 class Lora(nnx.Module):
@@ -20,6 +22,15 @@ class Lora(nnx.Module):
     def __init__(self, inputs: Dims, outputs: Dims, rank: int, *, rngs: nnx.Rngs):
         self.a = param(rngs, (*inputs.values(), rank), (*inputs, None), math.prod(inputs.values()) ** -0.5)
         self.b = constant(0.0, (rank, *outputs.values()), (None, *outputs))
+
+
+def split(path: str) -> tuple[str, str]:
+    """The weight that a leaf is a low-rank factor of, and which: ``…/lora/q/a`` -> (``…/q``, ``a``).
+
+    Any other leaf is itself, and no factor: (path, "").
+    """
+    found = FACTOR.fullmatch(path)
+    return ("".join(found.group(1, 2)), found[3]) if found else (path, "")
 
 
 class Maps(nnx.Module):
