@@ -6,8 +6,10 @@ A record is a folder with ``ckpt/`` (a published checkpoint at tiny size), ``exp
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +19,148 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.checkpoint.foreign import Foreign, open_foreign
+from sphinx_jax.checkpoint.store import BadCheckpoint
+from sphinx_jax.config import ModelConfig
 from sphinx_jax.generate import engine
 from sphinx_jax.generate.load import place
-from sphinx_jax.model.blueprint import Leaves, blueprint, matches
+from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
 from sphinx_jax.model.embedding_mix import Features, to_grid
 from sphinx_jax.sharding import make_mesh
-from sphinx_jax.train.step import cross_entropy
+from sphinx_jax.train.step import Batch, cross_entropy
 
 # quantity -> how far apart two right implementations may be; gradients relative to each leaf's largest
 BOUNDS = {
     "clip features": 1e-5, "convnext features": 1e-5, "dinov2 features": 1e-5, "q-former features": 1e-5,
-    "image tokens": 1e-4, "hidden": 1e-4, "logits": 1e-4, "decoding": 1e-4, "loss": 1e-5, "balance loss": 1e-5,
+    "image tokens": 1e-5, "hidden": 1e-4, "logits": 1e-4, "decoding": 1e-4, "loss": 1e-5, "balance loss": 1e-5,
     "gradients": 1e-4, "greedy tokens": 0.0,
 }  # fmt: skip
-RESIZED = 1e-4  # of features whose input was resized 512 -> 224: one float16 tie moves them by 6e-5
+
+Rows = dict[str, dict[str, float]]  # record -> quantity -> largest difference
+
+
+def measure(records: Path) -> Rows:
+    """The largest difference of every quantity of every record below a folder; ``images/`` lies beside them."""
+    folders = [path.parent for path in sorted(records.glob("*/expected.npz"))]
+    if not folders:
+        raise BadCheckpoint(f"{records} holds no record: no folder in it has an expected.npz")
+    return {folder.name: worst(compare(folder, records / "images")) for folder in folders}
+
+
+def worst(differences: Iterator[tuple[str, float]]) -> dict[str, float]:
+    """The largest of each quantity."""
+    found: dict[str, float] = {}
+    for quantity, apart in differences:
+        found[quantity] = max(apart, found.get(quantity, 0.0))
+    return found
+
+
+def over(rows: Rows) -> list[str]:
+    """One line for every quantity that is further from its record than its bound."""
+    return [
+        f"{record}: {quantity} {apart:.1e} from the record, the bound is {BOUNDS[quantity]:.0e}"
+        for record, row in rows.items()
+        for quantity, apart in row.items()
+        if apart > BOUNDS[quantity]
+    ]
+
+
+def table(rows: Rows) -> str:
+    """Markdown, a line for every quantity; what is over its bound is bold."""
+    lines = ["| quantity | bound | " + " | ".join(rows) + " |", "|---|--:|" + "--:|" * len(rows)]
+    for quantity, bound in BOUNDS.items():
+        if any(quantity in row for row in rows.values()):
+            cells = [_cell(row.get(quantity), bound) for row in rows.values()]
+            lines.append(f"| {quantity} | {bound:.0e} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(apart: float | None, bound: float) -> str:
+    if apart is None:
+        return ""
+    return f"**{apart:.1e}**" if apart > bound else f"{apart:.1e}"
 
 
 def compare(record: Path, images: Path) -> Iterator[tuple[str, float]]:
-    """(quantity, largest absolute difference) of one record; ``images`` holds ``pre_{S}.npz``."""
+    """(quantity, largest absolute difference) of one record; ``images`` holds ``pre_{S}.npz``.
+
+    A difference is infinite where a number is NaN or a shape is another.
+    """
     found = open_foreign([record / "ckpt"])
     leaves, config = place(found, make_mesh()), found.config
     expected, info = np.load(record / "expected.npz"), json.loads((record / "info.json").read_text())
     tokens, labels = expected["examples"], expected["labels"]
     cut = int(np.flatnonzero(labels.any(0)).max()) + 1  # the reference's loss sees no more
-    model = blueprint(config).bind(leaves)
-    pixels = features = None
+    features = None
     if config.has_vision:
-        pixels = jnp.asarray(np.load(images / f"pre_{config.views.image_size}.npz")["image"].transpose(0, 2, 3, 1))
-        features = jax.jit(model.encode)(pixels)
-        yield from _features(found, features, expected)
+        pixels = np.load(images / f"pre_{config.views.image_size}.npz")["image"].transpose(0, 2, 3, 1)
+        features, mixed = _encode(config, leaves, pixels)
+        yield from _features(config, features, expected)
+        yield from _image_tokens(config, mixed, expected)
     for kind, seen in (("img", features), ("text", None)):
         if f"{kind}_loss" not in expected:
             continue
-        hidden, _ = jax.jit(model.hidden)(tokens[:, :cut], seen)
-        yield "hidden", _apart(hidden, expected[f"{kind}__final_norm"][:, -cut:])
-        logits = jax.jit(lambda seen: model.decoder.logits(model.hidden(tokens, seen)[0]))(seen)
+        hidden, logits = _decode(config, leaves, tokens, seen)
+        yield "hidden", _apart(hidden[:, :cut], expected[f"{kind}__final_norm"][:, -cut:])
         yield "logits", _apart(logits, expected[f"{kind}_logits_full"])
-        yield from _losses(found, leaves, tokens[:, :cut], labels[:, :cut], seen, expected, kind)
+        batch = {"tokens": tokens[:, :cut], "labels": labels[:, :cut]} | (seen._asdict() if seen else {})
+        loss, balance = _loss(config, leaves, batch)
+        yield "loss", _apart(loss, expected[f"{kind}_loss"])
+        if balance is not None:
+            yield "balance loss", _apart(balance, expected[f"{kind}_addloss_load_balancing"])
         gradients = record / f"grads_{kind}.npz"
         if gradients.exists():
-            yield "gradients", _gradients(found, leaves, tokens[:, :cut], labels[:, :cut], seen, np.load(gradients))
+            yield "gradients", _gradients(found, leaves, batch, np.load(gradients))
         one = None if seen is None else jax.tree.map(lambda x: x[:1], seen)
-        yield "decoding", _decoding(found, leaves, one, expected, kind)
+        yield "decoding", _decoding(config, leaves, one, expected, kind)
         yield "greedy tokens", _greedy(found, leaves, seen, info["prompts"], info[f"{kind}_generate_tokens"])
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def _encode(config: ModelConfig, leaves: Leaves, pixels: jax.Array) -> tuple[Features, jax.Array]:
+    """Features, and the image positions (B, W, D) that the mix makes of them."""
+    model = blueprint(config).bind(leaves)
+    features = model.encode(pixels)
+    return features, model.embedding_mix(features)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _decode(config: ModelConfig, leaves: Leaves, tokens: jax.Array, features: Features | None):
+    """Hidden states (B, T, D) after the last norm, and logits (B, T, V)."""
+    model = blueprint(config).bind(leaves)
+    hidden, _ = model.hidden(tokens, features)
+    return hidden, model.decoder.logits(hidden)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _loss(config: ModelConfig, leaves: Leaves, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+    """Cross-entropy, mean over the labelled tokens, and the load-balance loss."""
+    losses, balance = cross_entropy(blueprint(config).bind(leaves), batch)
+    return losses.sum() / (batch["labels"][:, 1:] > 0).sum(), balance
+
+
 def _apart(ours: Any, theirs: Any) -> float:
-    return float(np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)).max())
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if ours.shape != theirs.shape:
+        return np.inf
+    # a NaN is greater than no bound, and would be lost among others
+    return float(np.nan_to_num(np.abs(ours - theirs).max(), nan=np.inf))
 
 
-def _features(found: Foreign, features: Features, expected: Any) -> Iterator[tuple[str, float]]:
+def _features(
+    config: ModelConfig, features: Features, expected: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, float]]:
     """Encoder by encoder, every view; the record's pictures come one view after the other."""
-    c, views = found.config, found.config.views.views
-    at = 0
+    views, at = config.views.views, 0
     ours = jnp.concatenate([features.overview, *([] if features.crops is None else [features.crops])], axis=1)
-    for name, key, config in (
-        ("clip features", "clip_feats", c.clip), ("convnext features", "convnext_out", c.convnext),
-        ("dinov2 features", "dino_feats", c.dinov2),
+    for name, key, encoder in (
+        ("clip features", "clip_feats", config.clip), ("convnext features", "convnext_out", config.convnext),
+        ("dinov2 features", "dino_feats", config.dinov2),
     ):  # fmt: skip
-        if config is None:
+        if encoder is None:
             continue
         theirs = jnp.asarray(expected[f"img__{key}"])
         if key == "convnext_out":
-            theirs = to_grid(theirs.transpose(0, 2, 3, 1), c.grid)
+            theirs = to_grid(theirs.transpose(0, 2, 3, 1), config.grid)
         width = theirs.shape[-1]
         by_picture = einops.rearrange(theirs, "(v b) t d -> b v t d", v=views)
         yield name, _apart(ours[..., at : at + width], by_picture)
@@ -89,58 +170,49 @@ def _features(found: Foreign, features: Features, expected: Any) -> Iterator[tup
         yield "q-former features", _apart(features.queries, theirs)
 
 
-def _losses(found, leaves, tokens, labels, features, expected, kind) -> Iterator[tuple[str, float]]:
-    loss, balance = _loss(found, leaves, tokens, labels, features)
-    yield "loss", _apart(loss, expected[f"{kind}_loss"])
-    if balance is not None:
-        yield "balance loss", _apart(balance, expected[f"{kind}_addloss_load_balancing"])
+def _image_tokens(
+    config: ModelConfig, mixed: jax.Array, expected: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, float]]:
+    """The projected tokens of the views that are on record, between their tags."""
+    at = 0
+    for view in range(config.views.views):
+        end = at + config.positions_of_view(view)
+        if (key := f"img__image_tokens_view{view}") in expected:
+            yield "image tokens", _apart(mixed[:, at + 1 : end - 1], expected[key])
+        at = end
 
 
-def _loss(found: Foreign, leaves: Leaves, tokens, labels, features) -> tuple[jax.Array, jax.Array | None]:
-    """Cross-entropy, mean over the labelled tokens, and the load-balance loss."""
-
-    @jax.jit
-    def loss(leaves, features):
-        batch = {"tokens": jnp.asarray(tokens), "labels": jnp.asarray(labels)}
-        if features is not None:
-            batch |= features._asdict()
-        losses, balance = cross_entropy(blueprint(found.config).bind(leaves), batch)
-        return losses.sum() / (labels[:, 1:] > 0).sum(), balance
-
-    return loss(leaves, features)
-
-
-def _gradients(found: Foreign, leaves: Leaves, tokens, labels, features, recorded) -> float:
-    """The largest difference of any gradient, relative to the largest value of that gradient."""
-    trainable = {path: leaf for path, leaf in leaves.items() if not matches(path, ["encoders/*"])}
+def _gradients(found: Foreign, leaves: Leaves, batch: Batch, recorded: Mapping[str, np.ndarray]) -> float:
+    """The largest difference of any recorded gradient, relative to the largest value of that gradient."""
+    trainable = {path: leaf for path, leaf in leaves.items() if not matches(path, FROZEN)}
     moe = found.config.decoder.moe
 
     def total(trainable):
-        loss, balance = _loss(found, leaves | trainable, tokens, labels, features)
+        loss, balance = _loss(found.config, leaves | trainable, batch)
         return loss if balance is None else loss + moe.balance_weight * balance
 
     grads = jax.jit(jax.grad(total))(trainable)
-    worst = 0.0
-    for name in found.names:
-        if f"llma.{name.foreign}" not in recorded:
-            continue
-        theirs = name.ours(recorded[f"llma.{name.foreign}"])
-        for path, array in zip(name.leaves, theirs, strict=True):
-            worst = max(worst, _apart(grads[path][name.index], array) / float(np.abs(array).max()))
-    return worst
+    names = {f"llma.{name.foreign}": name for name in found.names}
+    return max(
+        _apart(grads[path][names[key].index], theirs) / float(np.abs(theirs).max())
+        for key, gradient in recorded.items()
+        for path, theirs in zip(names[key].leaves, names[key].ours(gradient), strict=True)
+    )
 
 
-def _decoding(found: Foreign, leaves: Leaves, features: Features | None, expected: Any, kind: str) -> float:
+def _decoding(
+    config: ModelConfig, leaves: Leaves, features: Features | None, expected: Mapping[str, np.ndarray], kind: str
+) -> float:
     """Logits of each step with the cache, along the record's own tokens."""
     prompt, tokens = expected[f"{kind}_gen_prompt"], expected[f"{kind}_gen_tokens"]
     padded, lengths = engine.pad_prompts([prompt.tolist()])
-    room = found.config.image_positions + padded.shape[1] + len(tokens)
-    logits, position, cache = engine.prefill(found.config, leaves, padded, lengths, features, room)
-    worst = 0.0
+    room = config.image_positions + padded.shape[1] + len(tokens)
+    logits, position, cache = engine.prefill(config, leaves, padded, lengths, features, room)
+    steps = []
     for step, token in enumerate(tokens):
-        worst = max(worst, _apart(logits[0], expected[f"{kind}_gen_logits"][step]))
-        logits, cache = engine.decode(found.config, leaves, jnp.array([token]), position + step, cache)
-    return worst
+        steps.append(_apart(logits[0], expected[f"{kind}_gen_logits"][step]))
+        logits, cache = engine.decode(config, leaves, jnp.array([token]), position + step, cache)
+    return max(steps)
 
 
 def _greedy(found: Foreign, leaves: Leaves, features: Features | None, prompts: list[str], recorded: list) -> float:
@@ -151,28 +223,10 @@ def _greedy(found: Foreign, leaves: Leaves, features: Features | None, prompts: 
     for i, prompt in enumerate(prompts):
         one = None if features is None else jax.tree.map(lambda x, i=i: x[i : i + 1], features)
         answers += engine.generate(found.config, leaves, [prompt], one, **settings)
+    # the reference's budget counts from the end of the shortest prompt, so longer ones have fewer tokens on record
     pairs = [
-        (a, b) for ours, theirs in zip(answers, recorded * 2, strict=True) for a, b in zip(ours, theirs, strict=False)
+        pair
+        for ours, theirs in zip(answers, recorded * 2, strict=True)
+        for pair in itertools.zip_longest(ours[: len(theirs)], theirs)
     ]
-    return float(np.mean([a != b for a, b in pairs]))
-
-
-def bound(quantity: str, image_size: int | None) -> float:
-    resized = quantity.endswith("features") and image_size not in (None, 224, 448, 672)
-    return RESIZED if resized else BOUNDS[quantity]
-
-
-def table(records: Path) -> str:
-    """The worst difference of every quantity of every record below a folder, as Markdown."""
-    folders = [path.parent for path in sorted(records.glob("*/expected.npz"))]
-    rows = {}
-    for folder in folders:
-        rows[folder.name] = {}
-        for quantity, apart in compare(folder, records / "images"):
-            rows[folder.name][quantity] = max(apart, rows[folder.name].get(quantity, 0.0))
-    quantities = [q for q in BOUNDS if any(q in row for row in rows.values())]
-    lines = ["| quantity | bound | " + " | ".join(rows) + " |", "|---|--:|" + "--:|" * len(rows)]
-    for quantity in quantities:
-        cells = [f"{row[quantity]:.1e}" if quantity in row else "" for row in rows.values()]
-        lines.append(f"| {quantity} | {BOUNDS[quantity]:.0e} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return float(np.mean([ours != theirs for ours, theirs in pairs]))

@@ -8,6 +8,7 @@ CUDA they stay float32), the sum in float32, the result to float16.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import einops
 import jax
@@ -22,29 +23,50 @@ def normalise(pixels: jax.Array) -> jax.Array:
     return (pixels.astype(jnp.float32) / 255 - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
 
 
+class Taps(NamedTuple):
+    """The four source pixels of each target pixel along one axis, both (target, 4)."""
+
+    pixels: np.ndarray  # int
+    weights: np.ndarray  # float32
+
+
 @functools.cache
-def cubic_matrix(target: int, source: int, scale: float | None = None, weights: str = "float32") -> np.ndarray:
-    """(target, source) float32 matrix of PyTorch's bicubic resize: a = −0.75, half-pixel centres, edges repeated.
+def cubic_taps(target: int, source: int, scale: float | None = None, weights: str = "float32") -> Taps:
+    """PyTorch's bicubic resize: a = −0.75, half-pixel centres, edges repeated; weights rounded to a dtype.
 
     ``scale`` is source pixels per target pixel; it defaults to source / target and sets the sampling grid.
     """
     step = np.float32(source / target if scale is None else scale)
-    at = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * step - np.float32(0.5)
+    at = _fused(np.arange(target) + 0.5, step, -0.5)
     base = np.floor(at)
-    t = (at - base).astype(np.float32)
-    a = np.float32(-0.75)
+    t = at - base
+    a = -0.75
 
     def near(x):
-        return ((a + 2) * x - (a + 3)) * x * x + 1
+        return _fused(_fused(a + 2, x, -(a + 3)) * x, x, 1)
 
     def far(x):
-        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        return _fused(_fused(_fused(a, x, -5 * a), x, 8 * a), x, -4 * a)
 
-    taps = np.stack([far(t + 1), near(t), near(1 - t), far(2 - t)], axis=1).astype(weights).astype(np.float32)
-    columns = np.clip(base[:, None].astype(np.int64) + np.arange(-1, 3), 0, source - 1)
-    matrix = np.zeros((target, source), np.float32)
-    np.add.at(matrix, (np.arange(target)[:, None], columns), taps)
-    return matrix
+    rounded = np.stack([far(t + 1), near(t), near(1 - t), far(2 - t)], axis=1).astype(weights)
+    pixels = base[:, None].astype(np.int64) + np.arange(-1, 3)
+    return Taps(np.clip(pixels, 0, source - 1), rounded.astype(np.float32))
+
+
+def _fused(a: np.ndarray | float, b: np.ndarray, c: float) -> np.ndarray:
+    """a · b + c rounded once to float32: the multiply-add of the processors that the reference's numbers come from."""
+    return (np.float64(a) * np.float64(b) + c).astype(np.float32)
+
+
+def interpolate(images: jax.Array, taps: Taps) -> jax.Array:
+    """(…, S, S, C) -> (…, target, target, C), both axes by the same taps.
+
+    Tap by tap, along the rows first: in the reference's order of sums no value of a float16 resize differs from it.
+    """
+    for axis in (-2, -3):
+        weights = np.expand_dims(taps.weights, tuple(range(1, -axis)))
+        images = sum(jnp.take(images, taps.pixels[:, i], axis) * weights[..., i] for i in range(4))
+    return images
 
 
 def resize(images: jax.Array, size: int, weights: str = "float16") -> jax.Array:
@@ -52,10 +74,7 @@ def resize(images: jax.Array, size: int, weights: str = "float16") -> jax.Array:
     images = images.astype(jnp.float16).astype(jnp.float32)
     if images.shape[1] == size:
         return images
-    matrix = cubic_matrix(size, images.shape[1], weights=weights)
-    exact = jax.lax.Precision.HIGHEST  # accelerators would multiply in bfloat16
-    images = jnp.einsum("vh,bhwc->bvwc", matrix, images, precision=exact)
-    images = jnp.einsum("vw,bhwc->bhvc", matrix, images, precision=exact)
+    images = interpolate(images, cubic_taps(size, images.shape[1], weights=weights))
     return images.astype(jnp.float16).astype(jnp.float32)
 
 

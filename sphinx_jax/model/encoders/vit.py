@@ -10,7 +10,7 @@ from flax import nnx
 from sphinx_jax.config import VitConfig
 from sphinx_jax.model.attention import attend
 from sphinx_jax.model.layers import ACTIVATIONS, LayerNorm, Linear, constant, param, run_stack, stack
-from sphinx_jax.model.views import cubic_matrix
+from sphinx_jax.model.views import cubic_taps, interpolate
 
 # DINOv2 resizes its position grid by scale factor (grid + 0.1) / stored grid: its `interpolate_offset`.
 INTERPOLATE_OFFSET = 0.1
@@ -99,11 +99,8 @@ class Vit(nnx.Module):
         if config.position_grid in (None, config.grid):
             return stored
         scale = config.position_grid / (config.grid + INTERPOLATE_OFFSET)
-        matrix = cubic_matrix(config.grid, config.position_grid, scale)
-        grid = einops.rearrange(stored[1:], "(h w) c -> h w c", h=config.position_grid)
-        exact = jax.lax.Precision.HIGHEST
-        grid = jnp.einsum("vh,hwc->vwc", matrix, grid, precision=exact)
-        grid = jnp.einsum("vw,hwc->hvc", matrix, grid, precision=exact)
+        taps = cubic_taps(config.grid, config.position_grid, scale)
+        grid = interpolate(einops.rearrange(stored[1:], "(h w) c -> h w c", h=config.position_grid), taps)
         return jnp.concatenate([stored[:1], einops.rearrange(grid, "h w c -> (h w) c")])
 
     def embed(self, views: jax.Array) -> jax.Array:
