@@ -18,9 +18,11 @@ from conftest import DATA, born, tiny_config
 from orbax.checkpoint import PyTreeCheckpointer
 from orbax.checkpoint import v1 as ocp
 
-from sphinx_jax.checkpoint import convert, mix_settings, store, stream, weight_mix
+from sphinx_jax.checkpoint import convert, mix_benchmark, mix_settings, store, stream, weight_mix
+from sphinx_jax.checkpoint.mix_methods import METHODS
 from sphinx_jax.checkpoint.mix_settings import Mix, Place
 from sphinx_jax.checkpoint.store import BadCheckpoint
+from sphinx_jax.checkpoint.stream import LeafInfo, Reader, Writer
 from sphinx_jax.config import ConfigError, ModelConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
 
@@ -126,6 +128,36 @@ def test_plain_orbax_in_gives_plain_orbax_out(tmp_path):
     wanted = 0.25 * trees[0]["params"]["dense"]["kernel"] + 0.75 * trees[1]["params"]["dense"]["kernel"]
     np.testing.assert_allclose(found["params"]["dense"]["kernel"], wanted, rtol=1e-6)
     assert int(found["step"]) == 3, "whole numbers are taken from the first"
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "dare_ties", "nuslerp"])
+def test_a_leaf_of_unknown_axes_is_mixed_in_parts_of_its_deeper_axes(method, tmp_path, monkeypatch):
+    for seed in range(3):
+        stack = np.random.default_rng(seed).normal(size=(3, 12, 5)).astype(np.float32)
+        leaf = LeafInfo(stack.shape, stack.dtype, (1, 4, 5))
+        writer = Writer(tmp_path / str(seed), {"stack": leaf})
+        writer.write("stack", (), stack)
+        writer.finish(None, None, {})
+    sources = tuple(str(tmp_path / str(seed)) for seed in range(2))
+    base = str(tmp_path / "2") if METHODS[method].base == "needed" else None
+    own = ({"weight": 0.3, "density": 0.5}, {"weight": 0.7, "density": 0.5})
+    own = tuple({k: v for k, v in one.items() if k in METHODS[method].per_source} for one in own)
+    mix = Mix(method, sources, base, {"t": 0.3} if method == "slerp" else {}, own)
+    whole = Reader(weight_mix.write(mix, tmp_path / "whole", quiet=True)).read("stack")
+    monkeypatch.setattr(weight_mix, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(weight_mix, "SLICE_BYTES", 40)
+    mixer = weight_mix.Mixer(mix, tmp_path / "scratch")
+    places = [place for place, _ in mixer.rows("stack", ())]
+    assert places == [(i, slice(start, start + 4)) for i in range(3) for start in (0, 4, 8)]
+    parts = Reader(weight_mix.write(mix, tmp_path / "parts", quiet=True)).read("stack")
+    np.testing.assert_array_equal(parts, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sources", [2, 8])
+def test_memory_stays_small_for_any_number_of_sources(sources, tmp_path):
+    found = mix_benchmark.measure(tmp_path, layers=2, sources=sources, rounds=1)
+    assert found.peak_bytes < 600e6
 
 
 def save_by_the_first_api(folder, tree):
@@ -275,12 +307,16 @@ def test_bad_sources_are_named_and_nothing_is_left(folders, tmp_path):
     bad = store.save(tmp_path / "bad", leaves, CONFIG, None, {})
     lacking = {path: leaf for path, leaf in born(CONFIG, 5).items() if path != "decoder/norm/scale"}
     ocp.save_checkpointables(tmp_path / "lacking", {"state": store.unflatten(lacking)})
+    counted = tmp_path / "counted"
+    whole = born(CONFIG, 5) | {"decoder/norm/scale": np.ones(leaves["decoder/norm/scale"].shape, np.int32)}
+    ocp.save_checkpointables(counted, {"state": store.unflatten(whole)})
     out = tmp_path / "out"
     for sources, said in (
         ([folders[0], bad], r"decoder/blocks/ffn/down of .*bad holds NaN or infinity"),
         ([folders[0], tmp_path / "lacking"], r"lacking has no leaf decoder/norm/scale"),
         ([folders[0], tmp_path / "nowhere"], r"nowhere does not exist"),
         ([folders[0], DATA / "llama_text" / "ckpt_mp2"], r"differs in shape|has no leaf"),
+        ([folders[0], counted], r"decoder/norm/scale differs in kind: float32 in .*, int32 in .*counted"),
     ):
         with pytest.raises(BadCheckpoint, match=said):
             weight_mix.write(linear(sources, (0.5, 0.5)), out, quiet=True)

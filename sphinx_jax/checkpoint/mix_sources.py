@@ -17,6 +17,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.checkpoint import accessory, convert, store, stream
@@ -275,7 +276,7 @@ def shared_leaves(sources: Mapping[str, MixSource], missing: str, apart: Contain
         ``skip`` (the mix lacks it too).
 
     Raises:
-      BadCheckpoint: a leaf is missing, or its shape differs.
+      BadCheckpoint: a leaf is missing, its shape differs, or it counts in one and is real in another.
     """
     paths = sorted(set().union(*(source.leaves for source in sources.values())))
     for path in filter(lambda path: path not in apart, paths):
@@ -294,4 +295,7 @@ def shared_leaves(sources: Mapping[str, MixSource], missing: str, apart: Contain
                 else ""
             )
             raise BadCheckpoint(f"{path} differs in shape: {', '.join(f'{s} in {n}' for n, s in shapes.items())}{hint}")
+        kinds = {name: leaf.dtype for name, leaf in having.items()}
+        if len({jnp.issubdtype(dtype, jnp.floating) for dtype in kinds.values()}) > 1:
+            raise BadCheckpoint(f"{path} differs in kind: {', '.join(f'{k} in {n}' for n, k in kinds.items())}")
         yield path

@@ -34,7 +34,7 @@ from sphinx_jax.data.tokenizer import Tokenizer
 
 UNFINISHED = "unfinished.json"
 IN_FLIGHT_BYTES = 16 * 2**20  # of chunks being written; they take about twice as much memory
-M_ARENA_MAX = -8  # of glibc's malloc.h
+M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # of glibc's malloc.h
 ROW_BYTES = 2**20  # rows from this size on are chunks of their own
 
 Index = int | slice | EllipsisType | tuple[int | slice, ...]
@@ -360,6 +360,7 @@ def _share_one_heap() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if mallopt is not None:
             mallopt(M_ARENA_MAX, 1)
+            mallopt(M_MMAP_THRESHOLD, 2**20)  # fixed, so that chunks go back to the system when they are freed
 
 
 def _wait(future: ts.Future, failed: str) -> Any:

@@ -14,7 +14,7 @@ import operator
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from sphinx_jax.checkpoint.mix_methods import METHODS
 from sphinx_jax.checkpoint.mix_settings import Mix, Places, to_json
 from sphinx_jax.checkpoint.mix_sources import (
     MixSource,
-    Rows,
     content_hash,
     finite,
     lay_out,
@@ -48,7 +47,9 @@ from sphinx_jax.model import lora
 from sphinx_jax.model.blueprint import Leaves
 from sphinx_jax.progress import progress
 
-SLICE_BYTES = 4 * 2**20  # of float32 rows that are mixed at a time, from each source
+BLOCK_BYTES = 8 * 2**20  # of rows that are read at a time from each source; at least a chunk
+Block = tuple  # of a matrix: integers of the axes that are walked, then a slice of rows; () of a scalar
+SLICE_BYTES = 2**20  # of float32 rows that are mixed at a time, from each source: what a processor's cache holds
 
 
 def interpolate(trees: Sequence[Leaves], coefficients: jax.Array | Sequence[float] | Leaves) -> Leaves:
@@ -181,86 +182,106 @@ class Mixer:
             self.mix.method, self._parameters(weight, index), sources=len(self.sources), base=self.base is not None
         )
 
-    def rows(self, path: str, index: Index) -> Iterator[tuple[int, np.ndarray]]:
-        """A matrix of the mix: (first row, rows), in order."""
-        cuts = self._cuts(self.leaves[path], len(index))
+    def rows(self, path: str, index: Index) -> Iterator[tuple[tuple, np.ndarray]]:
+        """A matrix of the mix, in order: (where in the matrix, values)."""
+        info = self.leaves[path]
+        blocks = _blocks(info, len(index))
         if self._is_factor(path):
-            yield from self._lora.rows(path, index, self._coefficients(path, index), cuts, self._scratch)
+            cuts = [(rows.start, rows.stop) for *_, rows in blocks]
+            low = self._lora.rows(path, index, self._coefficients(path, index), cuts, self._scratch)
+            yield from (((slice(start, start + len(part)),), part) for start, part in low)
             return
         if not self.mixes(path):
-            rows = self._having(path)[0].matrix(path, index, self._scratch)
-            yield from ((start, rows(start, stop)) for start, stop in cuts)
+            first = {"": self._having(path)[0]}
+            yield from ((block, self._read(first, path, index, block)[""]) for block in blocks)
             return
-        opened, parameters = self._opened(path, index), self._parameters(path, index)
+        parameters = self._parameters(path, index)
         if (path, index) in self._names and _looks_at_rows(self.mix.method, parameters):
-            yield 0, self._turned(path, index, opened, parameters)
+            yield (), self._turned(path, index, parameters)
             return
-        shape = self.leaves[path].shape[len(index) :]
-        yield from self._mixed(self._unit(path, index, shape, cuts, opened), cuts, shape, parameters)
+        read = functools.partial(self._read, self.named, path, index)
+        shape = info.shape[len(index) :]
+        yield from self._mixed(self._unit(path, index, shape, blocks, read), shape, info.dtype, blocks, parameters)
 
     def unit(self, path: str, index: Index) -> Unit:
         """A matrix as the sources have it, for what measures it; rows lie as ours do."""
         info = self.leaves[path]
-        cuts = self._cuts(info, len(index))
-        return self._unit(path, index, info.shape[len(index) :], cuts, self._opened(path, index))
+        read = functools.partial(self._read, self.named, path, index)
+        return self._unit(path, index, info.shape[len(index) :], _blocks(info, len(index)), read)
 
-    def _opened(self, path: str, index: Index) -> dict[str, Rows]:
-        return {name: source.matrix(path, index, self._scratch) for name, source in self.named.items()}
+    def _read(self, sources: Mapping[str, MixSource], path: str, index: Index, block: Block) -> dict[str, np.ndarray]:
+        *outer, rows = block or (slice(0, 1),)
+        places = {name: source.matrix(path, (*index, *outer), self._scratch) for name, source in sources.items()}
+        return {name: place(rows.start, rows.stop) for name, place in places.items()}
 
-    def _turned(self, path: str, index: Index, opened: Mapping[str, Rows], parameters: Mapping[str, Any]) -> np.ndarray:
+    def _turned(self, path: str, index: Index, parameters: Mapping[str, Any]) -> np.ndarray:
         """The matrix of a method that looks at rows: mixed as published files lay it, rows being output features."""
         name, info = self._names[path, index], self.leaves[path]
         there = {}
-        for source, rows in opened.items():
-            lying = name.theirs([np.concatenate([rows(*cut) for cut in self._cuts(info, len(index))])])
-            there[source] = lay_out(lying, self._scratch, path)
-        shape = name.blank(info.shape).shape
-        cuts = self._cuts(stream.LeafInfo(shape, info.dtype, (1, *shape[1:])), 0)
-        unit = self._unit(path, index, shape, cuts, {source: laid.matrix() for source, laid in there.items()})
-        mixed = np.empty(shape, info.dtype)
-        for start, part in self._mixed(unit, cuts, shape, parameters):
-            mixed[start : start + len(part)] = part
+        for source in self.named:
+            ours = np.empty(info.shape[len(index) :], self.named[source].leaves[path].dtype)
+            for block in _blocks(info, len(index)):
+                ours[block] = self._read({source: self.named[source]}, path, index, block)[source]
+            there[source] = lay_out(name.theirs([ours]), self._scratch, path)
+        turned = stream.LeafInfo(shape := name.blank(info.shape).shape, info.dtype, (1, *shape[1:]))
+        rows = {source: laid.matrix() for source, laid in there.items()}
+
+        def read(block: Block) -> dict[str, np.ndarray]:
+            return {source: of(block[0].start, block[0].stop) for source, of in rows.items()}
+
+        blocks, mixed = _blocks(turned, 0, deep=False), np.empty(shape, info.dtype)
+        unit = self._unit(path, index, shape, blocks, read)
+        for block, part in self._mixed(unit, shape, info.dtype, blocks, parameters):
+            mixed[block] = part
         for laid in there.values():
             laid.forget()
         return name.ours(mixed)[0]
 
     def _mixed(
-        self, unit: Unit, cuts: list[tuple[int, int]], shape: tuple[int, ...], parameters: Mapping[str, Any]
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        for (start, _), rows in zip(cuts, METHODS[self.mix.method].run(unit, parameters), strict=True):
-            yield start, rows.reshape(-1, *shape[1:]) if shape else rows.reshape(())
+        self, unit: Unit, shape: tuple[int, ...], dtype: np.dtype, blocks: list[Block], parameters: Mapping[str, Any]
+    ) -> Iterator[tuple[Block, np.ndarray]]:
+        mixed = METHODS[self.mix.method].run(unit, parameters)
+        for block in blocks:
+            if not block:
+                yield (), next(mixed).reshape(())
+                continue
+            count = block[-1].stop - block[-1].start
+            part = np.empty((count, math.prod(unit.shape[1:])), dtype)
+            done = 0
+            while done < count:
+                rows = next(mixed)
+                part[done : done + len(rows)] = rows.reshape(len(rows), -1)
+                done += len(rows)
+            yield block, part.reshape(count, *shape[len(block) :])
 
     def _unit(
-        self, path: str, index: Index, shape: tuple[int, ...], cuts: list[tuple[int, int]], opened: Mapping[str, Rows]
+        self,
+        path: str,
+        index: Index,
+        shape: tuple[int, ...],
+        blocks: list[Block],
+        read: Callable[[Block], dict[str, np.ndarray]],
     ) -> Unit:
-        flat = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else shape or (1,)
+        depth = len(blocks[0])  # axes that are walked, and the one that is cut into rows
+        flat = (math.prod(shape[:depth]), math.prod(shape[depth:])) if len(shape) > 1 else shape or (1,)
+        step = max(1, SLICE_BYTES // (4 * math.prod(flat[1:])))
 
         def slices() -> Iterator[Slice]:
-            with ThreadPoolExecutor(1) as pool:  # the next rows are read while these are mixed
-                ahead = pool.submit(self._slice, opened, path, flat, *cuts[0])
-                for cut in [*cuts[1:], None]:
-                    found = ahead.result()
-                    if cut is not None:
-                        ahead = pool.submit(self._slice, opened, path, flat, *cut)
-                    yield found
+            first = 0
+            with ThreadPoolExecutor(1) as pool:  # the next block is read while this one is mixed
+                ahead = pool.submit(read, blocks[0])
+                for following in [*blocks[1:], None]:
+                    found = {name: rows.reshape(-1, *flat[1:]) for name, rows in ahead.result().items()}
+                    if following is not None:
+                        ahead = pool.submit(read, following)
+                    count = len(next(iter(found.values())))
+                    for row in range(0, count, step):
+                        part = {n: finite(rows[row : row + step], path, n) for n, rows in found.items()}
+                        base = part[str(self.base.folder)] if self.base else None
+                        yield Slice(first + row, base, [part[str(source.folder)] for source in self.sources])
+                    first += count
 
         return Unit(path + "".join(f"[{i}]" for i in index), flat, slices)
-
-    def _slice(self, opened: Mapping[str, Rows], path: str, flat: tuple[int, ...], start: int, stop: int) -> Slice:
-        found = {}
-        for name, rows in opened.items():
-            found[name] = finite(rows(start, stop).reshape(-1, *flat[1:]), path, name)
-        base = found[str(self.base.folder)] if self.base else None
-        return Slice(start, base, [found[str(source.folder)] for source in self.sources])
-
-    def _cuts(self, info: stream.LeafInfo, leading: int) -> list[tuple[int, int]]:
-        """Rows from … to … of a matrix behind so many leading axes, whole chunks at a time."""
-        shape, chunk = info.shape[leading:], info.chunk_shape[leading:]
-        if not shape:
-            return [(0, 1)]
-        row = 4 * math.prod(shape[1:])
-        step = max(1, SLICE_BYTES // max(row, 1) // chunk[0]) * chunk[0]
-        return [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
     def whole(self, path: str, index: Index = ()) -> np.ndarray:
         """A leaf of the mix at a place in its leading axes, in the dtype of the mix."""
@@ -269,8 +290,8 @@ class Mixer:
         for at in self.matrices(path):
             if at[: len(index)] == index:
                 inner = out[at[len(index) :]]  # a view
-                for start, rows in self.rows(path, at):
-                    inner[start : start + len(rows)] = rows
+                for place, part in self.rows(path, at):
+                    inner[place] = part
         return out
 
     def describe(self) -> Iterator[str]:
@@ -299,8 +320,9 @@ class Mixer:
 
     def memory(self) -> int:
         """An estimate of the bytes that a mix holds at a time."""
-        slices = 4 * SLICE_BYTES * (len(self.named) + 1)
-        return slices + 2 * stream.IN_FLIGHT_BYTES + max(source.largest_piece() for source in self.named.values())
+        largest = max(math.prod(info.chunk_shape) * info.dtype.itemsize for info in self.leaves.values())
+        blocks = (2 * len(self.named) + 1) * max(BLOCK_BYTES, largest) + 4 * SLICE_BYTES * (len(self.named) + 1)
+        return blocks + 2 * stream.IN_FLIGHT_BYTES + max(source.largest_piece() for source in self.named.values())
 
 
 def write(
@@ -382,9 +404,8 @@ def _write_orbax(
                 count = math.prod(mixer.leaves[path].shape[: mixer.stacked(path)])
                 for index in mixer.matrices(path):
                     if not writer.is_done(path, index):
-                        for start, rows in mixer.rows(path, index):
-                            place = (*index, slice(start, start + len(rows))) if rows.ndim else index
-                            writer.write(path, place, rows)
+                        for place, part in mixer.rows(path, index):
+                            writer.write(path, (*index, *place), part)
                     bar.update(mixer.size(path) / count)
     except BadCheckpoint:
         if processes == 1:  # going on would meet the same source again
@@ -400,6 +421,27 @@ def _write_orbax(
     recipe = to_json(mixer.mix) | {"hashes": hashes.result()}
     writer.finish(mixer.config, mixer.tokenizer(), recipe, mixer.tree())
     return begun.rename(out)
+
+
+def _blocks(info: stream.LeafInfo, leading: int, deep: bool = True) -> list[Block]:
+    """The parts of a matrix behind so many leading axes that are read at a time: rows, whole chunks of them.
+
+    Where one row is large, as of a stack of whose axes nothing is known, those of the next axis; () is a scalar.
+    """
+    shape, chunk = info.shape[leading:], info.chunk_shape[leading:]
+    if not shape:
+        return [()]
+    axis = 0
+    while deep and axis < len(shape) - 2 and chunk[axis] == 1 and _row(info, leading + axis) > BLOCK_BYTES:
+        axis += 1
+    step = max(1, BLOCK_BYTES // _row(info, leading + axis) // chunk[axis]) * chunk[axis]
+    cuts = [slice(start, min(start + step, shape[axis])) for start in range(0, shape[axis], step)]
+    return [(*outer, rows) for outer in np.ndindex(*shape[:axis]) for rows in cuts]
+
+
+def _row(info: stream.LeafInfo, axis: int) -> int:
+    """Bytes of one step along an axis."""
+    return info.dtype.itemsize * math.prod(info.shape[axis + 1 :])
 
 
 def _stamps(source: MixSource) -> list[list]:
