@@ -109,3 +109,19 @@ def test_learning_never_ends_worse_than_it_began():
     learnt = learn(judge_for(models, {"real": other}), chooser, groups(SPECS), along([1.0]), epochs=5, quiet=True)
     for own in learnt.values():
         np.testing.assert_array_equal(own[0], np.ones_like(own[0]))
+
+
+def test_a_mix_that_gives_no_number_is_never_chosen():
+    models, (target,) = trees(2), trees(1, seed=9)
+
+    def loss(leaves, target):
+        far = sum(((leaves[p] - models[0][p]) ** 2).sum() for p in leaves)
+        found = sum(((leaves[p] - target[p]) ** 2).sum() for p in leaves)
+        return jnp.stack([jnp.where(far < 1e-3, jnp.nan, found), 2.0])
+
+    judge = Judge(loss, models, {"real": [target]})
+    _, order = greedy(judge)
+    assert order == [1, 0]
+    assert best(sweep(judge, [[0.0, 1.0]])) == (0.0,)
+    with pytest.raises(ValueError, match="no mix has a finite loss"):
+        best(sweep(judge, [[1.0]]))

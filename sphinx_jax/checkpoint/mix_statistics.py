@@ -105,7 +105,7 @@ def column_gram(unit: Unit) -> np.ndarray:
 
 def magnitudes(x: np.ndarray) -> np.ndarray:
     """Keys in the order of the absolute values of float32 entries, flattened: their bit pattern, uint32 below 2**31."""
-    return np.abs(x).reshape(-1).view(np.uint32)
+    return np.abs(x).astype(np.float32, copy=False).reshape(-1).view(np.uint32)
 
 
 class Cut(NamedTuple):

@@ -100,7 +100,7 @@ def choose(
         rivals["uniform average"] = mix_search.uniform(len(names))
         result: dict[str, Any] = {}
         if way == "sweep" or len(folders) == 2:
-            curve = mix_search.sweep(judge, [grid] * (len(folders) - 1), quiet)
+            curve = mix_search.sweep(judge, [sorted(set(grid))] * (len(folders) - 1), quiet)
             result["curve"] = [{"at": point, **losses} for point, losses in curve.items()]
             at = mix_search.best(curve)
             chosen = mix_search.along(at)
@@ -127,9 +127,9 @@ def open_workdir(workdir: Path, quiet: bool) -> tuple[Run, MixStage]:
     """The recipe that a workdir was made with, and the settings of its first mix stage."""
     try:
         known = json.loads((workdir / "config.json").read_text())
-    except (OSError, ValueError):
+        stages = [values for values in known["settings"].values() if "betas" in values]
+    except (OSError, ValueError, LookupError, TypeError):
         raise ConfigError(f"{workdir} is no workdir of a recipe; --workdir names one, e.g. runs/quickstart") from None
-    stages = [values for values in known["settings"].values() if "betas" in values]
     if not stages:
         raise ConfigError(f"the recipe of {workdir} has no mix stage that says what a mix is judged by")
     recipe = from_dict(known | {"stages": (), "settings": {}}, Recipe, "config")

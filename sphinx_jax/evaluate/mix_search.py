@@ -44,7 +44,9 @@ class Judge:
         sums = {
             d: sum(np.asarray(self._at(coefficients, self.trees, b)) for b in self.batches[d]) for d in self.batches
         }
-        return {domain: float(total / count) for domain, (total, count) in sums.items()}
+        losses = {domain: float(total / count) for domain, (total, count) in sums.items()}
+        # a mix that gives no number is the worst there is, not one that compares as neither better nor worse
+        return {domain: loss if np.isfinite(loss) else np.inf for domain, loss in losses.items()}
 
     def mean(self, coefficients: Coefficients) -> float:
         """The mean of the domains' losses: what is minimised."""
@@ -79,8 +81,11 @@ def sweep(
 
 
 def best(curve: Mapping[tuple[float, ...], Mapping[str, float]]) -> tuple[float, ...]:
-    """The point of the lowest mean over the domains."""
-    return min(curve, key=lambda point: np.mean(list(curve[point].values())))
+    """The point of the lowest mean over the domains; ValueError if none is finite."""
+    means = {point: np.mean(list(losses.values())) for point, losses in curve.items()}
+    if not np.isfinite(min(means.values())):
+        raise ValueError("no mix has a finite loss; look for NaN or infinity in the checkpoints")
+    return min(means, key=means.__getitem__)
 
 
 def greedy(judge: Judge) -> tuple[np.ndarray, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from reprlib import repr as short
@@ -32,9 +33,16 @@ def check_sampling(**settings: Any) -> dict[str, Any]:
     """The settings of ``generate`` as they came."""
     for name, value in settings.items():
         kind, fits, expected = _SAMPLING[name]
-        if not (isinstance(value, kind) and fits(value)):
+        if isinstance(value, bool) or not (isinstance(value, kind) and _is_finite(value) and fits(value)):
             raise BadArgument(f"{name} must be {expected}, not {short(value)}")
     return settings
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False
 
 
 def check_text(name: str, given: str) -> str:

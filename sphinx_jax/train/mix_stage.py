@@ -14,6 +14,7 @@ import numpy as np
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.mix_settings import Mix
 from sphinx_jax.checkpoint.weight_mix import write
+from sphinx_jax.config import ConfigError
 from sphinx_jax.data.task_mix import Rows, Shape, Source
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.evaluate.mix_search import Judge, along, best, sweep
@@ -87,6 +88,8 @@ def judge_of(
     run: Run, s: MixStage, trees: Sequence[Leaves], frozen: Leaves, split: str, domains: Sequence[str] = DOMAINS
 ) -> Judge:
     """The loss of the stage's tasks on one split of the domains."""
+    if run.recipe.model.decoder.lora_rank:
+        raise ConfigError("held-out data cannot choose a mix of LoRA models; mix them with given weights")
     plan = blueprint(run.recipe.model)
 
     def loss(leaves: Leaves, batch: Any) -> jax.Array:
