@@ -10,8 +10,9 @@ from conftest import tiny_config
 
 import sphinx_jax
 from sphinx_jax import recipe
-from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint import store, weight_mix
 from sphinx_jax.config import to_dict
+from sphinx_jax.evaluate import mix_choice
 from sphinx_jax.generate.load import last_checkpoint
 
 SHARED = {
@@ -80,6 +81,24 @@ def test_the_mix_on_disk_is_the_papers_formula(workdir, mesh):
         assert not path.startswith("encoders/") or np.array_equal(leaf, real[path])
     changed = [p for p in real if not np.array_equal(real[p], synthetic[p])]
     assert changed and not any(p.startswith("encoders/") for p in changed)
+
+
+@pytest.mark.parametrize("way", ["sweep", "greedy", "learn"])
+def test_a_mix_chosen_on_held_out_data_is_what_is_written(workdir, tmp_path, way):
+    folders = [workdir / "real", workdir / "synthetic"]
+    choice = mix_choice.choose(way, folders, workdir, grid=(1.0, 0.5, 0.0), epochs=2, quiet=True)
+    rows = {row["name"]: row for row in choice.result["rows"]}
+    assert {"real/4 alone", "synthetic/2 alone", "uniform average"} <= rows.keys()
+    found = choice.result["rows"][-1]
+    if way == "sweep":
+        singles = [row["validation"]["mean"] for row in choice.result["rows"][:-1]]
+        assert found["validation"]["mean"] <= min(singles) + 1e-6
+    out = weight_mix.write(choice.mix, tmp_path / "out", quiet=True)
+    again = mix_choice.choose("sweep", [out, out], workdir, grid=(1.0,), quiet=True).result["rows"][0]
+    for split in ("validation", "test"):
+        for domain, loss in found[split].items():
+            assert again[split][domain] == pytest.approx(loss, rel=1e-5)
+    assert choice.save(tmp_path / "report")[0].name == f"{way}.json"
 
 
 def test_a_second_run_says_it_is_done(workdir, capsys):
