@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +100,15 @@ def test_a_mix_chosen_on_held_out_data_is_what_is_written(workdir, tmp_path, way
         for domain, loss in found[split].items():
             assert again[split][domain] == pytest.approx(loss, rel=1e-5)
     assert choice.save(tmp_path / "report")[0].name == f"{way}.json"
+
+
+def test_a_workdir_may_be_named_from_where_one_stands(workdir, tmp_path, monkeypatch):
+    shutil.copytree(workdir, tmp_path / "runs" / "here")
+    shutil.rmtree(tmp_path / "runs" / "here" / "mix")
+    monkeypatch.chdir(tmp_path)
+    recipe.run(recipe.parse(values()), Path("runs") / "here", only="mix", quiet=True)
+    found, wanted = (store.newest(folder / "mix" / "checkpoints") for folder in (tmp_path / "runs" / "here", workdir))
+    assert store.read_recipe(found)["method"] == store.read_recipe(wanted)["method"] == "linear"
 
 
 def test_a_second_run_says_it_is_done(workdir, capsys):

@@ -252,6 +252,23 @@ def test_a_recipe_makes_the_same_bits_again_and_refuses_other_sources(folders, t
     assert "has changed" in done.stderr and not (tmp_path / "third").exists()
 
 
+def test_sources_may_be_named_from_where_one_stands(folders, tmp_path, monkeypatch):
+    whole = leaves_of(weight_mix.write(linear(folders[:2], (0.25, 0.75)), tmp_path / "whole", quiet=True))
+    there = Path(folders[0]).parent
+    monkeypatch.chdir(there)
+    near = linear([Path(folders[0]).name, f"../{there.name}/{Path(folders[1]).name}"], (0.25, 0.75))
+    out = weight_mix.write(near, os.path.relpath(tmp_path / "near"), quiet=True)
+    assert out == tmp_path / "near"
+    found = leaves_of(out)
+    assert found.keys() == whole.keys()
+    for path, leaf in whole.items():
+        np.testing.assert_array_equal(found[path], leaf)
+    recipe = store.read_recipe(out)
+    assert recipe["hashes"].keys() == set(near.sources)
+    again = weight_mix.write(near, tmp_path / "again", expected=recipe["hashes"], quiet=True)
+    assert leaves_of(again).keys() == whole.keys()
+
+
 def test_processes_share_the_leaves(folders, tmp_path):
     common = ["--sources", *folders[:2], "--weights", 0.5, 0.5, "--quiet", "--out"]
     run_tool(*common, tmp_path / "alone")

@@ -67,7 +67,7 @@ def open_source(folder: str | Path) -> MixSource:
 
     Of a training stage's folder, its newest checkpoint.
     """
-    folder = newest_in(Path(folder))
+    folder = newest_in(Path(folder)).resolve()
     if not folder.is_dir():
         raise BadCheckpoint(f"{folder} does not exist; give a checkpoint's folder")
     return ForeignSource(folder) if is_foreign(folder) else OrbaxSource(folder)

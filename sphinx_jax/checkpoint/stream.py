@@ -78,7 +78,7 @@ class Reader:
     tree: orbax_files.Tree
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder).absolute()
+        self.folder = Path(folder).resolve()
         if (self.folder / UNFINISHED).exists() and not store.is_complete(self.folder):
             raise BadCheckpoint(f"{self.folder} is unfinished; run again what was writing it")
         self.state = orbax_files.find_state(self.folder)
@@ -122,7 +122,7 @@ class Writer:
     leaves: dict[str, LeafInfo]
 
     def __init__(self, folder: str | Path, leaves: Mapping[str, tuple | LeafInfo], origin: Any = None):
-        self.folder = Path(folder).absolute()
+        self.folder = Path(folder).resolve()
         self.leaves = {path: _leaf_info(path, *leaf) for path, leaf in sorted(leaves.items())}
         _claim(self.folder, self.leaves, origin)
         self._state = self.folder / orbax_files.STATE

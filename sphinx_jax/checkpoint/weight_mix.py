@@ -6,6 +6,7 @@ a matrix is read, mixed and written in slices of a few rows, so that memory stay
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -379,23 +380,27 @@ def write(
 
 def new_folder(out: str | Path, sources: Iterable[str]) -> Path:
     """The absolute path of a folder to write; BadCheckpoint if it exists or lies in a source."""
-    out = Path(out).absolute()
+    out = Path(out).resolve()
     if out.exists():
         raise BadCheckpoint(f"{out} exists already; give a new folder")
-    if any(out.is_relative_to(Path(source).absolute()) for source in sources):
+    if any(out.is_relative_to(Path(source).resolve()) for source in sources):
         raise BadCheckpoint(f"{out} lies in a source; sources are never touched")
     return out
 
 
 def _hashes(mixer: Mixer) -> dict[str, str]:
-    return {name: content_hash(source.files(), source.folder) for name, source in mixer.named.items()}
+    """{source as the recipe names it: content hash}."""
+    named = [*mixer.mix.sources, *filter(None, [mixer.mix.base])]
+    opened = [*mixer.sources, *filter(None, [mixer.base])]
+    return {name: content_hash(s.files(), s.folder) for name, s in zip(named, opened, strict=True)}
 
 
 def _write_orbax(
     mixer: Mixer, out: Path, process: int, processes: int, hashes: Future[dict[str, str]] | None, quiet: bool
 ) -> Path:
     begun = out.with_name(f"{out.name}.unfinished")
-    origin = to_json(mixer.mix) | {"files": {name: _stamps(source) for name, source in mixer.named.items()}}
+    same = to_json(dataclasses.replace(mixer.mix, sources=("",) * len(mixer.sources), base=None))
+    origin = same | {"files": {name: _stamps(source) for name, source in mixer.named.items()}}
     writer = stream.Writer(begun, mixer.leaves, origin)
     mine = mixer.paths[process::processes]
     try:
