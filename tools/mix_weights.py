@@ -1,6 +1,6 @@
 """Mixes the weights of checkpoints into one checkpoint, in the memory of a few rows.
 
-The paper's mix of two pre-trainings, a third of one and two thirds of the other:
+The paper's mix of two pre-trainings, β = 0.3:
   python tools/mix_weights.py --method linear --sources real/ synthetic/ --weights 0.3 0.7 --out mix/
 
 What two fine-tunes learnt, added to their base; published folders in, a published folder out:
