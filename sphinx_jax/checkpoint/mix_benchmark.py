@@ -17,6 +17,13 @@ import numpy as np
 from sphinx_jax.checkpoint.stream import Writer
 from sphinx_jax.progress import progress
 
+# A process counts what its parent held when it was forked, so the mix is started by an interpreter that holds nothing.
+_PEAK = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
 WIDTH, HIDDEN = 2048, 5632  # of a 1.1B decoder: a layer's FFN matrices are 23 MB each in bfloat16
 
 
@@ -90,11 +97,11 @@ def _mix(sources: list[Path], out: Path, method: str) -> int:
     weights = [str(1 / len(sources))] * len(sources)
     tool = Path(__file__).parents[2] / "tools" / "mix_weights.py"
     command = [sys.executable, str(tool), "--quiet", "--method", method, "--sources", *map(str, sources)]
-    started = subprocess.Popen([*command, "--weights", *weights, "--out", str(out)], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(started.pid, 0)
-    if status:
+    measured = [sys.executable, "-ISc", _PEAK, *command, "--weights", *weights, "--out", str(out)]
+    done = subprocess.run(measured, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
         raise RuntimeError("the mix failed; its message is above")
-    return usage.ru_maxrss * 1024
+    return int(done.stdout) * 1024
 
 
 def _stream(sources: list[Path], out: Path) -> None:
