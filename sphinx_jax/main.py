@@ -47,6 +47,8 @@ def parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except KeyError as error:  # a path that ends nowhere in the recipe, e.g. --config.stag.finetune.steps
         raise ValueError(f"unknown setting {error.args[0]}") from error
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     except SystemExit:
         sys.exit(0)  # absl ends with 1 where help was asked for
 

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, ModelConfig, from_dict, unknown
 from sphinx_jax.data.sources import Data, DataConfig
+from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.sharding import make_mesh
@@ -85,7 +86,13 @@ def parse(values: dict[str, Any]) -> Recipe:
             raise unknown("stage", name, settings)
     for name, stage in settings.items():
         _check_origins(name, stage, settings)
-    return from_dict({**values, "stages": order, "settings": settings}, Recipe, "config")
+    recipe = from_dict({**values, "stages": order, "settings": settings}, Recipe, "config")
+    if recipe.data.playground:  # people's own data may have tasks of their own
+        for name, stage in settings.items():
+            for task in getattr(stage, "tasks", None) or ():
+                if task not in INSTRUCTIONS:
+                    raise unknown(f"task of stage {name}", task, INSTRUCTIONS)
+    return recipe
 
 
 def _check_origins(name: str, stage: Any, known: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ def get_config():
     c.seed = 0
     c.model = {"name": "m"}
     c.stages = ("first",)
-    c.stage = {"first": {"kind": "train", "start": "fresh", "steps": 4}}
+    c.stage = {"first": {"kind": "train", "start": "fresh", "steps": 4, "text_batch": 2}}
     return c
 """
 
@@ -65,6 +65,11 @@ def one_line(error: pytest.ExceptionInfo) -> str:
         ({"stage.second.steps": "many"}, "stage.second.steps must be int, not 'many'"),
         ({"stage.second.steps": True}, "stage.second.steps must be int, not True"),
         ({"stage.second.rate": "1e-3x"}, "stage.second.rate must be float, not '1e-3x'"),
+        ({"stage.second.steps": -1}, "steps of a train stage must be at least 1, not -1"),
+        ({"stage.second.domains": {}}, "needs domains, a text_batch, or both"),
+        ({"stage.second.optimizer": "moun"}, "unknown optimizer 'moun'; did you mean 'muon'"),
+        ({"stage.second.optimizer_settings": {"beta9": 0.1}}, "optimizer adamw: got an unexpected keyword argument"),
+        ({"stage.second.tasks": {"vqaa": 1.0}}, "task of stage second 'vqaa'; did you mean 'vqa'"),
         ({"stage.second.tasks": ("vqa",)}, "stage.second.tasks must be"),
         ({"stages": ("first", "secnod")}, "stage 'secnod'; did you mean 'second'"),
         ({"model.decoder.widht": 3}, "key of config.model.decoder 'widht'"),
@@ -183,19 +188,36 @@ def test_help_names_the_flags():
         ([], "no recipe; give one"),
         (["--config", "there/is/none.py"], "there is no recipe there/is/none.py"),
         (["--config", "simple.py", "--wrokdir", "w"], "Did you mean: workdir"),
+        (["--config", "broken.py"], "broken.py, line 2: "),
         (["--config", "simple.py", "w"], "unexpected argument 'w'"),
         (["--config", "simple.py", "--config.stage.frist.steps=3"], 'Did you mean "first"'),
         (["--config", "simple.py", "--config.stage.first.steps=few"], "steps=few"),
         (["--config", "simple.py", "--config.stage.first.stepz=3"], "did you mean 'steps'"),
     ],
-    ids=["no config", "no file", "flag", "argument", "stage", "value", "key"],
+    ids=["no config", "no file", "flag", "broken file", "argument", "stage", "value", "key"],
 )
 def test_a_wrong_command_line_is_one_line(tmp_path, arguments, says):
     (tmp_path / "simple.py").write_text(SIMPLE)
+    (tmp_path / "broken.py").write_text("def get_config():\n    return (\n")
     out = python("-m", "sphinx_jax.main", *arguments, cwd=tmp_path)
     assert out.returncode == 1 and out.stdout == ""
     assert out.stderr.startswith("error: ") and out.stderr.count("\n") == 1 and says in out.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_results_that_do_not_exist_yet_are_asked_for_by_stage(tmp_path):
+    values = copy.deepcopy(VALUES)
+    values["stage"]["show"] = {"kind": "show", "evaluate": "second", "mix": None}
+    with pytest.raises(ValueError) as error:
+        recipe.run(recipe.parse(values), tmp_path / "w", only="show", quiet=True)
+    assert "scores.json yet; run stage second first" in one_line(error)
+
+
+def test_a_batch_that_cannot_be_cut_is_told_before_any_data_is_made(tmp_path):
+    with pytest.raises(ValueError) as error:
+        recipe.run(recipe.parse(with_stage("first", batch=4, accumulate=3)), tmp_path / "w", quiet=True)
+    assert "first: 4 image rows do not divide over 1 devices x 3 accumulated parts" in one_line(error)
+    assert {p.name for p in (tmp_path / "w").iterdir()} == {"config.json"}
 
 
 HEAVY = ("jax", "flax", "orbax", "grain", "tensorflow_datasets", "transformers", "matplotlib", "sklearn", "skimage")

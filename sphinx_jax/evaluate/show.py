@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sphinx_jax.config import ConfigError
 from sphinx_jax.data.image import load_image
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.evaluate.report import Sample, format_table, write_report
@@ -31,9 +32,9 @@ def show(run: Run, name: str, settings: ShowStage) -> None:
     from sphinx_jax import recipe
 
     s = settings
-    scores = json.loads((run.folder(s.evaluate) / "scores.json").read_text())
+    scores = _result(run, s.evaluate, "scores.json")
     if s.mix is not None:
-        scores["beta"] = json.loads((run.folder(s.mix) / "beta.json").read_text())
+        scores["beta"] = _result(run, s.mix, "beta.json")
     timings = recipe.seconds(run)
     scores["seconds"] = sum(timings.values())
     histories = {n: read_history(run.folder(n)) for n in run.recipe.stages}
@@ -46,6 +47,13 @@ def show(run: Run, name: str, settings: ShowStage) -> None:
     if not run.quiet:
         print(format_table(scores, colour=sys.stdout.isatty(), width=shutil.get_terminal_size((120, 24)).columns))
         print(f"\n{report}")
+
+
+def _result(run: Run, stage: str, file: str) -> dict[str, Any]:
+    path = run.folder(stage) / file
+    if not path.exists():
+        raise ConfigError(f"there is no {path} yet; run stage {stage} first")
+    return json.loads(path.read_text())
 
 
 def samples(run: Run, s: ShowStage) -> list[Sample]:

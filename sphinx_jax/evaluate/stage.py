@@ -78,8 +78,8 @@ def questions(run: Run, s: EvaluateStage) -> list[Question]:
 def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     """Write ``predictions.jsonl`` and ``scores.json`` into the stage's folder."""
     s = settings
+    leaves = run.leaves(s.start)  # first: what cannot be had is told before pictures are made
     asked = questions(run, s)
-    leaves = run.leaves(s.start)
     features = {domain: run.features(leaves, s.split, domain) for domain in s.domains}
     for domain, cache in features.items():
         for picture, why in cache.bad.items():
@@ -169,7 +169,7 @@ def tabulate(rows: Sequence[Mapping[str, Any]], domains: Sequence[str]) -> dict[
         kinds[kind] = _entry(chosen, domains, METRICS["vqa"].name)
         if fn := KIND_METRICS.get(kind):
             again = [r | {"score": {k: fn(r[k], r["answer"]) for k in ANSWERERS}} for r in chosen]
-            kinds[fn.__name__] = _entry(again, domains, fn.__name__)
+            kinds[f"{kind}, {fn.__name__}"] = _entry(again, domains, fn.__name__)
     return {"tasks": found, "vqa_kinds": kinds}
 
 

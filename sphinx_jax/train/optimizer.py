@@ -9,7 +9,7 @@ from typing import Any
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from sphinx_jax.config import unknown
+from sphinx_jax.config import ConfigError, unknown
 from sphinx_jax.model.blueprint import LeafSpec
 
 
@@ -48,19 +48,29 @@ def make_optimizer(
     ``adamw`` takes b1, b2, eps; ``muon`` (optax.contrib) also ``adam_learning_rate``, relative to Muon's own, for what
     is not a matrix; other names are looked up in optax.  The rate comes from outside so that stages which differ in
     schedule share one compiled step.
+
+    Raises ConfigError for an unknown name, or settings that the optimizer does not take.
     """
+    try:
+        rule = _rule(name, specs, weight_decay, settings)
+    except TypeError as error:
+        raise ConfigError(f"optimizer {name}: {str(error).partition('() ')[2] or error}") from None
+    return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
+
+
+def _rule(
+    name: str, specs: Mapping[str, LeafSpec], weight_decay: float, settings: dict[str, Any]
+) -> optax.GradientTransformation:
     mask = {path: decays(path) for path in specs}
     if name == "muon":
         dimensions = {path: muon_dimensions(path, spec) for path, spec in specs.items()}
-        rule = optax.contrib.muon(
+        return optax.contrib.muon(
             1.0, weight_decay=weight_decay, weight_decay_mask=mask, muon_weight_dimension_numbers=dimensions,
             adam_weight_decay=weight_decay, **settings,
         )  # fmt: skip
-    elif name == "adamw":
-        rule = optax.adamw(1.0, weight_decay=weight_decay, mask=mask, **({"b1": 0.9, "b2": 0.95} | settings))
-    else:
-        make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
-        if make is None or not callable(make):
-            raise unknown("optimizer", name, ["adamw", "muon", "adafactor", "lion", "sgd", "adam", "lamb", "sm3"])
-        rule = make(1.0, **settings)
-    return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
+    if name == "adamw":
+        return optax.adamw(1.0, weight_decay=weight_decay, mask=mask, **({"b1": 0.9, "b2": 0.95} | settings))
+    make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
+    if make is None or not callable(make):
+        raise unknown("optimizer", name, ["adamw", "muon", "adafactor", "lion", "sgd", "adam", "lamb", "sm3"])
+    return make(1.0, **settings)

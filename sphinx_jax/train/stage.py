@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from sphinx_jax.config import unknown
+from sphinx_jax.config import ConfigError, unknown
 from sphinx_jax.data.task_mix import Shape, Source, rows, task_mix
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
+from sphinx_jax.sharding import RULES
 from sphinx_jax.train import flops, loop
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
 from sphinx_jax.train.step import TrainState, make_step
@@ -55,6 +57,20 @@ class TrainStage:
     log_every: int = 20
     save_every: int = 500
 
+    def __post_init__(self):
+        for name in ("steps", "batch", "length", "text_length", "accumulate", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} of a train stage must be at least 1, not {getattr(self, name)}")
+        if not self.domains and not self.text_batch:
+            raise ConfigError("a train stage needs domains, a text_batch, or both")
+        make_optimizer(self.optimizer, {}, clip=self.clip, weight_decay=self.weight_decay, **self.optimizer_settings)
+
+    def rows(self) -> dict[str, int]:
+        """Rows a step of each kind of batch."""
+        return {
+            name: size for name, size in (("image", self.domains and self.batch), ("text", self.text_batch)) if size
+        }
+
 
 @functools.cache
 def _step(model, optimizer: str, settings: tuple, clip, weight_decay, frozen, text_weight, accumulate, remat):
@@ -67,6 +83,12 @@ def _step(model, optimizer: str, settings: tuple, clip, weight_decay, frozen, te
 
 def train(run: Run, name: str, settings: TrainStage) -> None:
     s, model, mesh = settings, run.recipe.model, run.mesh
+    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    for kind, size in s.rows().items():
+        if size % (ways * s.accumulate):
+            raise ConfigError(
+                f"{name}: {size} {kind} rows do not divide over {ways} devices x {s.accumulate} accumulated parts"
+            )
     folder = run.folder(name)
     leaves = run.leaves(s.start)
     tx, step = _step(
@@ -104,7 +126,7 @@ def image_shape(run: Run, s: TrainStage) -> Shape:
 
 def image_sources(run: Run, s: TrainStage, leaves: Leaves) -> list[Source]:
     weights = {} if s.tasks is None else dict.fromkeys(INSTRUCTIONS, 0.0) | dict(s.tasks)
-    for task in weights.keys() - INSTRUCTIONS.keys():  # people's own data may have tasks of its own
+    for task in weights.keys() - INSTRUCTIONS.keys():  # people's own data may have tasks of their own
         if not any(task in item.tasks for domain in s.domains for item in run.data.items("train", domain)):
             raise unknown("task", task, INSTRUCTIONS)
     return [
