@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
+
+
+class Stopped(Exception):
+    """Work that was asked to end early and did so in good order; the message says how it goes on."""
 
 
 @contextlib.contextmanager
 def plain_errors(*more: type[Exception], stopped: str = "stopped; the same command goes on") -> Iterator[None]:
     """Errors that a person can mend (ValueError, OSError and ``more``) are one line; others keep their traceback.
 
-    All keep it where ``SPHINX_JAX_TRACEBACK`` is set.
+    All keep it where ``SPHINX_JAX_TRACEBACK`` is set.  Work that SIGTERM stopped ends with 143, as a shell counts that
+    signal: a scheduler that took the end for success would not start it again.
     """
     try:
         yield
@@ -20,5 +26,8 @@ def plain_errors(*more: type[Exception], stopped: str = "stopped; the same comma
         if os.environ.get("SPHINX_JAX_TRACEBACK"):
             raise
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except Stopped as end:
+        print(end, file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.exit(stopped)

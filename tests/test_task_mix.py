@@ -12,7 +12,7 @@ from PIL import Image
 
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.image import BadImage
-from sphinx_jax.data.task_mix import DOMAINS, TASKS, Rows, Shape, Source, rows, task_mix
+from sphinx_jax.data.task_mix import DOMAINS, TASKS, Rows, Shape, Source, names, rows, task_mix
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.train.features import cache_features, pictures_hash
 
@@ -181,3 +181,12 @@ def test_a_bad_picture_is_skipped_from_cached_features_too(tmp_path):
 def test_a_source_without_any_wanted_task_is_an_error():
     with pytest.raises(ValueError, match="real has no item with a task"):
         rows(sources(task_weights=dict.fromkeys(TASKS, 0.0)), TOKENIZER, SHAPE, 0)
+
+
+def test_names_are_those_of_the_rows_at_the_same_positions():
+    mixed = [Source(str(n), [f"{n} and {i}" for i in range(7)], weight) for n, weight in ((0, 1.0), (1, 3.0))]
+    made, named = rows(mixed, TOKENIZER, Shape(16), 5), names(mixed, 5)
+    found = [named[i] for i in range(40)]
+    assert len(set(found)) == 14
+    for i, name in enumerate(found):
+        assert TOKENIZER.decode([t for t in made[i]["tokens"].tolist() if t > 2]).strip() == name.replace("/", " and ")

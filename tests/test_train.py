@@ -115,7 +115,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_says_so(mesh):
 )
 def test_training_stops_at_bad_steps_in_a_row_wherever_log_lines_fall(bad, stopped, tmp_path, mesh, monkeypatch):
     fine = iter(mark == "." for mark in bad)
-    monkeypatch.setattr(loop.store, "save", lambda folder, *_, **__: folder.mkdir(parents=True))
+    monkeypatch.setattr(loop.store, "save_async", lambda folder, *_, **__: lambda: folder.mkdir(parents=True))
     batches = iter(lambda: {"image": {"tokens": np.zeros((1, 1), np.int32)}}, None)
 
     def step(state, batches, rate):
@@ -125,13 +125,17 @@ def test_training_stops_at_bad_steps_in_a_row_wherever_log_lines_fall(bad, stopp
         loop.run(
             tmp_path, "stage", loop.LoopSettings(len(bad), log_every=3, bad_steps=3),
             TrainState({}, None, {}), step, lambda step: 0.1, batches, plan=PLAN, config=CONFIG, tokenizer=None,
-            mesh=mesh, recipe={}, throughput=loop.Throughput(1, 1.0, 1.0), quiet=True,
+            mesh=mesh, recipe={}, throughput=loop.Throughput(1, 1.0, 1.0), identify=lambda n: {"image": [f"row {n}"]},
+            quiet=True,
         )  # fmt: skip
 
     if stopped is None:
         return train()
     with pytest.raises(loop.TrainingStopped, match=f"the 3 steps up to {stopped} "):
         train()
+    named = json.loads((tmp_path / "bad_steps.json").read_text())
+    assert [b["step"] for b in named["steps"]] == [stopped - 2, stopped - 1, stopped]
+    assert named["steps"][0]["batch"] == {"image": [f"row {stopped - 3}"]}
 
 
 def test_rate_warms_up_and_falls_to_the_floor():
@@ -172,6 +176,7 @@ import numpy as np
 from conftest import DATA
 from test_task_mix import sources, TOKENIZER
 from sphinx_jax.checkpoint import store
+from sphinx_jax.command import plain_errors
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.data.task_mix import Shape, rows, task_mix
 from sphinx_jax.model.blueprint import FROZEN, matches
@@ -193,10 +198,11 @@ frozen = {p: x for p, x in leaves.items() if p not in trainable}
 state = TrainState(trainable, jax.jit(optimizer.init)(trainable), frozen)
 data = task_mix({"image": (rows(sources(), TOKENIZER, Shape(160, 32, 2, True), 0), 4)})
 settings = loop.LoopSettings(steps, log_every=1, save_every=save_every)
-loop.run(folder, "t", settings, state, make_step(PLAN, optimizer),
-         lambda s: np.float32(learning_rate(s, peak=1e-3, steps=steps, warmup=2)), data, plan=PLAN, config=CONFIG,
-         tokenizer=TOKENIZER, mesh=mesh, recipe={"made_by": "test"},
-         throughput=loop.Throughput(1, 1.0, 1.0), quiet=True)
+with plain_errors():
+    loop.run(folder, "t", settings, state, make_step(PLAN, optimizer),
+             lambda s: np.float32(learning_rate(s, peak=1e-3, steps=steps, warmup=2)), data, plan=PLAN, config=CONFIG,
+             tokenizer=TOKENIZER, mesh=mesh, recipe={"made_by": "test"},
+             throughput=loop.Throughput(1, 1.0, 1.0), quiet=True)
 """
 
 
@@ -224,8 +230,8 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
 
 
 @pytest.mark.slow
-def test_killed_training_resumes_with_the_same_losses(tmp_path):
-    """kill -9 in the middle of a step, then in the middle of a save; the losses are those of an unbroken run."""
+def test_stopped_and_killed_training_resumes_with_the_same_losses(tmp_path):
+    """SIGTERM, kill -9 in the middle of a step, then in the middle of a save: the losses are those of a whole run."""
     steps, every = 14, 4
     whole = start(tmp_path / "whole", steps, every)
     assert whole.wait(300) == 0, whole.stderr.read()
@@ -233,10 +239,18 @@ def test_killed_training_resumes_with_the_same_losses(tmp_path):
     history = broken / "history.jsonl"
 
     process = start(broken, steps, every)
-    wait_for(lambda: history.exists() and len(history.read_text().splitlines()) >= 6, process)
+    wait_for(lambda: history.exists() and history.read_text().endswith("\n"), process)
+    process.terminate()
+    assert process.wait(100) == 128 + signal.SIGTERM
+    stopped = store.newest(broken / "checkpoints").name
+    assert f"stopped by SIGTERM; step {stopped} is saved" in process.stderr.read()
+    assert losses(broken)[-1][0] == int(stopped) < 6
+
+    process = start(broken, steps, every)
+    wait_for(lambda: len(history.read_text().splitlines()) >= 6, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert store.newest(broken / "checkpoints").name == "4"
+    assert store.newest(broken / "checkpoints").name in (stopped, "4")
 
     process = start(broken, steps, every)
 
@@ -247,7 +261,7 @@ def test_killed_training_resumes_with_the_same_losses(tmp_path):
     wait_for(saving, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert store.newest(broken / "checkpoints").name in ("4", "8")
+    assert store.newest(broken / "checkpoints").name in (stopped, "4", "8")
 
     process = start(broken, steps, every)
     assert process.wait(300) == 0, process.stderr.read()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,24 @@ def save(
     data: Any = None,
 ) -> Path:
     """Write a complete checkpoint; ``optimizer`` (a pytree) and ``data`` (a Grain iterator) make it resumable."""
+    save_async(folder, leaves, config, tokenizer, recipe, optimizer=optimizer, data=data)()
+    return Path(folder).absolute()
+
+
+def save_async(
+    folder: str | Path,
+    leaves: Leaves,
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    recipe: dict[str, Any],
+    *,
+    optimizer: Any = None,
+    data: Any = None,
+) -> Callable[[], None]:
+    """Begin what ``save`` does: it returns when the arrays may change, and its result waits for the checkpoint.
+
+    Errors of the writing are raised by the wait.
+    """
     folder = Path(folder).absolute()
     if folder.exists():
         if is_complete(folder):
@@ -59,9 +79,26 @@ def save(
         parts["data"] = data
     folder.parent.mkdir(parents=True, exist_ok=True)
     with context:
-        ocp.save_checkpointables(folder, parts)
-    describe(folder, config, tokenizer, recipe)
-    return folder
+        response = ocp.save_checkpointables_async(folder, parts)
+    failed: list[BaseException] = []
+
+    def finish() -> None:
+        try:
+            response.result()
+            if jax.process_index() == 0:
+                describe(folder, config, tokenizer, recipe)
+        except BaseException as error:  # noqa: BLE001 (raised again where the checkpoint is waited for)
+            failed.append(error)
+
+    thread = threading.Thread(target=finish, name=f"saving {folder.name}")
+    thread.start()
+
+    def wait() -> None:
+        thread.join()
+        if failed:
+            raise failed[0]
+
+    return wait
 
 
 def describe(folder: Path, config: ModelConfig | None, tokenizer: Tokenizer | None, recipe: dict[str, Any]) -> None:

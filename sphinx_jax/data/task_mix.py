@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,14 +160,36 @@ class Rows(grain.transforms.RandomMap):
         return row
 
 
+class _Name(grain.transforms.Map):
+    """Item -> what it is called: its data set, and its own id or number there."""
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    def map(self, number: int) -> str:
+        index = int(self.source.eligible[number])
+        return f"{self.source.name}/{getattr(self.source.items[index], 'id', '') or index}"
+
+
 def rows(sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: int) -> grain.MapDataset:
     """The endless global stream of rows of one kind (all with pictures, or all without)."""
+    return _mixed(sources, seed, lambda items, source: items.random_map(Rows(source, tokenizer, shape)))
+
+
+def names(sources: Sequence[Source], seed: int) -> grain.MapDataset:
+    """What the rows at the same positions of the stream are made of."""
+    return _mixed(sources, seed, lambda items, source: items.map(_Name(source)))
+
+
+def _mixed(
+    sources: Sequence[Source], seed: int, make: Callable[[grain.MapDataset, Source], grain.MapDataset]
+) -> grain.MapDataset:
     streams = []
     for number, source in enumerate(sources):
         if not len(source.eligible):
             raise ValueError(f"data set {source.name} has no item with a task of positive weight")
         indices = grain.MapDataset.range(len(source.eligible)).seed(seed + 1000 * number)
-        streams.append(indices.shuffle().repeat().random_map(Rows(source, tokenizer, shape)))
+        streams.append(make(indices.shuffle().repeat(), source))
     if len(streams) == 1:
         return streams[0]
     return grain.MapDataset.mix(streams, weights=[source.weight for source in sources])

@@ -17,11 +17,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sphinx_jax.checkpoint import store
+from sphinx_jax.command import Stopped
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.task_mix import DOMAINS, TASKS
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import Blueprint
 from sphinx_jax.sharding import RULES
+from sphinx_jax.train.preemption import Preemption
 from sphinx_jax.train.step import TrainState
 
 _log = logging.getLogger(__name__)
@@ -65,16 +67,25 @@ def run(
     mesh: Mesh,
     recipe: dict[str, Any],
     throughput: Throughput,
+    identify: Callable[[int], Any] = lambda step: None,
     quiet: bool = False,
 ) -> TrainState:
     """Train from the newest checkpoint in ``folder``/checkpoints, or from ``state``, to the last step.
 
     Writes ``history.jsonl`` (one line a log step), TensorBoard events and checkpoints into ``folder``; a checkpoint
     holds the state after its step and the data position of the next, so a resumed run repeats and skips nothing.
+    Checkpoints are written while training goes on.
+
+    Args:
+      identify: number of a step, from 0 -> what its batch was made of, as JSON.
+
+    Raises:
+      TrainingStopped: after too many steps in a row that are not finite; ``bad_steps.json`` names their batches.
+      Stopped: on SIGTERM, after a checkpoint of the step at hand.
     """
-    checkpoints = folder / "checkpoints"
+    checkpoints = _Checkpoints(folder / "checkpoints", settings.keep, config, tokenizer, recipe, data)
     start = 0
-    found = store.newest(checkpoints)
+    found = store.newest(checkpoints.folder)
     if found is not None:
         start = int(found.name)
         leaves = store.restore(found, mesh, plan)
@@ -84,9 +95,9 @@ def run(
     history = _History(folder, start)
     line = _Line(name, settings.steps, quiet)
     window = _Window(start)
-    bad = 0
+    bad, left = 0, None
     rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), Preemption() as preemption:
         for step in range(start, settings.steps):
             waited = time.perf_counter()
             batches = next(data)
@@ -95,28 +106,55 @@ def run(
             batches = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batches)
             state, metrics = step_fn(state, batches, rate(step))
             window.add(metrics, skipped, waited)
-            last = step + 1 == settings.steps
+            leaving = preemption.due(step + 1)
+            last = step + 1 == settings.steps or leaving
             if (step + 1) % settings.log_every == 0 or last:
                 entry = window.summary(step + 1, throughput)
                 for number, finite in enumerate(window.finite, window.first + 1):
                     bad = 0 if finite else bad + 1
                     if bad >= settings.bad_steps:
+                        batches = [{"step": n, "batch": identify(n - 1)} for n in range(number - bad + 1, number + 1)]
+                        (folder / "bad_steps.json").write_text(json.dumps({"stage": name, "steps": batches}, indent=1))
                         raise TrainingStopped(
-                            f"{name}: the {bad} steps up to {number} had a loss or gradient that is not finite"
+                            f"{name}: the {bad} steps up to {number} had a loss or gradient that is not finite; "
+                            f"{folder / 'bad_steps.json'} names their batches"
                         )
                 history.write(entry)
                 line.show(entry)
                 window = _Window(step + 1)
             if (step + 1) % settings.save_every == 0 or last:
-                jax.block_until_ready(state.trainable)
-                store.save(
-                    checkpoints / str(step + 1), state.trainable | state.frozen, config, tokenizer,
-                    recipe | {"step": step + 1}, optimizer=state.optimizer, data=data,
-                )  # fmt: skip
-                store.keep_newest(checkpoints, settings.keep)
+                checkpoints.save(step + 1, state)
+            if leaving and step + 1 < settings.steps:
+                left = step + 1
+                break
+        checkpoints.wait()
     history.close()
     line.close()
+    if left is not None:
+        raise Stopped(f"{name}: stopped by SIGTERM; step {left} is saved, and the same command goes on from there")
     return state
+
+
+class _Checkpoints:
+    """The checkpoints of a stage; one at a time is being written beside the steps."""
+
+    def __init__(self, folder: Path, keep: int, config: ModelConfig, tokenizer: Tokenizer, recipe: dict, data: Any):
+        self.folder, self.keep = folder, keep
+        self.config, self.tokenizer, self.recipe, self.data = config, tokenizer, recipe, data
+        self._wait: Callable[[], None] | None = None
+
+    def save(self, step: int, state: TrainState) -> None:
+        self.wait()
+        self._wait = store.save_async(
+            self.folder / str(step), state.trainable | state.frozen, self.config, self.tokenizer,
+            self.recipe | {"step": step}, optimizer=state.optimizer, data=self.data,
+        )  # fmt: skip
+
+    def wait(self) -> None:
+        if self._wait is not None:
+            self._wait()
+            self._wait = None
+            store.keep_newest(self.folder, self.keep)
 
 
 class _Window:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sphinx_jax.config import ConfigError, unknown
-from sphinx_jax.data.task_mix import Shape, Source, rows, task_mix
+from sphinx_jax.data.task_mix import Shape, Source, names, rows, task_mix
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
 from sphinx_jax.sharding import RULES
@@ -99,24 +99,29 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     frozen = {p: x for p, x in leaves.items() if p not in trainable}
     with jax.set_mesh(mesh):
         state = TrainState(trainable, jax.jit(tx.init)(trainable), frozen)
-    streams = {}
+    sizes, sources = s.rows(), {}
     if s.domains:
-        streams["image"] = (
-            rows(image_sources(run, settings, leaves), run.tokenizer, image_shape(run, s), run.recipe.seed),
-            s.batch,
-        )
+        sources["image"] = (image_sources(run, s, leaves), image_shape(run, s), run.recipe.seed)
     if s.text_batch:
-        streams["text"] = (
-            rows(run.data.texts("train"), run.tokenizer, Shape(s.text_length), run.recipe.seed + 1),
-            s.text_batch,
-        )
+        sources["text"] = (run.data.texts("train"), Shape(s.text_length), run.recipe.seed + 1)
+    streams = {
+        kind: (rows(mixed, run.tokenizer, shape, seed), sizes[kind]) for kind, (mixed, shape, seed) in sources.items()
+    }
+
+    def identify(step: int) -> dict[str, list[str]]:
+        """What the rows of a batch are made of; step n takes the n-th batch of the global stream."""
+        return {
+            kind: [names(mixed, seed)[i] for i in range(step * sizes[kind], (step + 1) * sizes[kind])]
+            for kind, (mixed, _, seed) in sources.items()
+        }
+
     data = task_mix(streams, process=jax.process_index(), processes=jax.process_count(), workers=s.workers)
     loop.run(
         folder, name, loop.LoopSettings(s.steps, s.log_every, s.save_every), state, step,
         lambda step: np.float32(learning_rate(step, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor)), data,
         plan=blueprint(model), config=model, tokenizer=run.tokenizer, mesh=mesh,
         recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},
-        throughput=throughput(run, s), quiet=run.quiet,
+        throughput=throughput(run, s), identify=identify, quiet=run.quiet,
     )  # fmt: skip
 
 
