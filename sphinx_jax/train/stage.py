@@ -56,9 +56,10 @@ class TrainStage:
     workers: int = 0
     log_every: int = 20
     save_every: int = 500
+    keep: int = 1  # newest checkpoints of the stage that stay; several can be averaged or mixed
 
     def __post_init__(self):
-        for name in ("steps", "batch", "length", "text_length", "accumulate", "log_every", "save_every"):
+        for name in ("steps", "batch", "length", "text_length", "accumulate", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} of a train stage must be at least 1, not {getattr(self, name)}")
         if not self.domains and not self.text_batch:
@@ -117,7 +118,7 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
 
     data = task_mix(streams, process=jax.process_index(), processes=jax.process_count(), workers=s.workers)
     loop.run(
-        folder, name, loop.LoopSettings(s.steps, s.log_every, s.save_every), state, step,
+        folder, name, loop.LoopSettings(s.steps, s.log_every, s.save_every, s.keep), state, step,
         lambda step: np.float32(learning_rate(step, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor)), data,
         plan=blueprint(model), config=model, tokenizer=run.tokenizer, mesh=mesh,
         recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},
