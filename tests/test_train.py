@@ -1,5 +1,6 @@
 """Steps, resume and what survives a kill."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -19,7 +20,9 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
 from sphinx_jax.recipe import PLAYGROUND
+from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train import loop
+from sphinx_jax.train import step as step_module
 from sphinx_jax.train.numbers import order_numbers
 from sphinx_jax.train.optimizer import decays, learning_rate, make_optimizer, muon_dimensions
 from sphinx_jax.train.step import TrainState, make_step
@@ -85,6 +88,39 @@ def test_accumulated_step_equals_the_whole_batch(mesh):
         assert loss == pytest.approx(results[0][0], rel=1e-5)
         for path, leaf in leaves.items():
             np.testing.assert_allclose(leaf, results[0][1][path], atol=2e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("limit", [1, 2**14, 2**15])
+def test_logits_in_parts_give_the_same_losses_and_gradients(limit, monkeypatch):
+    leaves, random = born(CONFIG), np.random.default_rng(0)
+    hidden, table = random.standard_normal((2, 37, CONFIG.decoder.dim), np.float32), leaves["decoder/output"]
+    labels = jnp.asarray(random.integers(0, CONFIG.decoder.vocab_size, (2, 37)))
+
+    def mean(hidden, table):
+        return -jnp.take_along_axis(jax.nn.log_softmax(hidden @ table), labels[..., None], -1).mean()
+
+    def ours(hidden, table):
+        decoder = PLAN.bind(leaves | {"decoder/output": table}).decoder
+        return step_module.token_losses(decoder, hidden, labels).mean()
+
+    monkeypatch.setattr(step_module, "LOGITS_BYTES", limit)
+    expected, found = (jax.value_and_grad(f, argnums=(0, 1))(hidden, table) for f in (mean, ours))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+
+
+def test_the_step_never_holds_all_logits(monkeypatch):
+    config = dataclasses.replace(CONFIG, decoder=dataclasses.replace(CONFIG.decoder, vocab_size=2**15))
+    decoder = blueprint(config)
+    leaves = decoder.abstract(make_mesh(devices=jax.devices()[:1]))
+    monkeypatch.setattr(step_module, "LOGITS_BYTES", 2**20)
+    hidden = jax.ShapeDtypeStruct((4, 256, config.decoder.dim), jnp.float32)
+    labels = jax.ShapeDtypeStruct((4, 256), jnp.int32)
+
+    def loss(leaves, hidden, labels):
+        return step_module.token_losses(decoder.bind(leaves).decoder, hidden, labels).sum()
+
+    memory = jax.jit(jax.grad(loss, argnums=1)).lower(leaves, hidden, labels).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * 256 * 2**15 * 4 / 8
 
 
 def test_the_text_batch_counts_by_its_weight(mesh):

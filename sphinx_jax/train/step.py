@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
 import optax
 
 from sphinx_jax.data.task_mix import DOMAINS, TASKS
 from sphinx_jax.model.blueprint import Blueprint, Leaves
+from sphinx_jax.model.decoder import Decoder
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.model.sphinx import SphinxModel
 from sphinx_jax.model.views import normalise
 
 GROUPS = len(TASKS) * len(DOMAINS)
+LOGITS_BYTES = 2**28  # of float32 logits that a device holds at a time
 
 Batch = dict[str, jax.Array]
 
@@ -47,10 +51,34 @@ def cross_entropy(model: SphinxModel, batch: Batch, remat: str = "none") -> tupl
     """(B, T − 1) losses of the labelled tokens, 0 elsewhere; and the load-balance loss of a mixture of experts."""
     features = features_of(model, batch, remat)
     hidden, balance = model.hidden(batch["tokens"], features, batch.get("segments"), remat)
-    logits = model.decoder.logits(hidden[:, :-1])
     labels = batch["labels"][:, 1:]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses = token_losses(model.decoder, hidden[:, :-1], labels)
     return jnp.where(labels > 0, losses, 0), balance
+
+
+def token_losses(decoder: Decoder, hidden: jax.Array, labels: jax.Array) -> jax.Array:
+    """(B, T, D), (B, T) int32 -> (B, T) float32 cross-entropies in nats.
+
+    Where the logits (B, T, V) are many they are made, used and made again for the gradient in parts of T.
+    """
+    batch, length = labels.shape
+    devices = max(1, jax.sharding.get_abstract_mesh().size)  # no mesh has size 0
+    share = 4 * batch * length * decoder.config.vocab_size / devices
+    parts = min(length, math.ceil(share / LOGITS_BYTES))
+
+    def losses(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(decoder.logits(part[0]), part[1])
+
+    if parts <= 1:
+        return losses((hidden, labels))
+    size = -(-length // parts)
+
+    def cut(x: jax.Array) -> jax.Array:  # (B, T, …) -> (parts, B, size, …)
+        x = jnp.pad(x, ((0, 0), (0, parts * size - length), *((0, 0),) * (x.ndim - 2)))
+        return einops.rearrange(x, "b (p t) ... -> p b t ...", p=parts)
+
+    found = jax.lax.map(jax.checkpoint(losses), (cut(hidden), cut(labels)))
+    return einops.rearrange(found, "p b t -> b (p t)")[:, :length]
 
 
 def token_weights(batch: Batch) -> jax.Array:
