@@ -1,5 +1,6 @@
 """Mixes of checkpoints: what is written is what the formula says of what was read, whatever form the files have."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.checkpoint.stream import LeafInfo, Reader, Writer
 from sphinx_jax.config import ConfigError, ModelConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.sharding import make_mesh
 
 TOOL = Path(__file__).parents[1] / "tools" / "mix_weights.py"
 CONFIG = tiny_config()
@@ -350,8 +352,22 @@ def test_missing_leaves_are_taken_or_skipped_when_asked(folders, tmp_path):
     np.testing.assert_array_equal(
         leaves_of(tmp_path / "taken")["decoder/norm/scale"], leaves_of(folders[0])["decoder/norm/scale"]
     )
-    weight_mix.write(linear(sources, (0.5, 0.5), missing="skip"), tmp_path / "skipped", quiet=True)
-    assert leaves_of(tmp_path / "skipped").keys() == lacking.keys()
+    with pytest.raises(BadCheckpoint, match=r"lacks decoder/norm/scale \(1 leaves"):
+        weight_mix.write(linear(sources, (0.5, 0.5), missing="skip"), tmp_path / "skipped", quiet=True)
+    assert not list(tmp_path.glob("skipped*")), "no model could load it"
+
+
+@pytest.mark.parametrize("biased_first", [False, True])
+@pytest.mark.parametrize("missing", ["take", "skip"])
+def test_the_config_is_that_of_the_source_whose_leaves_the_mix_has(tmp_path, missing, biased_first):
+    """Queries with and without bias: what is written can be restored, whichever source comes first."""
+    biased = dataclasses.replace(TEXT, decoder=dataclasses.replace(TEXT.decoder, bias=("q", "k", "v")))
+    order = [biased, TEXT] if biased_first else [TEXT, biased]
+    sources = [store.save(tmp_path / str(i), born(c, i), c, None, {}) for i, c in enumerate(order)]
+    out = weight_mix.write(linear(sources, (0.5, 0.5), missing=missing), tmp_path / "out", quiet=True)
+    wanted = biased if missing == "take" else TEXT
+    assert store.read_config(out) == wanted
+    assert store.restore(out, make_mesh(devices=jax.devices()[:1])).keys() == born(wanted, 0).keys()
 
 
 def test_a_value_may_depend_on_the_place():

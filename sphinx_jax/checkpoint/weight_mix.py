@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.checkpoint import accessory, convert, mix_methods, store, stream
-from sphinx_jax.checkpoint.mix_lora import Merged, SideBySide
+from sphinx_jax.checkpoint.mix_lora import Merged, SideBySide, with_rank
 from sphinx_jax.checkpoint.mix_methods import METHODS
 from sphinx_jax.checkpoint.mix_settings import Mix, Places, to_json
 from sphinx_jax.checkpoint.mix_sources import (
@@ -45,7 +45,7 @@ from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model import lora
-from sphinx_jax.model.blueprint import Leaves
+from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.progress import progress
 
 BLOCK_BYTES = 8 * 2**20  # of rows that are read at a time from each source; at least a chunk
@@ -96,7 +96,7 @@ class Mixer:
         self.named = {f"{source.folder}": source for source in self._all()}
         factors = self._lora.shapes if self._lora else {}
         self.paths = sorted([*shared_leaves(self.named, mix.missing, apart=factors), *factors])
-        self.config = self._lora.config if self._lora else self._known_config()
+        self.config = self._fitting_config()
         self._stacked = stacked_axes(self.config)
         self._places = Places(self.config)
         self._names = output_rows(self.config)
@@ -108,13 +108,36 @@ class Mixer:
     def _all(self) -> list[MixSource]:
         return [*self.sources, *filter(None, [self.base])]
 
-    def _known_config(self) -> ModelConfig | None:
-        return next((source.config for source in self._all() if source.config is not None), None)
+    def _configs(self) -> list[ModelConfig]:
+        return [source.config for source in self._all() if source.config is not None]
+
+    def _fitting_config(self) -> ModelConfig | None:
+        """The first source's config that rules the leaves of the mix, or the first at all; None of other programs.
+
+        Sources of other configs, say without biases, may have leaves of their own (``Mix.missing``).
+        """
+        configs = self._configs()
+        if self._lora:
+            configs = [with_rank(config, self._lora.config.decoder.lora_rank) for config in configs]
+        fitting = (config for config in configs if blueprint(config).specs.keys() == set(self.paths))
+        return next(fitting, configs[0] if configs else None)
+
+    def check_config(self) -> None:
+        """BadCheckpoint if the leaves of the mix are those of no source's config, so that nothing could load it."""
+        if self.config is None:
+            return
+        wanted, found = blueprint(self.config).specs.keys(), set(self.paths)
+        if wrong := sorted(wanted ^ found):
+            says = "lacks" if wrong[0] in wanted else "has besides"
+            raise BadCheckpoint(
+                f"with --missing {self.mix.missing} the mix is the model of no source: it {says} {wrong[0]} "
+                f"({len(wrong)} leaves in all); give sources of one model, or another --missing"
+            )
 
     def _open_lora(self) -> SideBySide | None:
         """The low-rank additions as they go into the mix; None if there are none, or none are left of their own."""
-        config = self._known_config()
-        if config is None or not (low := SideBySide(self._all(), config)).shapes:
+        configs = self._configs()
+        if not configs or not (low := SideBySide(self._all(), configs[0])).shapes:
             return None
         if METHODS[self.mix.method].fixed and not self.mix.merge_lora:
             return low
@@ -296,7 +319,12 @@ class Mixer:
         return out
 
     def describe(self) -> Iterator[str]:
-        """A line for every leaf, what is mixed and what is not, and the sums; no array is read."""
+        """A line for every leaf, what is mixed and what is not, and the sums; no array is read.
+
+        Raises:
+          BadCheckpoint: as ``check_config``.
+        """
+        self.check_config()
         for path in self.paths:
             info = self.leaves[path]
             kinds = sorted({str(source.leaves[path].dtype) for source in self._having(path)})
@@ -356,6 +384,7 @@ def write(
     scratch = out.with_name(f"{out.name}.scratch-{os.getpid()}")
     try:
         mixer = Mixer(mix, scratch)
+        mixer.check_config()
         if expected is not None:
             for name, found in _hashes(mixer).items():
                 if expected.get(name) != found:
