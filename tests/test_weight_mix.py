@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -430,3 +431,43 @@ def test_the_dry_run_reads_nothing_and_says_all(folders):
     ):
         refused = run_tool(*arguments, "--dry-run", expect=1)
         assert said in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sweep": True, "method": "ties"}, "--sweep finds weights of linear; leave out --method"),
+        ({"greedy": True, "missing": "take"}, "--greedy finds weights of linear; leave out --missing"),
+        ({"learn": True, "sources": ["a", "b"], "base": "c", "grid": [0.5]}, "--learn .*; leave out --grid"),
+        ({"learn": True, "merge_lora": True}, "--learn .*; leave out --merge-lora"),
+        ({"sweep": True, "recipe": "r.yaml"}, "--sweep .*; leave out --recipe"),
+        ({"recipe": "r.yaml", "dtype": "bf16"}, "--recipe says all; leave out --dtype"),
+        ({"recipe": "r.yaml", "settings": ["t=1"]}, "--recipe says all; leave out --set"),
+        ({"interference": True, "workdir": "w"}, "--interference mixes nothing; leave out --workdir"),
+        ({"interference": True, "merge_lora": True}, "--interference mixes nothing; leave out --merge-lora"),
+        ({"sources": ["a"], "report": "r"}, "nothing is searched; leave out --report"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(given, said):
+    with pytest.raises(ConfigError, match=said):
+        mix_settings.way_of(given)
+
+
+def test_the_flags_say_which_way_the_command_is_used():
+    assert mix_settings.way_of({"learn": True, "sources": ["a", "b"], "grid": [0.5], "dtype": "bf16"}) == "learn"
+    assert mix_settings.way_of({"recipe": "r.yaml", "merge_lora": True, "out": "o"}) == "recipe"
+    assert mix_settings.way_of({"sources": ["a"], "weights": ["1"], "settings": ["normalize=true"]}) == "flags"
+
+
+def test_a_search_refuses_a_folder_that_exists_before_it_begins(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", [
+        str(TOOL), "--sweep", "--sources", *map(str, folders[:2]), "--workdir", "nowhere", "--out", str(tmp_path)
+    ])  # fmt: skip
+    with pytest.raises(SystemExit, match="exists already"):
+        runpy.run_path(str(TOOL), run_name="__main__")
+
+
+def test_the_default_is_told_from_the_same_value_given(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", [str(TOOL), "--recipe", "r.yaml", "--method", "linear", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="--recipe says all; leave out --method"):
+        runpy.run_path(str(TOOL), run_name="__main__")

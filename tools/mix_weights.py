@@ -28,8 +28,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from sphinx_jax.checkpoint import convert, mix_settings, weight_mix
 from sphinx_jax.checkpoint.mix_methods import METHODS
 from sphinx_jax.command import plain_errors
@@ -84,32 +82,31 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print what would be mixed; read no array")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     args = parser.parse_args()
-    if args.interference:
-        for name in ("method", "weights", "settings", "recipe", "to", "shards", "dtype", "process", "dry_run"):
-            if getattr(args, name) != parser.get_default(name):
-                flag = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
-                raise ConfigError(f"--interference mixes nothing; leave out {flag}")
+    parser.set_defaults(**dict.fromkeys(vars(args)))  # to tell what was given from what is so by default
+    args.given = {name: value for name, value in vars(parser.parse_args()).items() if value not in (None, [])}
     return args
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.interference:
+    way = mix_settings.way_of(args.given)
+    if way == "interference":
         compare(args)
         return
     expected = None
-    if args.sweep or args.greedy or args.learn:
-        mix = search(args)
-        if not args.out:
-            return
-    elif args.recipe:
-        if args.sources or args.weights or args.settings:
-            raise ConfigError("--recipe says all; leave out --sources, --weights and --set")
+    if way == "flags":
+        mix = mix_settings.from_flags(
+            args.method, args.sources or (), args.weights or (), args.settings, base=args.base, dtype=args.dtype,
+            missing=args.missing, merge_lora=args.merge_lora,
+        )  # fmt: skip
+    elif way == "recipe":
         mix = mix_settings.read_recipe(Path(args.recipe))
         mix = replace(mix, merge_lora=mix.merge_lora or args.merge_lora)
         if args.recipe.endswith(".json"):
             expected = json.loads(Path(args.recipe).read_text()).get("hashes")
     else:
-        mix = from_flags(args)
+        mix = search(args, way)
+        if not args.out and not args.dry_run:
+            return
     if args.dry_run:
         print("\n".join(weight_mix.Mixer(mix, Path()).describe()))
         return
@@ -122,15 +119,14 @@ def run(args: argparse.Namespace) -> None:
     print(done)
 
 
-def search(args: argparse.Namespace) -> mix_settings.Mix:
+def search(args: argparse.Namespace, way: str) -> mix_settings.Mix:
     from sphinx_jax.evaluate import mix_choice
 
     if not args.sources or not args.workdir:
         raise ConfigError("a search needs checkpoints and what judges them: --sources A B --workdir runs/quickstart")
-    if args.weights or args.settings or args.recipe:
-        raise ConfigError("a search finds the weights; leave out --weights, --set and --recipe")
-    way = next(way for way in mix_choice.WAYS if getattr(args, way))
     folders = [*args.sources, *filter(None, [args.base])]
+    if args.out:  # a search takes long
+        weight_mix.new_folder(args.out, folders)
     found = mix_choice.choose(way, folders, args.workdir, grid=args.grid or mix_choice.GRID, quiet=args.quiet)
     print("\n".join(found.lines()))
     for file in found.save(Path(args.report)) if args.report else ():
@@ -150,31 +146,6 @@ def need_out(args: argparse.Namespace) -> None:
         raise ConfigError("give a folder to write: --out FOLDER")
 
 
-def from_flags(args: argparse.Namespace) -> mix_settings.Mix:
-    if not args.sources:
-        raise ConfigError("name the checkpoints: --sources A B, or --recipe FILE")
-    if args.weights and len(args.weights) != len(args.sources):
-        raise ConfigError(f"{len(args.weights)} weights for {len(args.sources)} sources")
-    own = [{} for _ in args.sources]
-    for mine, weight in zip(own, args.weights or (), strict=False):
-        mine["weight"] = yaml.safe_load(weight)
-    common = {}
-    for setting in args.settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {setting} is not of the form NAME=VALUE")
-        value = yaml.safe_load(value)
-        if args.method in METHODS and name in METHODS[args.method].per_source:
-            values = value if isinstance(value, list) and len(value) == len(own) else [value] * len(own)
-            for mine, one in zip(own, values, strict=True):
-                mine[name] = one
-        else:
-            common[name] = value
-    return mix_settings.Mix(
-        args.method, tuple(args.sources), args.base, common, tuple(own), args.dtype, args.missing, args.merge_lora
-    )  # fmt: skip
-
-
 def parse_process(text: str) -> tuple[int, int]:
     try:
         process, processes = map(int, text.split("/"))
@@ -186,5 +157,7 @@ def parse_process(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    with plain_errors():
-        run(arguments())
+    given = arguments()
+    goes_on = given.to == "orbax" and not {"interference", "sweep", "greedy", "learn"} & given.given.keys()
+    with plain_errors(stopped=f"stopped; the same command {'goes on' if goes_on else 'begins anew'}"):
+        run(given)

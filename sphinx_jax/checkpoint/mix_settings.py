@@ -30,6 +30,20 @@ KINDS = {
     "projections": ("embedding_mix/*_proj/*",),
     "embeddings": ("decoder/embedding", "decoder/output", "*/position_embedding", "*/class_embedding"),
 }
+WRITING = {"out", "to", "shards", "dtype", "process", "dry_run", "quiet"}
+SEARCHING = {"sources", "base", "workdir", "report"} | WRITING
+# way to use the command: why it refuses other flags, and those that it takes
+FLAGS = {
+    "interference": ("--interference mixes nothing", {"sources", "base", "out", "missing", "quiet"}),
+    "sweep": ("--sweep finds weights of linear", {"grid"} | SEARCHING),
+    "greedy": ("--greedy finds weights of linear", SEARCHING),
+    "learn": ("--learn finds weights of linear", SEARCHING),
+    "recipe": ("--recipe says all", {"merge_lora"} | WRITING - {"dtype"}),
+    "flags": (
+        "without --sweep, --greedy or --learn nothing is searched",
+        {"method", "sources", "weights", "base", "settings", "missing", "merge_lora"} | WRITING,
+    ),
+}
 MERGEKIT_KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype")
 
 
@@ -130,6 +144,59 @@ class Places:
         layers = self._layers.get(path)
         depth = None if layers is None or not index else index[0] / max(1, layers - 1)
         return Place(path, self._foreign.get((path, index), ""), depth)
+
+
+def way_of(given: Mapping[str, Any]) -> str:
+    """The key of ``FLAGS`` that the given flags ask for.
+
+    Raises:
+      ConfigError: a flag was given that has no effect there.
+    """
+    way = next((way for way in FLAGS if way in given), "flags")
+    says, taken = FLAGS[way]
+    folders = [*given.get("sources", ()), *filter(None, [given.get("base")])]
+    if way in ("greedy", "learn") and len(folders) == 2:  # they begin with a sweep
+        taken = taken | {"grid"}
+    for name in given:
+        if name not in taken | {way}:
+            raise ConfigError(f"{says}; leave out {'--set' if name == 'settings' else '--' + name.replace('_', '-')}")
+    return way
+
+
+def from_flags(
+    method: str,
+    sources: Sequence[str],
+    weights: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    **more: Any,
+) -> Mix:
+    """A mix as the command line says it.
+
+    Args:
+      weights: YAML, one for each source or none at all.
+      settings: NAME=VALUE, the value YAML; of a parameter that each source has, a list may be one for each.
+      more: other fields of ``Mix``.
+    """
+    if not sources:
+        raise ConfigError("name the checkpoints: --sources A B, or --recipe FILE")
+    if weights and len(weights) != len(sources):
+        raise ConfigError(f"{len(weights)} weights for {len(sources)} sources")
+    own = [{} for _ in sources]
+    for mine, weight in zip(own, weights, strict=False):
+        mine["weight"] = yaml.safe_load(weight)
+    common = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting} is not of the form NAME=VALUE")
+        value = yaml.safe_load(value)
+        if method in METHODS and name in METHODS[method].per_source:
+            values = value if isinstance(value, list) and len(value) == len(own) else [value] * len(own)
+            for mine, one in zip(own, values, strict=True):
+                mine[name] = one
+        else:
+            common[name] = value
+    return Mix(method, tuple(sources), parameters=common, per_source=tuple(own), **more)
 
 
 def read_recipe(file: Path) -> Mix:
