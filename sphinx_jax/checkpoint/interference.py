@@ -1,7 +1,8 @@
 """Where fine-tunes of one base fight: their task vectors δ_i = x_i - base, compared before anything is mixed.
 
 Entries are compared in one pass over each matrix, in the memory of a few rows.  What is summed belongs to a *cell*: a
-module of one layer, all its experts and its bias included.  Sums of cells add, and are divided last.
+module of one layer, all its experts included, and the bias that lies beside its kernel; attention's q, k, v and o, and
+their biases (``attention/bias/q``), are modules of their own.  Sums of cells add, and are divided last.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import numpy as np
 from sphinx_jax.checkpoint.foreign import is_foreign, open_foreign
 from sphinx_jax.checkpoint.mix_settings import Mix
 from sphinx_jax.checkpoint.mix_sources import newest_in
+from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConfigError, from_dict
 from sphinx_jax.evaluate import mix_figures, mix_search
 from sphinx_jax.evaluate.mix_search import Judge
@@ -21,7 +22,7 @@ from sphinx_jax.evaluate.score_table import number
 from sphinx_jax.generate.load import place
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint
 from sphinx_jax.recipe import Recipe, Run
-from sphinx_jax.train.mix_stage import DOMAINS, MixStage, apart, judge_of
+from sphinx_jax.train.mix_stage import DOMAINS, MixStage, apart, judge_of, with_mean
 
 WAYS = ("sweep", "greedy", "learn")
 GRID = tuple(i / 10 for i in range(11))
@@ -71,7 +72,9 @@ def choose(
     epochs: int = 12,
     quiet: bool = False,
 ) -> Choice:
-    """Find the mix of checkpoints that is best on the validation data of a recipe; nothing is written.
+    """Find the mix of checkpoints that is best on the validation data of a recipe.
+
+    No mix is written; the features of the held-out pictures are kept in the workdir.
 
     Args:
       way: ``sweep`` (a grid over the coefficients of two or three checkpoints), ``greedy`` (a soup of any number) or
@@ -90,7 +93,8 @@ def choose(
             f"a sweep is over two or three checkpoints, not {len(folders)}; --greedy and --learn take more"
         )
     run, stage = open_workdir(Path(workdir), quiet)
-    folders = [str(newest_in(Path(folder))) for folder in folders]
+    # absolute, so that none is taken for a stage or for the recipe's own parts
+    folders = [str(newest_in(Path(folder)).resolve()) for folder in folders]
     trees, frozen = apart(run, [_leaves(run, Path(folder)) for folder in folders])
     domains = DOMAINS if run.recipe.data.playground else ("*",)
     names = _short_names(folders)
@@ -99,6 +103,9 @@ def choose(
         rivals: dict[str, Any] = {f"{name} alone": row for name, row in zip(names, np.eye(len(names)), strict=True)}
         rivals["uniform average"] = mix_search.uniform(len(names))
         result: dict[str, Any] = {}
+        validation: dict[str, Mapping[str, float]] = {}  # of rivals that are judged already
+        if way == "learn":
+            learning, choosing = _split(judge)  # what cannot be learnt is told before the sweep
         if way == "sweep" or len(folders) == 2:
             curve = mix_search.sweep(judge, [sorted(set(grid))] * (len(folders) - 1), quiet)
             result["curve"] = [{"at": point, **losses} for point, losses in curve.items()]
@@ -110,13 +117,14 @@ def choose(
             rivals["greedy soup"] = chosen
         if way == "learn":
             over = mix_search.groups({path: blueprint(run.recipe.model).specs[path] for path in trees[0]})
-            start = mix_search.best({tuple(c[:-1]): judge(c) for c in rivals.values()})
-            learnt = mix_search.learn(*_split(judge), over, mix_search.along(start), epochs=epochs, quiet=quiet)
+            validation = {name: judge(own) for name, own in rivals.items()}
+            start = mix_search.best({tuple(rivals[name][:-1]): losses for name, losses in validation.items()})
+            learnt = mix_search.learn(learning, choosing, over, mix_search.along(start), epochs=epochs, quiet=quiet)
             rivals["learnt"] = {path: learnt[group.pattern] for group in over for path in group.paths}
             result["coefficients"] = {pattern: own.tolist() for pattern, own in learnt.items()}
         rows = [
-            {"name": name, "validation": _with_mean(judge(own)), "test": _with_mean(test(own))}
-            for name, own in rivals.items()
+            {"name": n, "validation": with_mean(validation.get(n) or judge(own)), "test": with_mean(test(own))}
+            for n, own in rivals.items()
         ]
     weights = list(learnt.items()) if way == "learn" else [("*", chosen)]
     result = {"way": way, "metric": stage.metric, "domains": domains, "sources": folders, "rows": rows} | result
@@ -137,7 +145,17 @@ def open_workdir(workdir: Path, quiet: bool) -> tuple[Run, MixStage]:
 
 
 def _leaves(run: Run, folder: Path) -> Leaves:
-    return place(open_foreign([folder]), run.mesh) if is_foreign(folder) else run.leaves(str(folder))
+    if not is_foreign(folder):
+        return run.leaves(str(folder))
+    found = open_foreign([folder])
+    wanted, there = ({p: s.shape for p, s in blueprint(c).specs.items()} for c in (run.recipe.model, found.config))
+    for path in sorted(wanted.keys() | there.keys()):
+        if wanted.get(path) != there.get(path):
+            raise BadCheckpoint(
+                f"{folder} holds another model than the recipe: {path} is {there.get(path, 'missing')}, "
+                f"of the recipe's model {wanted.get(path, 'missing')}"
+            )
+    return place(found, run.mesh)
 
 
 def _split(judge: Judge) -> tuple[Judge, Judge]:
@@ -148,10 +166,6 @@ def _split(judge: Judge) -> tuple[Judge, Judge]:
     learning = {domain: batches[: cuts[domain]] for domain, batches in judge.batches.items()}
     choosing = {domain: batches[cuts[domain] :] for domain, batches in judge.batches.items()}
     return replace(judge, batches=learning), replace(judge, batches=choosing)
-
-
-def _with_mean(losses: Mapping[str, float]) -> dict[str, float]:
-    return dict(losses) | {"mean": float(np.mean(list(losses.values())))}
 
 
 def _as_mix(folders: Sequence[str], weights: Sequence[tuple[str, np.ndarray]]) -> Mix:

@@ -52,7 +52,7 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
         (chosen,) = best(curve)
         tested = {key: test(along([beta])) for key, beta in (("chosen", chosen), ("0", 0.0), ("1", 1.0))}
     curves = {domain: [losses[domain] for losses in curve.values()] for domain in DOMAINS}
-    tested = {key: losses | {"mean": float(np.mean(list(losses.values())))} for key, losses in tested.items()}
+    tested = {key: with_mean(losses) for key, losses in tested.items()}
     folder.mkdir(parents=True, exist_ok=True)
     result = {"values": list(s.betas), "metric": s.metric, **curves, "chosen": chosen, "test": tested}
     (folder / "beta.json").write_text(json.dumps(result, indent=2))
@@ -68,6 +68,11 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
             f"{name}: β = {chosen:g} is best on validation, {s.metric} {mean.min():.3f} "
             f"(β = 0: {mean[0]:.3f}, β = 1: {mean[-1]:.3f})"
         )
+
+
+def with_mean(losses: Mapping[str, float]) -> dict[str, float]:
+    """The losses by domain, and their ``mean``: what mixes are ranked by."""
+    return dict(losses) | {"mean": float(np.mean(list(losses.values())))}
 
 
 def apart(run: Run, models: Sequence[Leaves]) -> tuple[list[Leaves], Leaves]:
