@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -471,3 +472,21 @@ def test_the_default_is_told_from_the_same_value_given(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", [str(TOOL), "--recipe", "r.yaml", "--method", "linear", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="--recipe says all; leave out --method"):
         runpy.run_path(str(TOOL), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "nearest"),
+    [("atention", "attention"), ("decoder/block/**", "decoder/"), ("decoder/norm/scal", "decoder/norm/scale")],
+)
+def test_a_pattern_that_fits_no_leaf_is_named_with_the_nearest(pattern, nearest):
+    paths = ["decoder/blocks/attention/q", "decoder/norm/scale"]
+    mix = Mix("linear", ("a", "b"), per_source=({"weight": {"*": {pattern: 0.5, "ffn": 1}}}, {"weight": 1}))
+    with pytest.raises(ConfigError, match=f"{re.escape(repr(pattern))} fits no leaf.*{nearest}"):
+        mix_settings.check_patterns(mix, paths)
+
+
+def test_patterns_that_fit_are_taken_and_misspelt_ones_refused_before_reading(folders, tmp_path):
+    weight = {"encoders/*": 1, "decoder/blocks/**": [0, 1], "norms": 0.5, "*": 0.2}
+    assert weight_mix.Mixer(linear(folders[:2], (weight, 1)), tmp_path).paths
+    with pytest.raises(ConfigError, match="'decoder/blokcs/"):
+        weight_mix.Mixer(linear(folders[:2], (weight | {"decoder/blokcs/*": 1}, 1)), tmp_path)

@@ -6,8 +6,10 @@ each pattern of paths (``decoder/blocks/**``) or kind of module (``attention``),
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from sphinx_jax.checkpoint.huggingface_names import huggingface_names
 from sphinx_jax.checkpoint.mix_methods import METHODS
 from sphinx_jax.checkpoint.names import Index
 from sphinx_jax.config import ConfigError, ModelConfig, unknown
-from sphinx_jax.model.blueprint import blueprint, matches
+from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
 
 MISSING = ("error", "take", "skip")
 # kinds of modules, by patterns of our paths
@@ -94,6 +96,29 @@ class Mix:
                 raise ConfigError(f"{self.method} needs {name}, one per source")
             found[name] = values
         return found
+
+
+def check_patterns(mix: Mix, paths: Collection[str]) -> None:
+    """ConfigError if a table of values names a pattern that fits none of the leaves ``paths`` and no kind of module.
+
+    Frozen leaves may be named though a model has none.
+    """
+    tables = [value for one in (mix.parameters, *mix.per_source) for value in one.values()]
+    for pattern in itertools.chain.from_iterable(map(_patterns, tables)):
+        if pattern in KINDS or pattern in FROZEN or any(matches(path, (pattern.replace("**", "*"),)) for path in paths):
+            continue
+        near = difflib.get_close_matches(pattern, [*KINDS, *paths], n=2, cutoff=0)
+        raise ConfigError(
+            f"pattern {pattern!r} fits no leaf and is no kind of module; nearest are {' and '.join(near)}"
+        )
+
+
+def _patterns(setting: Any) -> Iterator[str]:
+    """Of a table of values, and of tables in it."""
+    if isinstance(setting, Mapping):
+        for pattern, value in setting.items():
+            yield str(pattern)
+            yield from _patterns(value)
 
 
 @dataclass(frozen=True)

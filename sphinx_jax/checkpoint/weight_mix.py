@@ -27,7 +27,7 @@ import numpy as np
 from sphinx_jax.checkpoint import accessory, convert, mix_methods, store, stream
 from sphinx_jax.checkpoint.mix_lora import Merged, SideBySide, with_rank
 from sphinx_jax.checkpoint.mix_methods import METHODS
-from sphinx_jax.checkpoint.mix_settings import Mix, Places, to_json
+from sphinx_jax.checkpoint.mix_settings import Mix, Places, check_patterns, to_json
 from sphinx_jax.checkpoint.mix_sources import (
     MixSource,
     content_hash,
@@ -96,6 +96,7 @@ class Mixer:
         self.named = {f"{source.folder}": source for source in self._all()}
         factors = self._lora.shapes if self._lora else {}
         self.paths = sorted([*shared_leaves(self.named, mix.missing, apart=factors), *factors])
+        check_patterns(mix, self.paths)
         self.config = self._fitting_config()
         self._stacked = stacked_axes(self.config)
         self._places = Places(self.config)
