@@ -24,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from sphinx_jax.checkpoint import convert, mix_benchmark, mix_settings, store, stream, weight_mix
 from sphinx_jax.checkpoint.mix_methods import METHODS
 from sphinx_jax.checkpoint.mix_settings import Mix, Place
+from sphinx_jax.checkpoint.mix_sources import short_names
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.checkpoint.stream import LeafInfo, Reader, Writer
 from sphinx_jax.config import ConfigError, ModelConfig
@@ -490,3 +491,16 @@ def test_patterns_that_fit_are_taken_and_misspelt_ones_refused_before_reading(fo
     assert weight_mix.Mixer(linear(folders[:2], (weight, 1)), tmp_path).paths
     with pytest.raises(ConfigError, match="'decoder/blokcs/"):
         weight_mix.Mixer(linear(folders[:2], (weight | {"decoder/blokcs/*": 1}, 1)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["/r/real/checkpoints/4", "/r/synthetic/checkpoints/2"], ["real/4", "synthetic/2"]),
+        (["/r/a/x", "/r/b/x"], ["a", "b"]),
+        (["/r/m", "/r/m/m"], ["m", "m/m"]),
+        (["/r/m", "/r/m"], ["m", "m"]),
+    ],
+)
+def test_short_names_tell_folders_apart(folders, names):
+    assert short_names(folders) == names

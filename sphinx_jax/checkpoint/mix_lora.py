@@ -95,7 +95,7 @@ class Merged:
     """
 
     def __init__(self, source: MixSource):
-        self.folder = source.folder
+        self.folder, self.tree = source.folder, source.tree
         self.config = source.config and with_rank(source.config, 0)
         self.leaves = {path: leaf for path, leaf in source.leaves.items() if not split(path)[1]}
         self.merged = {split(path)[0] for path in source.leaves if split(path)[1]}

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ import numpy as np
 from sphinx_jax.checkpoint import accessory, convert, store, stream
 from sphinx_jax.checkpoint.foreign import Foreign, is_foreign, open_foreign
 from sphinx_jax.checkpoint.names import Index, Name, accessory_names
+from sphinx_jax.checkpoint.orbax_files import NESTED_DICTS, Tree
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.checkpoint.stream import LeafInfo, Reader
 from sphinx_jax.config import ModelConfig
@@ -46,6 +47,7 @@ class MixSource(Protocol):
     folder: Path
     config: ModelConfig | None  # None for Orbax checkpoints of other programs
     leaves: Mapping[str, LeafInfo]
+    tree: Tree  # how the leaves lie
 
     def tokenizer(self) -> Tokenizer | None: ...
 
@@ -76,6 +78,17 @@ def open_source(folder: str | Path) -> MixSource:
 def newest_in(folder: Path) -> Path:
     """The newest checkpoint of a training stage's folder; any other folder is itself."""
     return store.newest(folder / "checkpoints") or folder
+
+
+def short_names(folders: Sequence[str]) -> list[str]:
+    """What of the paths tells them apart, for a reader; different folders have different names."""
+    parts = [Path(folder).absolute().parts for folder in folders]
+    shared = len(os.path.commonprefix([part[:-1] for part in parts]))
+    tails = [part[shared:] for part in parts]
+    same = set()
+    if len(set(map(len, tails))) == 1:  # else what is left out might be what differs
+        same = {i for i, column in enumerate(zip(*tails, strict=True)) if len(set(column)) == 1}
+    return ["/".join(part for i, part in enumerate(tail) if i not in same) or tail[-1] for tail in tails]
 
 
 def stacked_axes(config: ModelConfig | None) -> dict[str, int]:
@@ -213,6 +226,7 @@ class ForeignSource:
         self.config = self._found.config
         if missing := self._found.missing:
             raise BadCheckpoint(f"{folder} lacks {len(missing)} leaves, the first is {missing[0]}")
+        self.tree = NESTED_DICTS
         specs = blueprint(self.config).specs
         dtypes = {p: self._found.tensors[name.foreign].dtype for name in self._found.names for p in name.leaves}
         self.leaves = {

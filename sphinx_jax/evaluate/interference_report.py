@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sphinx_jax.checkpoint.interference import Interference, Pair, Sums, measure, pair_name
+from sphinx_jax.checkpoint.mix_sources import short_names
 from sphinx_jax.checkpoint.weight_mix import new_folder
 from sphinx_jax.evaluate.plots import figure_style, new_figure, to_png
 from sphinx_jax.evaluate.score_table import MISSING
@@ -131,7 +132,7 @@ def figure(found: Interference) -> bytes:
     room = max(2.2, layers * (WIDE_CELL if numbered else NARROW_CELL))
     width = 2.6 + 2 * room
     heights = [*(0.24 * len(panel.modules) for panel, _, _ in rows), 0.12]
-    said = [f"{i}  {name}" for i, name in enumerate(_short(found.sources), 1)]
+    said = [f"{i}  {name}" for i, name in enumerate(short_names(found.sources), 1)]
     if found.unchanged:
         said += textwrap.wrap(f"unchanged: {', '.join(found.unchanged)}", int(14 * width))
     with figure_style():
@@ -174,13 +175,6 @@ def _worst(sums: Sums, pairs: Sequence[Pair]) -> float:
 def _natural(module: str) -> tuple[str, int, str]:
     parent, _, name = module.rpartition("/")
     return parent, LEAF_ORDER.index(name) if name in LEAF_ORDER else -1, name
-
-
-def _short(sources: Sequence[str]) -> list[str]:
-    """Folders from where their paths part."""
-    paths = [Path(source).absolute() for source in sources]
-    shared = os.path.commonpath([path.parent for path in paths])
-    return [str(path.relative_to(shared)) for path in paths]
 
 
 def _draw(axes: Axes, values: np.ndarray, colours: str, low: float, numbered: bool) -> AxesImage:

@@ -13,7 +13,7 @@ import numpy as np
 
 from sphinx_jax.checkpoint.foreign import is_foreign, open_foreign
 from sphinx_jax.checkpoint.mix_settings import Mix
-from sphinx_jax.checkpoint.mix_sources import newest_in
+from sphinx_jax.checkpoint.mix_sources import newest_in, short_names
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConfigError, from_dict
 from sphinx_jax.evaluate import mix_figures, mix_search
@@ -97,7 +97,7 @@ def choose(
     folders = [str(newest_in(Path(folder)).resolve()) for folder in folders]
     trees, frozen = apart(run, [_leaves(run, Path(folder)) for folder in folders])
     domains = DOMAINS if run.recipe.data.playground else ("*",)
-    names = _short_names(folders)
+    names = short_names(folders)
     with jax.set_mesh(run.mesh):
         judge, test = (judge_of(run, stage, trees, frozen, split, domains) for split in ("validation", "test"))
         rivals: dict[str, Any] = {f"{name} alone": row for name, row in zip(names, np.eye(len(names)), strict=True)}
@@ -175,10 +175,3 @@ def _as_mix(folders: Sequence[str], weights: Sequence[tuple[str, np.ndarray]]) -
         for i in range(len(folders))
     )
     return Mix("linear", tuple(folders), per_source=own)
-
-
-def _short_names(folders: Sequence[str]) -> list[str]:
-    """What of the paths tells them apart."""
-    parts = [Path(folder).parts for folder in folders]
-    same = {i for i in range(min(map(len, parts))) if len({p[i] for p in parts}) == 1}
-    return ["/".join(part for i, part in enumerate(p) if i not in same) or p[-1] for p in parts]
