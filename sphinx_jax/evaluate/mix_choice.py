@@ -16,12 +16,13 @@ from sphinx_jax.checkpoint.mix_settings import Mix
 from sphinx_jax.checkpoint.mix_sources import newest_in, short_names
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConfigError, from_dict
-from sphinx_jax.evaluate import mix_figures, mix_search
-from sphinx_jax.evaluate.mix_search import Judge
+from sphinx_jax.evaluate import mix_figures
 from sphinx_jax.evaluate.score_table import number
 from sphinx_jax.generate.load import place
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint
 from sphinx_jax.recipe import Recipe, Run
+from sphinx_jax.train import mix_search
+from sphinx_jax.train.mix_search import Judge
 from sphinx_jax.train.mix_stage import DOMAINS, MixStage, apart, judge_of, with_mean
 
 WAYS = ("sweep", "greedy", "learn")

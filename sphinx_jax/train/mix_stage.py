@@ -17,8 +17,8 @@ from sphinx_jax.checkpoint.weight_mix import write
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.task_mix import Rows, Shape, Source
 from sphinx_jax.data.tasks import INSTRUCTIONS
-from sphinx_jax.evaluate.mix_search import Judge, along, best, sweep
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
+from sphinx_jax.train.mix_search import Judge, along, best, sweep
 from sphinx_jax.train.step import cross_entropy
 
 if TYPE_CHECKING:
