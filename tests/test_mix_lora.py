@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from sphinx_jax.checkpoint import convert, mix_settings, store, stream, weight_mix
+from sphinx_jax.checkpoint import convert, mix_settings, mix_sources, store, stream, weight_mix
 from sphinx_jax.checkpoint.mix_settings import Mix
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import DecoderConfig, ModelConfig, MoeConfig
@@ -160,7 +160,7 @@ def ties(base, sources, weights, density):
 @pytest.mark.parametrize("rows", [None, 3])
 def test_methods_of_whole_matrices_see_the_weight_with_its_addition(folders, computed, tmp_path, monkeypatch, rows):
     if rows:  # slices of few rows, and all that can be laid out is
-        monkeypatch.setattr(weight_mix, "SLICE_BYTES", 4 * 32 * rows)
+        monkeypatch.setattr("sphinx_jax.checkpoint.mixer.SLICE_BYTES", 4 * 32 * rows)
         monkeypatch.setattr("sphinx_jax.checkpoint.mix_sources.PIECE_BYTES", 64)
     own = tuple({"weight": w, "density": 0.5} for w in (0.6, 0.7))
     mix = Mix("ties", (folders[0], folders[2]), folders[1], per_source=own)
@@ -190,7 +190,7 @@ def test_published_folders_take_part_and_come_out(folders, computed, tmp_path):
     mix = dataclasses.replace(mix, sources=tuple(map(str, mix.sources)))
     wanted = summed((0.5, 0.3, -0.7), computed[:3])
     assert_computes(weight_mix.write(mix, tmp_path / "ours", quiet=True), wanted, 5)
-    there = weight_mix.open_source(weight_mix.write(mix, tmp_path / "theirs", form="accessory", quiet=True))
+    there = mix_sources.open_source(weight_mix.write(mix, tmp_path / "theirs", form="accessory", quiet=True))
     assert there.config.decoder.lora_rank == 5
     again = Mix("linear", **weights_of([str(there.folder)], (1.0,)))
     assert_computes(weight_mix.write(again, tmp_path / "back", quiet=True), wanted, 5)

@@ -21,7 +21,7 @@ from conftest import DATA, born, tiny_config
 from orbax.checkpoint import PyTreeCheckpointer
 from orbax.checkpoint import v1 as ocp
 
-from sphinx_jax.checkpoint import convert, mix_benchmark, mix_settings, store, stream, weight_mix
+from sphinx_jax.checkpoint import convert, mix_benchmark, mix_settings, mix_sources, store, stream, weight_mix
 from sphinx_jax.checkpoint.mix_methods import METHODS
 from sphinx_jax.checkpoint.mix_settings import Mix, Place
 from sphinx_jax.checkpoint.mix_sources import short_names
@@ -149,8 +149,8 @@ def test_a_leaf_of_unknown_axes_is_mixed_in_parts_of_its_deeper_axes(method, tmp
     own = tuple({k: v for k, v in one.items() if k in METHODS[method].per_source} for one in own)
     mix = Mix(method, sources, base, {"t": 0.3} if method == "slerp" else {}, own)
     whole = Reader(weight_mix.write(mix, tmp_path / "whole", quiet=True)).read("stack")
-    monkeypatch.setattr(weight_mix, "BLOCK_BYTES", 100)
-    monkeypatch.setattr(weight_mix, "SLICE_BYTES", 40)
+    monkeypatch.setattr("sphinx_jax.checkpoint.mixer.BLOCK_BYTES", 100)
+    monkeypatch.setattr("sphinx_jax.checkpoint.mixer.SLICE_BYTES", 40)
     mixer = weight_mix.Mixer(mix, tmp_path / "scratch")
     places = [place for place, _ in mixer.rows("stack", ())]
     assert places == [(i, slice(start, start + 4)) for i in range(3) for start in (0, 4, 8)]
@@ -234,7 +234,7 @@ def test_other_forms_are_written_at_once(tmp_path, form):
     weight_mix.write(mix, tmp_path / "ours", quiet=True)
     weight_mix.write(mix, tmp_path / "theirs", form=form, quiet=True)
     ours = leaves_of(tmp_path / "ours")
-    back = weight_mix.open_source(tmp_path / "theirs")
+    back = mix_sources.open_source(tmp_path / "theirs")
     for path, info in back.leaves.items():
         assert info.dtype == ml_dtypes.bfloat16
         mixer = weight_mix.Mixer(linear([tmp_path / "theirs"], (1.0,)), tmp_path / "scratch")
@@ -308,7 +308,7 @@ def test_a_killed_mix_leaves_nothing_that_looks_complete_and_goes_on(tmp_path):
     process.wait()
     assert not (tmp_path / "out").exists() and begun.exists()
     with pytest.raises(BadCheckpoint, match="unfinished"):
-        weight_mix.open_source(begun)
+        mix_sources.open_source(begun)
     mixed = []
     real = weight_mix.Mixer.rows
     try:

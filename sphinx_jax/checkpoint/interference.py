@@ -22,8 +22,8 @@ import numpy as np
 
 from sphinx_jax.checkpoint.mix_settings import KINDS, Mix
 from sphinx_jax.checkpoint.mix_statistics import Unit, task_vectors, totals
+from sphinx_jax.checkpoint.mixer import Mixer
 from sphinx_jax.checkpoint.names import Index
-from sphinx_jax.checkpoint.weight_mix import Mixer
 from sphinx_jax.config import ConfigError
 from sphinx_jax.model.blueprint import matches
 from sphinx_jax.progress import progress
