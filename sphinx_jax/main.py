@@ -21,6 +21,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; default: runs/<name of the config>.")
 _STAGE = flags.DEFINE_string("stage", None, "Run this stage alone, e.g. chat; default: all that are not yet done.")
+_PROFILE = flags.DEFINE_string("profile", None, "Trace these steps of each training stage for XProf, e.g. 10:13.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Print no progress.")
 
 
@@ -32,13 +33,22 @@ def main(argv: list[str]) -> None:
     file = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
     if not file.is_file():
         raise FileNotFoundError(f"there is no recipe {file}; check --config")
+    profile = parse_profile(_PROFILE.value) if _PROFILE.value else None
     workdir = Path(_WORKDIR.value or Path("runs") / file.stem)
     # a second run finds its programs compiled
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "sphinx_jax" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     from sphinx_jax import recipe
 
-    recipe.run(recipe.parse(_CONFIG.value.to_dict()), workdir, only=_STAGE.value, quiet=_QUIET.value)
+    recipe.run(recipe.parse(_CONFIG.value.to_dict()), workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
+
+
+def parse_profile(text: str) -> range:
+    """``10:13`` -> steps 10, 11 and 12."""
+    first, colon, end = text.partition(":")
+    if not (colon and first.isdigit() and end.isdigit() and int(first) < int(end)):
+        raise ValueError(f"--profile {text} is not of the form FIRST:END, e.g. 10:13 for the steps 10, 11 and 12")
+    return range(int(first), int(end))
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -119,6 +119,7 @@ class Run:
     recipe: Recipe
     workdir: Path
     quiet: bool = False
+    profile: range | None = None  # steps of each training stage that are traced
 
     def folder(self, stage: str) -> Path:
         return self.workdir / stage
@@ -163,7 +164,9 @@ class Run:
         return cache_features(folder, items, leaves, self.recipe.model, f"encoding {domain} {split} pictures")
 
 
-def run(recipe: Recipe, workdir: Path, only: str | None = None, quiet: bool = False) -> Run:
+def run(
+    recipe: Recipe, workdir: Path, only: str | None = None, quiet: bool = False, profile: range | None = None
+) -> Run:
     """Carry out the stages of a recipe that are not yet done, or only the one named.
 
     Raises ConfigError where the workdir was made with other settings.
@@ -177,7 +180,7 @@ def run(recipe: Recipe, workdir: Path, only: str | None = None, quiet: bool = Fa
             _settle(recipe, workdir)
     except OSError as error:
         raise ConfigError(f"cannot write to workdir {workdir}: {error.strerror}; give another --workdir") from None
-    this = Run(recipe, workdir, quiet)
+    this = Run(recipe, workdir, quiet, profile)
     todo = [only] if only else [name for name in recipe.stages if not done(this, name)]
     if not quiet:
         for line in recipe.about if not only and len(todo) == len(recipe.stages) else ():

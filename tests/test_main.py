@@ -178,7 +178,7 @@ def python(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
 def test_help_names_the_flags():
     out = python("-m", "sphinx_jax.main", "--help")
     assert out.returncode == 0
-    for flag in ("--config", "--workdir", "--stage", "--[no]quiet"):
+    for flag in ("--config", "--workdir", "--stage", "--profile", "--[no]quiet"):
         assert flag in out.stdout
 
 
@@ -189,12 +189,13 @@ def test_help_names_the_flags():
         (["--config", "there/is/none.py"], "there is no recipe there/is/none.py"),
         (["--config", "simple.py", "--wrokdir", "w"], "Did you mean: workdir"),
         (["--config", "broken.py"], "broken.py, line 2: "),
+        (["--config", "simple.py", "--profile", "7"], "--profile 7 is not of the form FIRST:END"),
         (["--config", "simple.py", "w"], "unexpected argument 'w'"),
         (["--config", "simple.py", "--config.stage.frist.steps=3"], 'Did you mean "first"'),
         (["--config", "simple.py", "--config.stage.first.steps=few"], "steps=few"),
         (["--config", "simple.py", "--config.stage.first.stepz=3"], "did you mean 'steps'"),
     ],
-    ids=["no config", "no file", "flag", "broken file", "argument", "stage", "value", "key"],
+    ids=["no config", "no file", "flag", "broken file", "profile", "argument", "stage", "value", "key"],
 )
 def test_a_wrong_command_line_is_one_line(tmp_path, arguments, says):
     (tmp_path / "simple.py").write_text(SIMPLE)

@@ -174,6 +174,25 @@ def test_training_stops_at_bad_steps_in_a_row_wherever_log_lines_fall(bad, stopp
     assert named["steps"][0]["batch"] == {"image": [f"row {stopped - 3}"]}
 
 
+def test_slow_data_is_named_once_and_chosen_steps_are_traced(tmp_path, mesh, monkeypatch, caplog):
+    monkeypatch.setattr(loop.store, "save_async", lambda folder, *_, **__: lambda: folder.mkdir(parents=True))
+
+    def slow():
+        time.sleep(0.02)
+        return {"image": {"tokens": np.zeros((1, 1), np.int32)}}
+
+    def step(state, batches, rate):
+        return state, {"loss": 1.0, "norm": 1.0, "finite": True}
+
+    loop.run(
+        tmp_path, "stage", loop.LoopSettings(6, log_every=2), TrainState({}, None, {}), step, lambda step: 0.1,
+        iter(slow, None), plan=PLAN, config=CONFIG, tokenizer=None, mesh=mesh, recipe={},
+        throughput=loop.Throughput(1, 1.0, 1.0), profile=range(4, 9), quiet=True,
+    )  # fmt: skip
+    assert sum("of the time steps wait for data" in record.message for record in caplog.records) == 1
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
 def test_rate_warms_up_and_falls_to_the_floor():
     rates = [learning_rate(s, peak=1.0, steps=100, warmup=10, floor=0.1) for s in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[9] == pytest.approx(1.0)

@@ -29,6 +29,9 @@ from sphinx_jax.train.step import TrainState
 _log = logging.getLogger(__name__)
 
 
+DATA_WAIT = 0.5  # share of the time between two log lines above which data, not steps, set the pace
+
+
 class TrainingStopped(ValueError):
     """Training cannot go on; the message says why."""
 
@@ -68,6 +71,7 @@ def run(
     recipe: dict[str, Any],
     throughput: Throughput,
     identify: Callable[[int], Any] = lambda step: None,
+    profile: range | None = None,
     quiet: bool = False,
 ) -> TrainState:
     """Train from the newest checkpoint in ``folder``/checkpoints, or from ``state``, to the last step.
@@ -78,6 +82,7 @@ def run(
 
     Args:
       identify: number of a step, from 0 -> what its batch was made of, as JSON.
+      profile: steps, from 0, of which ``folder``/profile gets a trace for XProf and TensorBoard.
 
     Raises:
       TrainingStopped: after too many steps in a row that are not finite; ``bad_steps.json`` names their batches.
@@ -95,10 +100,13 @@ def run(
     history = _History(folder, start)
     line = _Line(name, settings.steps, quiet)
     window = _Window(start)
-    bad, left = 0, None
+    bad, left, waits, tracing = 0, None, False, False
     rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
     with jax.set_mesh(mesh), Preemption() as preemption:
         for step in range(start, settings.steps):
+            if profile and step in profile and not tracing:  # a resumed run may begin among them
+                jax.profiler.start_trace(folder / "profile")
+                tracing = True
             waited = time.perf_counter()
             batches = next(data)
             skipped = sum(int(b.pop("skipped", np.zeros(1)).sum()) for b in batches.values())
@@ -106,6 +114,10 @@ def run(
             batches = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batches)
             state, metrics = step_fn(state, batches, rate(step))
             window.add(metrics, skipped, waited)
+            if tracing and step in (profile[-1], settings.steps - 1):
+                jax.block_until_ready(metrics)
+                jax.profiler.stop_trace()
+                tracing = False
             leaving = preemption.due(step + 1)
             last = step + 1 == settings.steps or leaving
             if (step + 1) % settings.log_every == 0 or last:
@@ -121,6 +133,12 @@ def run(
                         )
                 history.write(entry)
                 line.show(entry)
+                if entry["data_wait"] > DATA_WAIT and not waits:
+                    waits = True
+                    _log.warning(
+                        "%s: %.0f%% of the time steps wait for data; give the stage more workers or cache_features",
+                        name, 100 * entry["data_wait"],
+                    )  # fmt: skip
                 window = _Window(step + 1)
             if (step + 1) % settings.save_every == 0 or last:
                 checkpoints.save(step + 1, state)

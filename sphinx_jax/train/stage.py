@@ -122,7 +122,7 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
         lambda step: np.float32(learning_rate(step, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor)), data,
         plan=blueprint(model), config=model, tokenizer=run.tokenizer, mesh=mesh,
         recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},
-        throughput=throughput(run, s), identify=identify, quiet=run.quiet,
+        throughput=throughput(run, s), identify=identify, profile=run.profile, quiet=run.quiet,
     )  # fmt: skip
 
 
