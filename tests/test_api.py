@@ -106,6 +106,9 @@ NO_IMAGE = "an image must be a path, bytes or a PIL image, not "
         (lambda m: m.score(["a"], "b"), "continuations must be a list of strings, not 'b'"),
         (lambda m: m.score(["a", "b"], ["c", ""]), "continuations[1] '' adds no token to its prompt"),
         (lambda m: m.score(["a"], ["b"], [PICTURE] * 2), "prompts and images must be equally many, not 1 and 2"),
+        (lambda m: m.features([]), "images must hold at least one picture, not []"),
+        (lambda m: m.features("cat.jpg"), "images must be a list of pictures, not 'cat.jpg'"),
+        (lambda m: m.features(None), "images must be a list of pictures, not None"),
         # at the call: nobody asks for what these would yield
         (lambda m: m.stream(["a"]), "prompt must be a string, not ['a']"),
         (lambda m: m.stream("a", 3), NO_IMAGE + "int"),

@@ -11,8 +11,9 @@ import pytest
 from conftest import DATA, tiny_config
 
 import sphinx_jax
-from sphinx_jax.checkpoint import accessory, assemble, convert, store, stream
+from sphinx_jax.checkpoint import accessory, assemble, convert, store, stream, weight_mix
 from sphinx_jax.checkpoint.foreign import open_foreign
+from sphinx_jax.checkpoint.mix_settings import Mix
 from sphinx_jax.checkpoint.pth import read_pth
 from sphinx_jax.config import FAMILY, ConfigError
 from sphinx_jax.model.blueprint import blueprint
@@ -189,3 +190,49 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, told):
     monkeypatch.chdir(tmp_path)
     done = run_tool(*arguments, expect=1)
     assert done.stderr == f"error: {told}\n" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "given", "says"),
+    [
+        ("a checkpoint of ours", "accessory", ["mesh"], "--mesh does nothing for writing --to accessory"),
+        ("a checkpoint of ours", "hf", ["model"], "--model does nothing for reading a checkpoint of ours"),
+        ("published files", "orbax", ["shards"], "--shards does nothing for writing --to orbax"),
+        ("published files", "orbax", ["clip"], "--clip does nothing for reading published files"),
+        ("assemble", "orbax", ["quick_gelu"], "--quick-gelu does nothing for reading assemble"),
+        ("published files", "hf", ["verify", "dry_run"], "--verify does nothing for a --dry-run"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(source, to, given, says):
+    with pytest.raises(ConfigError) as refused:
+        convert.check_options(source, to, given)
+    assert says in str(refused.value)
+    convert.check_options("published files", "accessory", ["shards", "dtype", "verify", "model", "allow_missing"])
+
+
+def test_the_tool_tells_given_options_from_defaults(tmp_path):
+    done = run_tool(SPHINX, tmp_path / "out", "--shards", "1", "--quiet", expect=1)
+    assert done.stderr == "error: --shards does nothing for writing --to orbax; leave it out\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", [SPHINX, MIXTRAL])
+def test_a_dry_run_of_a_checkpoint_names_what_would_be_written(tmp_path, source):
+    ours = convert.to_checkpoint(open_foreign([source]), tmp_path / "ours", quiet=True)
+    for form in ("accessory", "hf"):
+        written = open_foreign([convert.from_checkpoint(ours, tmp_path / form, form, quiet=True)])
+        *lines, last = convert.plan_lines(ours, form)
+        shapes = {key: tuple(tensor.shape) for key, tensor in written.tensors.items() if key not in written.unused}
+        assert {line.partition("->  ")[2] for line in lines} == {f"{k}  {s}" for k, s in shapes.items()}
+        assert f"{len(shapes)} tensors" in last
+    with pytest.raises(store.BadCheckpoint, match="does not divide over 3 shards"):
+        list(convert.plan_lines(ours, "accessory", shards=3))
+
+
+def test_a_file_in_place_of_a_folder_is_called_a_file(tmp_path):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"")
+    with pytest.raises(store.BadCheckpoint, match="weights.pth is a file; give the folder that holds it"):
+        weight_mix.write(
+            Mix("linear", (str(file), str(file)), per_source=({"weight": 1}, {"weight": 0})), tmp_path / "o"
+        )

@@ -51,11 +51,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     for part in ("decoder", "clip", "convnext", "dinov2", "blip2"):
         parser.add_argument(f"--{part}", metavar="DIR", help=f"assemble: folder of the {part}")
-    return parser.parse_args()
+    args = parser.parse_args()
+    parser.set_defaults(**dict.fromkeys(vars(args)))  # to tell what was given from what is so by default
+    args.given = [name for name, value in vars(parser.parse_args()).items() if value not in (None, [])]
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
     if args.paths[0] == "assemble":
+        convert.check_options("assemble", args.to, args.given)
         args.paths = args.paths[1:]
         encoders = {kind: getattr(args, kind) for kind in assemble.ENCODERS if getattr(args, kind)}
         if not (args.model and args.decoder):
@@ -68,8 +72,14 @@ def run(args: argparse.Namespace) -> None:
     if out is None and not args.dry_run:
         raise ValueError("give a source and where to write: SOURCE OUT")
     if len(sources) == 1 and store.is_complete(sources[0]):
+        convert.check_options("a checkpoint of ours", args.to, args.given)
         if args.dry_run:
-            print("\n".join(map(str, convert.leaf_lines(sources[0]))))
+            lines = (
+                convert.leaf_lines(sources[0])
+                if args.to == "orbax"
+                else convert.plan_lines(sources[0], args.to, args.shards)
+            )
+            print("\n".join(lines))
             return
         dtype = convert.known_dtype(args.dtype)
         print(convert.from_checkpoint(sources[0], out, args.to, shards=args.shards, dtype=dtype, quiet=args.quiet))
@@ -77,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
             count = convert.verify_foreign(stream.Reader(sources[0]).read, out, quiet=args.quiet)
             print(f"{count} tensors are the same")
         return
+    convert.check_options("published files", args.to, args.given)
     found = foreign.open_foreign(
         sources, model=args.model, config=args.config, tokenizer=args.tokenizer, quick_gelu=args.quick_gelu,
         allow_missing=args.allow_missing,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,10 +11,10 @@ import numpy as np
 
 from sphinx_jax.checkpoint.accessory import CONFIG, META, PREFIX
 from sphinx_jax.checkpoint.accessory_config import DENSE_EXPERTS, to_params
-from sphinx_jax.checkpoint.names import accessory_names
+from sphinx_jax.checkpoint.names import Name, accessory_names
 from sphinx_jax.checkpoint.pth import STORAGE_OF, PthWriter
 from sphinx_jax.checkpoint.shards import cut
-from sphinx_jax.checkpoint.store import BadCheckpoint
+from sphinx_jax.checkpoint.store import staged
 from sphinx_jax.config import ModelConfig, unknown
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import blueprint
@@ -40,15 +39,8 @@ def write_folder(
     out, dtype = Path(out), _known(dtype)
     kind, params = to_params(config)
     experts = config.decoder.moe.experts if config.decoder.moe else 0
-    names = list(accessory_names(config, kind in DENSE_EXPERTS))
-    for name in names:  # what does not divide is found before anything is written
-        cut(name.foreign, name.blank(blueprint(config).specs[name.leaves[0]].shape), shards, experts)
-    if out.exists():
-        raise BadCheckpoint(f"{out} exists already")
-    begun = out.with_name(out.name + ".begun")
-    shutil.rmtree(begun, ignore_errors=True)  # what a killed process left
-    begun.mkdir(parents=True)
-    try:
+    names = tensor_names(config, shards)  # what does not divide is found before anything is written
+    with staged(out) as begun:
         with ExitStack() as stack:
             files = [
                 stack.enter_context(PthWriter(begun / f"consolidated.{shard:02d}-of-{shards:02d}.model.pth"))
@@ -69,10 +61,21 @@ def write_folder(
         (begun / META).write_text(json.dumps({"llama_type": kind}))
         if tokenizer is not None:
             tokenizer.save(begun)
-        return begun.rename(out)
-    except BaseException:
-        shutil.rmtree(begun, ignore_errors=True)
-        raise
+    return out
+
+
+def tensor_names(config: ModelConfig, shards: int) -> list[Name]:
+    """The tensors of a published folder.
+
+    Raises:
+      BadCheckpoint: one of them does not divide over the shards.
+    """
+    kind, _ = to_params(config)
+    experts = config.decoder.moe.experts if config.decoder.moe else 0
+    names = list(accessory_names(config, kind in DENSE_EXPERTS))
+    for name in names:
+        cut(name.foreign, name.blank(blueprint(config).specs[name.leaves[0]].shape), shards, experts)
+    return names
 
 
 def _known(dtype: str | None) -> np.dtype | None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
 
-from sphinx_jax.checkpoint import accessory, accessory_write, huggingface_write, store, stream
+from sphinx_jax.checkpoint import accessory, accessory_write, assemble, huggingface_write, store, stream
 from sphinx_jax.checkpoint.foreign import Foreign, open_foreign
+from sphinx_jax.checkpoint.huggingface_names import huggingface_names
 from sphinx_jax.checkpoint.names import Index
 from sphinx_jax.checkpoint.pth import Stored
 from sphinx_jax.config import ConfigError, ModelConfig, to_dict, unknown
@@ -160,6 +161,51 @@ def source_files(folders: Sequence[Path]) -> list[Path]:
 def digest(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+# what is read -> the options that mean nothing there
+IGNORED = {
+    "assemble": {"config", "tokenizer", "quick_gelu", "allow_missing"},
+    "a checkpoint of ours": {
+        "mesh", "model", "config", "tokenizer", "quick_gelu", "allow_missing", "decoder", *assemble.ENCODERS,
+    },
+    "published files": {"decoder", *assemble.ENCODERS},
+}  # fmt: skip
+
+
+def check_options(source: str, form: str, given: Iterable[str]) -> None:
+    """Refuse options that would do nothing: ``given`` are those on the command line, ``source`` a key of ``IGNORED``.
+
+    Raises:
+      ConfigError: names the first of them.
+    """
+    reasons = dict.fromkeys(IGNORED[source], f"reading {source}")
+    if form != "accessory":
+        reasons["shards"] = f"writing --to {form}"
+    if form != "orbax":
+        reasons["mesh"] = f"writing --to {form}"
+    if "dry_run" in given:
+        reasons["verify"] = "a --dry-run"
+    for name in given:
+        if name in reasons:
+            raise ConfigError(f"--{name.replace('_', '-')} does nothing for {reasons[name]}; leave it out")
+
+
+def plan_lines(source: str | Path, form: str, shards: int = 1) -> Iterator[str]:
+    """A line for every tensor that ``from_checkpoint`` would write, reading none; refused where that would be."""
+    config = store.read_config(source)
+    if form == "accessory":
+        names, files = accessory_write.tensor_names(config, shards), f"{shards} file(s)"
+    else:
+        config = huggingface_write.plain_config(config)
+        huggingface_write.describe(config.decoder, "float32")
+        names, files = list(huggingface_names(config)), "files of up to 5 GB"
+    specs = blueprint(config).specs
+    for name in names:
+        place = "".join(f"[{i}]" for i in name.index)
+        shape = name.blank(specs[name.leaves[0]].shape).shape
+        yield f"{', '.join(f'{leaf}{place}' for leaf in name.leaves)}  ->  {name.foreign}  {tuple(shape)}"
+    yield f"{config.name}: {len(names)} tensors in {files}"
 
 
 def leaf_lines(source: str | Path) -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from sphinx_jax.checkpoint.huggingface import DTYPES, INDEX, SINGLE
 from sphinx_jax.checkpoint.huggingface_names import huggingface_names
 from sphinx_jax.checkpoint.huggingface_tokenizer import write_tokenizer
-from sphinx_jax.checkpoint.store import BadCheckpoint
+from sphinx_jax.checkpoint.store import BadCheckpoint, staged
 from sphinx_jax.config import ATTENTION_MAPS, FFN_MAPS, DecoderConfig, ModelConfig, unknown
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import blueprint
@@ -49,27 +48,18 @@ def write(
       BadCheckpoint: the folder exists, or transformers has no model of this form.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise BadCheckpoint(f"{folder} exists; give a new folder")
     if dtype not in WRITTEN:
         raise unknown("dtype", dtype, WRITTEN)
-    plain = ModelConfig(name=config.name, decoder=_without_tuning(config.decoder))
+    plain = plain_config(config)
     table = describe(plain.decoder, dtype)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with staged(folder) as begun:
         ends = {"bos_token_id": None, "eos_token_id": None}
         if tokenizer is not None:
             ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-            write_tokenizer(partial, tokenizer)
-        _write_json(partial / "config.json", table | ends)
-        _write_json(partial / "generation_config.json", ends)
-        _write_tensors(partial, _merging(reader, config, plain), plain, WRITTEN[dtype], shard_bytes)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            write_tokenizer(begun, tokenizer)
+        _write_json(begun / "config.json", table | ends)
+        _write_json(begun / "generation_config.json", ends)
+        _write_tensors(begun, _merging(reader, config, plain), plain, WRITTEN[dtype], shard_bytes)
     return folder
 
 
@@ -99,12 +89,13 @@ def describe(c: DecoderConfig, dtype: str) -> dict[str, Any]:
     return table | experts | {"router_aux_loss_coef": c.moe.balance_weight / c.moe.per_token}
 
 
-def _without_tuning(c: DecoderConfig) -> DecoderConfig:
-    """The decoder as transformers can say it: a bias on all maps of a kind or on none, no low-rank addition."""
+def plain_config(config: ModelConfig) -> ModelConfig:
+    """The decoder alone, as transformers can say it: a bias on all maps of a kind or on none, no low-rank addition."""
+    c = config.decoder
     if c.moe and c.bias:
         raise BadCheckpoint(f"MixtralForCausalLM has no biases, this decoder has some on {', '.join(c.bias)}")
     bias = tuple(name for maps in (ATTENTION_MAPS, FFN_MAPS) if set(maps) & set(c.bias) for name in maps)
-    return dataclasses.replace(c, bias=bias, lora_rank=0)
+    return ModelConfig(name=config.name, decoder=dataclasses.replace(c, bias=bias, lora_rank=0))
 
 
 def _merging(reader: Reader, config: ModelConfig, plain: ModelConfig) -> Reader:

@@ -71,7 +71,7 @@ def open_source(folder: str | Path) -> MixSource:
     """
     folder = newest_in(Path(folder)).resolve()
     if not folder.is_dir():
-        raise BadCheckpoint(f"{folder} does not exist; give a checkpoint's folder")
+        raise store.missing(folder)
     return ForeignSource(folder) if is_foreign(folder) else OrbaxSource(folder)
 
 

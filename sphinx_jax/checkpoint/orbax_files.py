@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sphinx_jax.checkpoint.store import BadCheckpoint
+from sphinx_jax.checkpoint.store import BadCheckpoint, missing
 
 STATE = "state"
 INDEX_CACHE = "ocdbt"
@@ -35,7 +35,7 @@ ONE_DEVICE = json.dumps({
 def find_state(folder: Path) -> Path:
     """The folder of arrays in a checkpoint: itself, its ``state``, or the only one that it has."""
     if not folder.is_dir():
-        raise BadCheckpoint(f"{folder} does not exist; give a checkpoint's folder")
+        raise missing(folder)
     found = sorted(metadata.parent for metadata in (*folder.glob("_METADATA"), *folder.glob("*/_METADATA")))
     for state in found:
         if state in (folder, folder / STATE) or len(found) == 1:

@@ -6,10 +6,11 @@ process killed at any moment leaves either a complete checkpoint or a folder tha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,33 @@ def save_async(
             raise failed[0]
 
     return wait
+
+
+@contextlib.contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder to write into that becomes ``out`` where the block ends; nothing is left of one that fails.
+
+    Raises:
+      BadCheckpoint: ``out`` exists.
+    """
+    if out.exists():
+        raise BadCheckpoint(f"{out} exists already; give a new folder")
+    begun = out.with_name(out.name + ".begun")
+    shutil.rmtree(begun, ignore_errors=True)  # what a killed process left
+    begun.mkdir(parents=True)
+    try:
+        yield begun
+        begun.rename(out)
+    except BaseException:
+        shutil.rmtree(begun, ignore_errors=True)
+        raise
+
+
+def missing(folder: Path) -> BadCheckpoint:
+    """The error for what is no folder."""
+    if folder.is_file():
+        return BadCheckpoint(f"{folder} is a file; give the folder that holds it, {folder.parent}")
+    return BadCheckpoint(f"{folder} does not exist; give a checkpoint's folder")
 
 
 def describe(folder: Path, config: ModelConfig | None, tokenizer: Tokenizer | None, recipe: dict[str, Any]) -> None:

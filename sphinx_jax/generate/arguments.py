@@ -59,10 +59,19 @@ def check_texts(name: str, given: Sequence[str]) -> list[str]:
     return [check_text(f"{name}[{i}]", text) for i, text in enumerate(_listed(name, given, "strings"))]
 
 
+def check_pictures(config: ModelConfig, given: Sequence[ImageSource]) -> list[ImageSource]:
+    """At least one picture; what a picture is, ``load_image`` checks."""
+    check_vision(config)
+    images = _listed("images", given, "pictures")
+    if not images:
+        raise BadArgument("images must hold at least one picture, not []")
+    return images
+
+
 def check_images(
     config: ModelConfig, given: Sequence[ImageSource] | None, prompts: Sequence[str]
 ) -> list[ImageSource] | None:
-    """One picture a prompt, or None for none at all; what a picture is, ``load_image`` checks."""
+    """One picture a prompt, or None for none at all."""
     if given is None:
         return None
     check_vision(config)

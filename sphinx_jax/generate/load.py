@@ -86,7 +86,7 @@ def _folders(given: Any) -> list[Path]:
         if not folder.exists():
             raise store.BadCheckpoint(f"{folder} does not exist{_nearest(folder)}")
         if not folder.is_dir():
-            raise store.BadCheckpoint(f"{folder} is a file; give the folder that holds it, {folder.parent}")
+            raise store.missing(folder)
     return folders
 
 

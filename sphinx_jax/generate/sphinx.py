@@ -57,9 +57,8 @@ class Sphinx:
 
     def features(self, images: Sequence[ImageSource]) -> Features:
         """Pictures (paths, bytes or PIL) -> what the encoders see."""
-        arguments.check_vision(self.config)
-        size = self.config.views.image_size
-        pixels = np.stack([padded_resize(load_image(image), size) for image in images])
+        pictures = [load_image(image) for image in arguments.check_pictures(self.config, images)]
+        pixels = np.stack([padded_resize(picture, self.config.views.image_size) for picture in pictures])
         with jax.set_mesh(self.mesh):
             return self._encode(self._encoders, pixels)
 
