@@ -100,7 +100,9 @@ def run(args: argparse.Namespace) -> None:
         )  # fmt: skip
     elif way == "recipe":
         mix = mix_settings.read_recipe(Path(args.recipe))
-        mix = replace(mix, merge_lora=mix.merge_lora or args.merge_lora)
+        mix = replace(
+            mix, **{name: args.given[name] for name in ("dtype", "missing", "merge_lora") if name in args.given}
+        )
         if args.recipe.endswith(".json"):
             expected = json.loads(Path(args.recipe).read_text()).get("hashes")
     else:

@@ -40,7 +40,7 @@ FLAGS = {
     "sweep": ("--sweep finds weights of linear", {"grid"} | SEARCHING),
     "greedy": ("--greedy finds weights of linear", SEARCHING),
     "learn": ("--learn finds weights of linear", SEARCHING),
-    "recipe": ("--recipe says all", {"merge_lora"} | WRITING - {"dtype"}),
+    "recipe": ("--recipe names methods, sources and weights", {"missing", "merge_lora"} | WRITING),
     "flags": (
         "without --sweep, --greedy or --learn nothing is searched",
         {"method", "sources", "weights", "base", "settings", "missing", "merge_lora"} | WRITING,
