@@ -65,3 +65,10 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh))
+
+
+def platform() -> str:
+    """What programs are being made for: ``cpu``, ``gpu`` or ``tpu``; on a mesh of devices that are not here, theirs."""
+    there = jax.sharding.get_abstract_mesh().abstract_device
+    name = there.platform if there is not None else jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name

@@ -217,7 +217,7 @@ def test_isolated_turns_answer_as_if_alone(tiny):
 def test_isolation_shares_the_prefix_and_nothing_else():
     positions, seen = isolate(jnp.array([[0, 0, 0, 0, 1, 1, 2, 2, 2, -1]]))
     np.testing.assert_array_equal(positions[0, :9], [0, 1, 2, 3, 4, 5, 4, 5, 6])
-    seen = np.asarray(seen[0, 0])
+    seen = np.asarray(seen.mask[0, 0])
     assert seen[8, :4].all() and not seen[8, 4:6].any() and seen[8, 6:9].all()
     assert not np.triu(seen, 1).any()
 

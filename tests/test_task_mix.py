@@ -12,7 +12,8 @@ from PIL import Image
 
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.image import BadImage
-from sphinx_jax.data.task_mix import DOMAINS, TASKS, Rows, Shape, Source, names, rows, task_mix
+from sphinx_jax.data.rows import DOMAINS, TASKS, Rows, Shape, Source
+from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.train.features import cache_features, pictures_hash
 
@@ -185,7 +186,7 @@ def test_a_source_without_any_wanted_task_is_an_error():
 
 def test_names_are_those_of_the_rows_at_the_same_positions():
     mixed = [Source(str(n), [f"{n} and {i}" for i in range(7)], weight) for n, weight in ((0, 1.0), (1, 3.0))]
-    made, named = rows(mixed, TOKENIZER, Shape(16), 5), names(mixed, 5)
+    made, named = rows(mixed, TOKENIZER, Shape(16), 5), names(mixed, TOKENIZER, Shape(16), 5)
     found = [named[i] for i in range(40)]
     assert len(set(found)) == 14
     for i, name in enumerate(found):

@@ -233,7 +233,8 @@ from test_task_mix import sources, TOKENIZER
 from sphinx_jax.checkpoint import store
 from sphinx_jax.command import plain_errors
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.data.task_mix import Shape, rows, task_mix
+from sphinx_jax.data.rows import Shape
+from sphinx_jax.data.task_mix import rows, task_mix
 from sphinx_jax.model.blueprint import FROZEN, matches
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train import loop

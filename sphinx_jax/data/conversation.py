@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
@@ -89,6 +89,10 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def cut(self, start: int, length: int) -> Encoded:
+        """At most `length` positions from `start` on."""
+        return Encoded(*(getattr(self, f.name)[start : start + length] for f in fields(self)))
 
 
 def encode_conversation(
@@ -171,6 +175,8 @@ class Item:
     """Kind of each turn's question within its task, for baselines per kind; empty where unknown."""
     domain: str = ""
     id: str = ""
+    text: str = ""
+    """In place of turns: a document, or what was found written beside a picture; learnt whole, without a template."""
 
 
 class Items(Sequence[Item]):
@@ -205,12 +211,24 @@ def parse_item(raw: Any) -> Item:
     `image` may be absent. `from` is human, gpt or assistant in any case. Optional: `task` (one for all turns)
     or `tasks` (a list), `domain`, `id`.
 
+    For pre-training `{"image": path, "text": …}` is a picture and what was found written beside it, `{"text": …}`
+    a document.
+
     Raises:
       BadItem: not of this form, or humans and assistants do not take turns.
     """
     if not isinstance(raw, Mapping):
         raise BadItem(f"an item must be an object, not {type(raw).__name__}")
+    image = raw.get("image")
+    if image is not None and not (isinstance(image, str) and image):
+        raise BadItem(f'"image" must be a path, not {image!r}')
+    named = {"domain": str(raw.get("domain", "")), "id": str(raw.get("id", ""))}
     messages = raw.get("conversations")
+    if messages is None and "text" in raw:
+        text = raw["text"]
+        if not isinstance(text, str) or not clean(text):
+            raise BadItem(f'"text" must be text that is not empty, not {text!r}')
+        return Item(image, (), text=_encodable(clean(text), "the text"), **named)
     if not isinstance(messages, list) or not messages:
         raise BadItem('"conversations" is missing or empty')
     values = []
@@ -222,24 +240,21 @@ def parse_item(raw: Any) -> Item:
             raise BadItem(f'message {i} is from {message["from"]!r}; "from" must be human, gpt or assistant')
         if (speaker == "human") != (i % 2 == 0):
             raise BadItem(f"message {i} is out of turn: human and gpt must alternate, human first")
-        values.append(_encodable(clean(message["value"]), i))
+        values.append(_encodable(clean(message["value"]), f"message {i}"))
     if len(values) % 2:
         raise BadItem("the last question has no answer")
     turns = tuple(zip(values[::2], values[1::2], strict=True))
-    image = raw.get("image")
-    if image is not None and not (isinstance(image, str) and image):
-        raise BadItem(f'"image" must be a path, not {image!r}')
     tasks = raw.get("tasks", [raw.get("task", "")] * len(turns))
     if not isinstance(tasks, list) or len(tasks) != len(turns):
         raise BadItem(f'"tasks" must be a list with one name for each of the {len(turns)} turns')
-    return Item(image, turns, tuple(map(str, tasks)), domain=str(raw.get("domain", "")), id=str(raw.get("id", "")))
+    return Item(image, turns, tuple(map(str, tasks)), **named)
 
 
-def _encodable(text: str, message: int) -> str:
+def _encodable(text: str, what: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadItem(f"message {message} holds half of a surrogate pair, which is no character") from None
+        raise BadItem(f"{what} holds half of a surrogate pair, which is no character") from None
     return text
 
 

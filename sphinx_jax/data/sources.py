@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import Item, read_meta
-from sphinx_jax.data.task_mix import Source
+from sphinx_jax.data.rows import Source
 
 SPLITS = ("train", "validation", "test")
 

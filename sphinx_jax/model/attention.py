@@ -1,25 +1,93 @@
-"""Attention, one function for every part of the model."""
+"""Attention, one function for every part of the model: the fastest that each platform has.
+
+A CPU gets plain matrix products, a GPU cuDNN's flash attention and a TPU the splash kernel; neither of these two ever
+holds the scores.  What a kernel does not do (masks that are data, float32) XLA does.
+"""
 
 from __future__ import annotations
 
 import einops
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from sphinx_jax.sharding import partition_spec, platform
 
 MASKED = -1e30  # finite, so that a row that sees nothing gives numbers and not NaN
+LANES = 128  # width of a TPU's registers, to which the splash kernel's blocks keep
+SPLASH_BLOCK = 512  # longest, in positions
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False, mask: jax.Array | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool = False,
+    mask: jax.Array | None = None,
+    documents: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax(q·kᵀ/√H)·v with grouped key/value heads; the softmax runs in float32.
 
     q (B, T, N, H); k, v (B, S, K, H) with N a multiple of K; mask broadcasts to (B, 1, T, S), True where a key is seen.
+    ``documents`` (B, T) int32, where T = S: only positions of the same number see each other.
     Returns (B, T, N, H).
     """
-    if jax.default_backend() == "cpu":
+    where = platform()
+    if where == "tpu" and causal and mask is None and q.shape[1] >= LANES:
+        return _on_shards(q, k, v, documents)
+    if documents is not None:
+        same = documents[:, None, :, None] == documents[:, None, None, :]
+        mask = same if mask is None else mask & same
+    if where == "cpu":
         return _attend_matrices(q, k, v, causal, mask)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="xla")
+    flash = where == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
+    if mask is not None:  # cuDNN takes it as a bias, of even lengths alone
+        flash &= q.shape[1] % 2 == k.shape[1] % 2 == 0
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=causal, implementation="cudnn" if flash else "xla"
+    )  # fmt: skip
+
+
+def _on_shards(q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None) -> jax.Array:
+    """The splash kernel on every device's share of the batch and of the heads: XLA cannot split a kernel by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return splash(q, k, v, documents)
+    query = partition_spec(("batch", None, "heads", None), q.shape, mesh)
+    keys = partition_spec(("batch", None, "kv_heads", None), k.shape, mesh)
+    if query != keys:  # too few key/value heads for every device: each query head gets its own copy
+        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    rows = PartitionSpec(query[0])
+    specs = (query, query, query, None if documents is None else rows)
+    return jax.shard_map(splash, mesh=mesh, in_specs=specs, out_specs=query, check_vma=False)(q, k, v, documents)
+
+
+def splash(q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None, interpret: bool = False) -> jax.Array:
+    """Causal attention by the TPU kernel of JAX; shapes as in ``attend``.
+
+    Positions are padded to whole blocks (what follows a position is never seen) and heads to whole registers.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+
+    length, width = q.shape[1], q.shape[3]
+    padded = -(-length // LANES) * LANES
+    block = next(b for b in range(SPLASH_BLOCK, 0, -LANES) if padded % b == 0)
+    pad = ((0, 0), (0, 0), (0, padded - length), (0, -width % LANES))
+    q, k, v = (jnp.pad(einops.rearrange(x, "b t n h -> b n t h"), pad) for x in (q * width**-0.5, k, v))
+    seen = kernels.MultiHeadMask([kernels.CausalMask((padded, padded))] * q.shape[1])
+    sizes = kernels.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
+    )
+    kernel = kernels.make_splash_mha(
+        seen, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )  # fmt: skip
+    if documents is None:
+        out = jax.vmap(kernel)(q, k, v)
+    else:
+        documents = jnp.pad(documents, ((0, 0), (0, padded - length)), constant_values=-1)
+        out = jax.vmap(lambda q, k, v, d: kernel(q, k, v, kernels.SegmentIds(d, d)))(q, k, v, documents)
+    return einops.rearrange(out, "b n t h -> b t n h")[:, :length, :, :width]
 
 
 def _attend_matrices(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, mask: jax.Array | None) -> jax.Array:
@@ -30,7 +98,8 @@ def _attend_matrices(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, mas
     k, v = (einops.rearrange(x, "b s k h -> (b k) s h") for x in (k, v))
     scores = jnp.einsum("bth,bsh->bts", q * width**-0.5, k).astype(jnp.float32)
     if causal:
-        mask = jnp.tril(jnp.ones((length, k.shape[1]), bool))[None, None]
+        before = jnp.tril(jnp.ones((length, k.shape[1]), bool))[None, None]
+        mask = before if mask is None else mask & before
     if mask is not None:
         bias = jnp.where(mask, 0.0, MASKED)  # (B | 1, 1, T, S)
         bias = jnp.broadcast_to(bias, (batch, heads // shared, length, k.shape[1])).reshape(-1, 1, length, k.shape[1])

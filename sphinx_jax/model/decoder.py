@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.attention import attend
@@ -18,6 +19,16 @@ from sphinx_jax.model.rope import Rotation, rotate, rotation
 from sphinx_jax.sharding import constrain
 
 
+class Seen(NamedTuple):
+    """What a position sees: all before it, unless ``mask`` (B, 1, T, T) says what; then of its own document alone."""
+
+    mask: jax.Array | None = None
+    documents: jax.Array | None = None  # (B, T) int32
+
+
+BEFORE = Seen()
+
+
 class Attention(Maps):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         c = config
@@ -26,18 +37,18 @@ class Attention(Maps):
         maps = {"q": (embed, query), "k": (embed, shared), "v": (embed, shared), "o": (query, embed)}
         super().__init__(maps, c, rngs=rngs)
 
-    def __call__(self, x: jax.Array, by: Rotation, mask=None, cache=None, start=None):
+    def __call__(self, x: jax.Array, by: Rotation, seen: Seen = BEFORE, cache=None, start=None):
         """x (B, T, D) -> (B, T, D) and the layer's cache, (keys, values) each (B, S, K, H), if there is one."""
         q, k, v = (self.apply(name, x) for name in "qkv")
-        q, k = rotate(q, by), rotate(k, by)
+        q, k, v = (checkpoint_name(y, "qkv") for y in (rotate(q, by), rotate(k, by), v))
         if cache is None:
-            y = attend(q, k, v, causal=mask is None, mask=mask)
+            y = attend(q, k, v, causal=seen.mask is None, mask=seen.mask, documents=seen.documents)
         else:
             k, v = cache = tuple(write(old, new, start) for old, new in zip(cache, (k, v), strict=True))
             # what lies beyond a row's own position is the padding of its prompt, or nothing yet
-            seen = jnp.arange(k.shape[1])[None, None] <= (start[:, None] + jnp.arange(x.shape[1]))[:, :, None]
-            y = attend(q, k, v, mask=seen[:, None])
-        return self.apply("o", y), cache
+            before = jnp.arange(k.shape[1])[None, None] <= (start[:, None] + jnp.arange(x.shape[1]))[:, :, None]
+            y = attend(q, k, v, mask=before[:, None])
+        return self.apply("o", checkpoint_name(y, "attended")), cache
 
 
 class FeedForward(Maps):
@@ -46,7 +57,8 @@ class FeedForward(Maps):
         super().__init__({"gate": (embed, ffn), "up": (embed, ffn), "down": (ffn, embed)}, config, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.apply("down", jax.nn.silu(self.apply("gate", x)) * self.apply("up", x))
+        gate, up = (checkpoint_name(self.apply(name, x), "ffn") for name in ("gate", "up"))
+        return self.apply("down", jax.nn.silu(gate) * up)
 
 
 class Block(nnx.Module):
@@ -56,9 +68,9 @@ class Block(nnx.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = (Moe if config.moe else FeedForward)(config, rngs=rngs)
 
-    def __call__(self, x: jax.Array, by: Rotation, mask=None, cache=None, start=None):
+    def __call__(self, x: jax.Array, by: Rotation, seen: Seen = BEFORE, cache=None, start=None):
         """x (B, T, D) -> (B, T, D), and the layer's cache and load-balance loss, each None where there is none."""
-        y, cache = self.attention(self.attention_norm(x), by, mask, cache, start)
+        y, cache = self.attention(self.attention_norm(x), by, seen, cache, start)
         x = constrain(x + y, "batch", None, None)
         y, balance = self.ffn(self.ffn_norm(x)), None
         if isinstance(self.ffn, Moe):
@@ -89,15 +101,15 @@ class Decoder(nnx.Module):
         x: jax.Array,
         *,
         positions: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        seen: Seen = BEFORE,
         cache: Cache | None = None,
         start: jax.Array | None = None,
         remat: str = "none",
     ) -> Decoded:
         """x (B, T, D) embedded positions through all layers.
 
-        Without a cache attention is causal unless ``mask`` (B, 1, T, T) says what is seen, and ``positions`` (B, T)
-        default to 0, 1, …  With one, ``start`` (B,) int32 is the position of each row's first new element.
+        Without a cache ``seen`` says what positions see, and ``positions`` (B, T) default to 0, 1, …  With one,
+        ``start`` (B,) int32 is the position of each row's first new element.
         """
         if positions is None:
             positions = jnp.arange(x.shape[1])[None] + (0 if start is None else start[:, None])
@@ -105,7 +117,7 @@ class Decoder(nnx.Module):
         by = rotation(positions, c.head_dim, c.rope_theta, c.rope_scaling, c.rope_llama3)
         x = constrain(x, "batch", None, None)
         x, (layers, balance) = run_stack(
-            self.blocks, x, lambda block, x, layer: block(x, by, mask, layer, start),
+            self.blocks, x, lambda block, x, layer: block(x, by, seen, layer, start),
             per_layer=None if cache is None else tuple(cache), remat=remat,
         )  # fmt: skip
         return Decoded(

@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sphinx_jax.config import unknown
+
 Axes = tuple[str | None, ...]
 
+REMAT_NAMES = ("qkv", "attended", "ffn")  # what the decoder's blocks call their results
 UNROLLED = 4  # stacks of up to this many layers are unrolled
 
 
@@ -106,12 +109,24 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -
     return build(rngs)
 
 
+def remat_policy(remat: str) -> Callable | None:
+    """What a block keeps for its backward pass, by name (``run_stack``).  Raises ConfigError for an unknown one."""
+    policies = jax.checkpoint_policies
+    if remat in ("full", "dots"):
+        return None if remat == "full" else policies.checkpoint_dots
+    for name in remat.split("+"):
+        if name not in REMAT_NAMES:
+            raise unknown("remat", name, ("none", "full", "dots", *REMAT_NAMES))
+    return policies.save_only_these_names(*remat.split("+"))
+
+
 def run_stack(
     blocks: nnx.Module, x: Any, call: Callable, per_layer: Any = None, remat: str = "none"
 ) -> tuple[Any, Any]:
     """Scan ``x, y = call(block, x, per_layer_slice)`` over a stack; ``remat`` names the checkpoint policy.
 
-    ``none`` keeps every activation, ``full`` keeps the block's input alone, ``dots`` also keeps matmul results.
+    ``none`` keeps every activation for the backward pass, ``full`` the block's input alone, ``dots`` also the results
+    of matrix products, and names joined by + (``attended+qkv``) what is called so (``REMAT_NAMES``) beside the input.
     """
     graphdef, stacked = nnx.split(blocks)
 
@@ -120,8 +135,7 @@ def run_stack(
         return call(nnx.merge(graphdef, params), x, extra)
 
     if remat != "none":
-        policies = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
-        body = jax.checkpoint(body, prevent_cse=False, policy=policies[remat])
+        body = jax.checkpoint(body, prevent_cse=False, policy=remat_policy(remat))
     layers = len(jax.tree.leaves(stacked)[0])
     # a few small layers compile quickly unrolled, and run without copies into and out of the stack
     return jax.lax.scan(body, x, (stacked, per_layer), unroll=layers if layers <= UNROLLED else 1)

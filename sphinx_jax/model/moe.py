@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.layers import constant, contract, param
-from sphinx_jax.sharding import partition_spec
+from sphinx_jax.sharding import partition_spec, platform
 
 LARGEST_BLOCK = 128  # rows of a block on a CPU
 
@@ -181,7 +181,7 @@ def group(rows: jax.Array, expert: jax.Array, experts: int) -> Groups:
     order = jnp.argsort(expert, stable=True)
     place = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
     sizes = jnp.bincount(expert, length=experts + 1)[:experts]
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         dot = functools.partial(jax.lax.ragged_dot, group_sizes=sizes)
         return Groups(rows[order], expert[order], dot, place)
     block, blocks = block_shape(len(expert), experts)

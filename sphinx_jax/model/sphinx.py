@@ -9,7 +9,7 @@ from flax import nnx
 
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.model.cache import Cache
-from sphinx_jax.model.decoder import Decoder
+from sphinx_jax.model.decoder import Decoder, Seen
 from sphinx_jax.model.embedding_mix import EmbeddingMix, Features, pool_patches, to_grid
 from sphinx_jax.model.encoders import Blip2, Clip, ConvNext, DinoV2
 from sphinx_jax.model.views import make_views, nearest, padding_alone
@@ -73,9 +73,9 @@ class SphinxModel(nnx.Module):
         self.embedding_mix = EmbeddingMix(config, rngs=rngs) if config.has_vision else None
         self.decoder = Decoder(config.decoder, rngs=rngs)
 
-    def encode(self, images: jax.Array, remat: str = "none") -> Features:
+    def encode(self, images: jax.Array) -> Features:
         """(B, S, S, 3) -> features, without gradient: the encoders are frozen in every stage."""
-        return jax.lax.stop_gradient(self.encoders(images, remat))
+        return jax.lax.stop_gradient(self.encoders(images))
 
     def embed(self, tokens: jax.Array, features: Features | None = None) -> jax.Array:
         """(B, T) tokens [BOS, text…] -> (B, W + T, D): BOS, the pictures' W positions, the rest of the text."""
@@ -89,6 +89,7 @@ class SphinxModel(nnx.Module):
         tokens: jax.Array,
         features: Features | None = None,
         segments: jax.Array | None = None,
+        documents: jax.Array | None = None,
         remat: str = "none",
     ) -> tuple[jax.Array, jax.Array | None]:
         """(B, T) -> (B, T, D), and the load-balance loss of a mixture of experts.
@@ -97,10 +98,15 @@ class SphinxModel(nnx.Module):
 
         ``segments`` (B, T) int32 keeps the turns of a conversation apart: segment 0 (BOS, picture, system text) is seen
         by all, every other one sees only that and itself, and its positions go on from the end of segment 0.
+        ``documents`` (B, T) int32, of text alone, are apart altogether: each one's positions begin at 0.
         """
         x, at, segments = self.sequence(tokens, features, segments)
-        positions, mask = (None, None) if segments is None else isolate(segments)
-        hidden, balance, _ = self.decoder(x, positions=positions, mask=mask, remat=remat)
+        positions, seen = None, Seen(documents=documents)
+        if segments is not None:
+            positions, seen = isolate(segments)
+        elif documents is not None:
+            positions = since_change(documents)
+        hidden, balance, _ = self.decoder(x, positions=positions, seen=seen, remat=remat)
         if at is None:
             return hidden[:, hidden.shape[1] - tokens.shape[1] :], balance
         return jnp.take_along_axis(hidden, at[..., None], axis=1), balance
@@ -152,14 +158,19 @@ class SphinxModel(nnx.Module):
         return self.decoder.logits(hidden[:, 0]), cache
 
 
-def isolate(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Segments (B, T) of a whole sequence -> positions (B, T) and what is seen (B, 1, T, T)."""
+def since_change(numbers: jax.Array) -> jax.Array:
+    """(B, T) -> (B, T) int32: how far back the number of a position began, 0 where it did."""
+    index = jnp.arange(numbers.shape[1])
+    changed = jnp.pad(numbers[:, 1:] != numbers[:, :-1], ((0, 0), (1, 0)))
+    return index - jax.lax.cummax(jnp.where(changed, index, 0), axis=1)
+
+
+def isolate(segments: jax.Array) -> tuple[jax.Array, Seen]:
+    """Segments (B, T) of a whole sequence -> positions (B, T) and what is seen."""
     index = jnp.arange(segments.shape[1])
     shared = segments == 0
-    # a segment is contiguous, so its own start is the last index at which the segment changed
-    changed = jnp.concatenate([jnp.zeros_like(shared[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)
-    start = jax.lax.cummax(jnp.where(changed, index, 0), axis=1)
-    positions = jnp.where(shared, index, index - start + shared.sum(1, keepdims=True))
+    # a segment is contiguous, so its positions count from where it began
+    positions = jnp.where(shared, index, since_change(segments) + shared.sum(1, keepdims=True))
     query, key = segments[:, :, None], segments[:, None, :]
     seen = ((key == 0) | (key == query)) & (index[None, :] <= index[:, None])
-    return positions, seen[:, None]
+    return positions, Seen(mask=seen[:, None])

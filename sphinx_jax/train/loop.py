@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sphinx_jax.checkpoint import store
 from sphinx_jax.command import Stopped
 from sphinx_jax.config import ModelConfig
-from sphinx_jax.data.task_mix import DOMAINS, TASKS
+from sphinx_jax.data.rows import DOMAINS, TASKS
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import Blueprint
 from sphinx_jax.sharding import RULES

@@ -15,7 +15,7 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.mix_settings import Mix
 from sphinx_jax.checkpoint.weight_mix import write
 from sphinx_jax.config import ConfigError
-from sphinx_jax.data.task_mix import Rows, Shape, Source
+from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
 from sphinx_jax.train.mix_search import Judge, along, best, sweep

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optax.contrib import MuonDimensionNumbers
 
 from sphinx_jax.config import ConfigError, unknown
@@ -74,3 +76,21 @@ def _rule(
     if make is None or not callable(make):
         raise unknown("optimizer", name, ["adamw", "muon", "adafactor", "lion", "sgd", "adam", "lamb", "sm3"])
     return make(1.0, **settings)
+
+
+def state_shardings(
+    optimizer: optax.GradientTransformation, leaves: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
+) -> Any:
+    """The layout of an optimizer's state: what has the path and shape of a leaf lies as it does, the rest everywhere.
+
+    ``leaves`` are abstract, with shardings.  Returns the state's tree with a sharding in the place of each array.
+    """
+
+    def place(path: tuple, slot: jax.ShapeDtypeStruct) -> NamedSharding:
+        for key in path:
+            leaf = leaves.get(getattr(key, "key", None))
+            if leaf is not None and leaf.shape == slot.shape:
+                return leaf.sharding
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, dict(leaves)))

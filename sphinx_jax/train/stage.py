@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,13 +11,14 @@ import jax
 import numpy as np
 
 from sphinx_jax.config import ConfigError, unknown
-from sphinx_jax.data.task_mix import Shape, Source, names, rows, task_mix
+from sphinx_jax.data.rows import Shape, Source
+from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.data.tasks import INSTRUCTIONS
-from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
-from sphinx_jax.sharding import RULES
+from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint
+from sphinx_jax.model.layers import remat_policy
 from sphinx_jax.train import flops, loop
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
-from sphinx_jax.train.step import TrainState, make_step
+from sphinx_jax.train.program import program, start
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run
@@ -41,6 +40,7 @@ class TrainStage:
     length: int = 512  # text positions of a picture's row
     text_batch: int = 0  # text-only rows a step
     text_length: int = 512
+    pack_text: bool = False  # rows of text without padding, several documents in each, which do not see each other
     text_weight: float = 1.0  # of the text-only loss beside the pictures'
     optimizer: str = "adamw"
     optimizer_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -49,7 +49,8 @@ class TrainStage:
     warmup: int = 100
     clip: float = 8.0
     weight_decay: float = 0.0
-    accumulate: int = 1
+    accumulate: int = 1  # parts that a batch is cut into; one after the other goes through the model
+    device_rows: int = 0  # in place of accumulate: so many parts that a device has at most this many rows at a time
     remat: str = "none"
     frozen: tuple[str, ...] = FROZEN  # patterns of leaves that do not train
     cache_features: bool = False
@@ -62,8 +63,12 @@ class TrainStage:
         for name in ("steps", "batch", "length", "text_length", "accumulate", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} of a train stage must be at least 1, not {getattr(self, name)}")
+        if self.device_rows and self.accumulate > 1:
+            raise ConfigError("a train stage takes accumulate or device_rows, not both")
         if not self.domains and not self.text_batch:
             raise ConfigError("a train stage needs domains, a text_batch, or both")
+        if self.remat != "none":
+            remat_policy(self.remat)
         make_optimizer(self.optimizer, {}, clip=self.clip, weight_decay=self.weight_decay, **self.optimizer_settings)
 
     def rows(self) -> dict[str, int]:
@@ -73,38 +78,17 @@ class TrainStage:
         }
 
 
-@functools.cache
-def _step(model, optimizer: str, settings: tuple, clip, weight_decay, frozen, text_weight, accumulate, remat):
-    """Stages that differ in schedule and data alone share one compiled step."""
-    plan = blueprint(model)
-    trainable = {p: s for p, s in plan.specs.items() if not matches(p, frozen)}
-    tx = make_optimizer(optimizer, trainable, clip=clip, weight_decay=weight_decay, **dict(settings))
-    return tx, make_step(plan, tx, weights={"text": text_weight}, accumulate=accumulate, remat=remat)
-
-
 def train(run: Run, name: str, settings: TrainStage) -> None:
     s, model, mesh = settings, run.recipe.model, run.mesh
-    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
-    for kind, size in s.rows().items():
-        if size % (ways * s.accumulate):
-            raise ConfigError(
-                f"{name}: {size} {kind} rows do not divide over {ways} devices x {s.accumulate} accumulated parts"
-            )
+    made = program(model, name, s, mesh)
     folder = run.folder(name)
     leaves = run.leaves(s.start)
-    tx, step = _step(
-        model, s.optimizer, tuple(sorted(s.optimizer_settings.items())), s.clip, s.weight_decay, s.frozen,
-        s.text_weight, s.accumulate, s.remat,
-    )  # fmt: skip
-    trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
-    frozen = {p: x for p, x in leaves.items() if p not in trainable}
-    with jax.set_mesh(mesh):
-        state = TrainState(trainable, jax.jit(tx.init)(trainable), frozen)
+    state = start(made, model, s, leaves, mesh)
     sizes, sources = s.rows(), {}
     if s.domains:
         sources["image"] = (image_sources(run, s, leaves), image_shape(run, s), run.recipe.seed)
     if s.text_batch:
-        sources["text"] = (run.data.texts("train"), Shape(s.text_length), run.recipe.seed + 1)
+        sources["text"] = (run.data.texts("train"), text_shape(s), run.recipe.seed + 1)
     streams = {
         kind: (rows(mixed, run.tokenizer, shape, seed), sizes[kind]) for kind, (mixed, shape, seed) in sources.items()
     }
@@ -112,13 +96,14 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     def identify(step: int) -> dict[str, list[str]]:
         """What the rows of a batch are made of; step n takes the n-th batch of the global stream."""
         return {
-            kind: [names(mixed, seed)[i] for i in range(step * sizes[kind], (step + 1) * sizes[kind])]
-            for kind, (mixed, _, seed) in sources.items()
+            kind: [names(mixed, run.tokenizer, shape, seed)[i] for i in range(step * size, (step + 1) * size)]
+            for kind, (mixed, shape, seed) in sources.items()
+            for size in (sizes[kind],)
         }
 
     data = task_mix(streams, process=jax.process_index(), processes=jax.process_count(), workers=s.workers)
     loop.run(
-        folder, name, loop.LoopSettings(s.steps, s.log_every, s.save_every, s.keep), state, step,
+        folder, name, loop.LoopSettings(s.steps, s.log_every, s.save_every, s.keep), state, made.step,
         lambda step: np.float32(learning_rate(step, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor)), data,
         plan=blueprint(model), config=model, tokenizer=run.tokenizer, mesh=mesh,
         recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},
@@ -128,6 +113,10 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
 
 def image_shape(run: Run, s: TrainStage) -> Shape:
     return Shape(s.length, run.recipe.model.views.image_size, s.turns, s.isolate_turns, s.turn_power)
+
+
+def text_shape(s: TrainStage) -> Shape:
+    return Shape(s.text_length, packed=s.pack_text)
 
 
 def image_sources(run: Run, s: TrainStage, leaves: Leaves) -> list[Source]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import einops
@@ -11,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sphinx_jax.data.task_mix import DOMAINS, TASKS
+from sphinx_jax.data.rows import DOMAINS, TASKS
 from sphinx_jax.model.blueprint import Blueprint, Leaves
 from sphinx_jax.model.decoder import Decoder
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.model.sphinx import SphinxModel
 from sphinx_jax.model.views import normalise
+from sphinx_jax.sharding import constrain
 
 GROUPS = len(TASKS) * len(DOMAINS)
 LOGITS_BYTES = 2**28  # of float32 logits that a device holds at a time
@@ -37,10 +39,10 @@ class Sums(NamedTuple):
     count: jax.Array
 
 
-def features_of(model: SphinxModel, batch: Batch, remat: str = "none") -> Features | None:
+def features_of(model: SphinxModel, batch: Batch) -> Features | None:
     """The pictures of a batch as the frozen encoders see them: computed from pixels, or read from a cache."""
     if "pixels" in batch:
-        return model.encode(normalise(batch["pixels"]), remat)
+        return model.encode(normalise(batch["pixels"]))
     if "overview" in batch:
         dtype = model.config.dtype
         return Features(*(None if batch.get(k) is None else batch[k].astype(dtype) for k in Features._fields))
@@ -49,8 +51,8 @@ def features_of(model: SphinxModel, batch: Batch, remat: str = "none") -> Featur
 
 def cross_entropy(model: SphinxModel, batch: Batch, remat: str = "none") -> tuple[jax.Array, jax.Array | None]:
     """(B, T − 1) losses of the labelled tokens, 0 elsewhere; and the load-balance loss of a mixture of experts."""
-    features = features_of(model, batch, remat)
-    hidden, balance = model.hidden(batch["tokens"], features, batch.get("segments"), remat)
+    features = features_of(model, batch)
+    hidden, balance = model.hidden(batch["tokens"], features, batch.get("segments"), batch.get("documents"), remat)
     labels = batch["labels"][:, 1:]
     losses = token_losses(model.decoder, hidden[:, :-1], labels)
     return jnp.where(labels > 0, losses, 0), balance
@@ -115,48 +117,56 @@ def make_step(
     blueprint: Blueprint,
     optimizer: optax.GradientTransformation,
     *,
-    weights: dict[str, float] | None = None,
-    accumulate: int = 1,
+    weights: Mapping[str, float] | None = None,
+    accumulate: int | Mapping[str, int] = 1,
     remat: str = "none",
 ) -> Callable[[TrainState, dict[str, Batch], jax.Array], tuple[TrainState, dict[str, Any]]]:
     """The jitted step: (state, {name: batch}, rate) -> (state, metrics).
 
     Each named batch contributes its mean loss per labelled token (rows may weigh their tokens), and the load-balance
     loss of a mixture of experts, times its own weight.
-    With ``accumulate`` > 1 every batch is cut into that many parts along its rows; the update is that of the whole.
+    ``accumulate``: parts that a batch (of one name, or every one) is cut into along its rows, one after the other
+    through the model; the update is that of the whole.
     """
     weights = weights or {}
+    parts_of = accumulate if isinstance(accumulate, Mapping) else collections.defaultdict(lambda: accumulate)
 
-    def loss_of(trainable: Leaves, frozen: Leaves, parts: dict[str, Batch], counts: dict[str, jax.Array]):
+    def loss_of(trainable: Leaves, frozen: Leaves, batches: dict[str, Batch], counts: dict[str, jax.Array]):
         model = blueprint.bind(trainable | frozen)
-        total, sums = 0.0, {}
-        for name, part in parts.items():
-            losses, balance = cross_entropy(model, part, remat)
-            sums[name] = batch_sums(part, losses)
-            loss = (losses * token_weights(part)).sum() / counts[name]
+        total, sums = 0.0, []
+        for name, batch in batches.items():
+            losses, balance = cross_entropy(model, batch, remat)
+            sums.append(batch_sums(batch, losses))
+            loss = (losses * token_weights(batch)).sum() / counts[name]
             if balance is not None:
-                loss += model.config.decoder.moe.balance_weight * balance / accumulate
+                loss += model.config.decoder.moe.balance_weight * balance / parts_of[name]
             total += weights.get(name, 1.0) * loss
-        return total, sums
+        return total, jax.tree.map(lambda *s: sum(s), *sums)
+
+    def gradient(state: TrainState, batches: dict[str, Batch], counts: dict[str, jax.Array]):
+        value, grads = jax.value_and_grad(loss_of, has_aux=True)(state.trainable, state.frozen, batches, counts)
+        # laid out as the leaves are, a gradient is summed over devices straight into its shards
+        return value, {path: constrain(g, *blueprint.specs[path].axes) for path, g in grads.items()}
+
+    def gradient_by_parts(state: TrainState, name: str, batch: Batch, counts: dict[str, jax.Array]):
+        # rows i, i + parts, …: each device keeps the rows that it has
+        cut = jax.tree.map(lambda x: einops.rearrange(x, "(b p) ... -> p b ...", p=parts_of[name]), batch)
+
+        def add(total, part):
+            part = {key: constrain(x, "batch", *(None,) * (x.ndim - 1)) for key, x in part.items()}
+            return jax.tree.map(jnp.add, total, gradient(state, {name: part}, counts)), None
+
+        shapes = jax.eval_shape(lambda: gradient(state, {name: jax.tree.map(lambda x: x[0], cut)}, counts))
+        return jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), cut)[0]
 
     def step(state: TrainState, batches: dict[str, Batch], rate: jax.Array):
         # the denominators are known beforehand, so parts add up to exactly the mean over the whole batch
         counts = {n: jnp.maximum(token_weights(b).sum(), 1e-6) for n, b in batches.items()}
-        grad = jax.value_and_grad(loss_of, has_aux=True)
-        if accumulate == 1:
-            (loss, sums), grads = grad(state.trainable, state.frozen, batches, counts)
-        else:
-            parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batches)
-
-            def add(carry, part):
-                return jax.tree.map(jnp.add, carry, grad(state.trainable, state.frozen, part, counts)), None
-
-            first = jax.tree.map(lambda x: x[0], parts)
-            shapes = jax.eval_shape(grad, state.trainable, state.frozen, first, counts)
-            zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            ((loss, sums), grads), _ = jax.lax.scan(add, zero, parts)
+        whole = {name: batch for name, batch in batches.items() if parts_of[name] == 1}
+        found = [gradient(state, whole, counts)] if whole else []
+        found += [gradient_by_parts(state, n, b, counts) for n, b in batches.items() if n not in whole]
+        (loss, sums), grads = jax.tree.map(lambda *values: sum(values), *found)
         state, metrics = update(optimizer, state, loss, grads, rate)
-        merged = Sums(sum(s.loss for s in sums.values()), sum(s.count for s in sums.values()))
-        return state, metrics | {"sums": merged}
+        return state, metrics | {"sums": sums}
 
     return jax.jit(step, donate_argnums=0)

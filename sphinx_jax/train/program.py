@@ -1,0 +1,106 @@
+"""What trains a stage on a mesh: optimizer, compiled step and the layout of its state, before there are weights."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sphinx_jax.config import ConfigError, ModelConfig
+from sphinx_jax.data.rows import Rows, Shape, Source
+from sphinx_jax.model.blueprint import Leaves, blueprint, matches
+from sphinx_jax.sharding import RULES
+from sphinx_jax.train.optimizer import make_optimizer, state_shardings
+from sphinx_jax.train.step import TrainState, make_step
+
+if TYPE_CHECKING:
+    from sphinx_jax.data.tokenizer import Tokenizer
+    from sphinx_jax.train.stage import TrainStage
+
+
+class Program(NamedTuple):
+    optimizer: optax.GradientTransformation
+    step: Callable[..., Any]  # as ``step.make_step`` returns it
+    parts: dict[str, int]  # that each kind of batch is cut into
+
+
+def program(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh) -> Program:
+    """The program of stage ``name``; stages that differ in schedule and data alone share one, and its compilation.
+
+    Raises ConfigError where the rows of a batch do not divide over the mesh.
+    """
+    ways, parts = math.prod(mesh.shape[axis] for axis in RULES["batch"]), {}
+    for kind, size in s.rows().items():
+        if size % (ways * s.accumulate):
+            raise ConfigError(
+                f"{name}: {size} {kind} rows do not divide over {ways} devices x {s.accumulate} accumulated parts"
+            )
+        parts[kind] = s.accumulate
+        if s.device_rows:
+            share = size // ways
+            parts[kind] = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= s.device_rows)
+    settings = tuple(sorted(s.optimizer_settings.items()))
+    return _program(
+        model, s.optimizer, settings, s.clip, s.weight_decay, s.frozen, s.text_weight, tuple(parts.items()), s.remat
+    )  # fmt: skip
+
+
+@functools.cache
+def _program(
+    model: ModelConfig, optimizer: str, settings: tuple, clip: float, decay: float, frozen: tuple[str, ...],
+    text_weight: float, parts: tuple[tuple[str, int], ...], remat: str,
+) -> Program:  # fmt: skip
+    plan = blueprint(model)
+    trainable = {p: spec for p, spec in plan.specs.items() if not matches(p, frozen)}
+    tx = make_optimizer(optimizer, trainable, clip=clip, weight_decay=decay, **dict(settings))
+    step = make_step(plan, tx, weights={"text": text_weight}, accumulate=dict(parts), remat=remat)
+    return Program(tx, step, dict(parts))
+
+
+def start(program: Program, model: ModelConfig, s: TrainStage, leaves: Leaves, mesh: Mesh) -> TrainState:
+    """The state before the first step.  What is frozen is kept in the compute dtype."""
+    trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
+    frozen = {p: x.astype(model.dtype) for p, x in leaves.items() if p not in trainable}
+    slots = state_shardings(program.optimizer, _abstract(trainable), mesh)
+    with jax.set_mesh(mesh):
+        return TrainState(trainable, jax.jit(program.optimizer.init, out_shardings=slots)(trainable), frozen)
+
+
+def abstract_state(program: Program, model: ModelConfig, s: TrainStage, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and layout of that state."""
+    leaves = blueprint(model).abstract(mesh)
+    trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
+    frozen = {
+        p: jax.ShapeDtypeStruct(x.shape, jnp.dtype(model.dtype), sharding=x.sharding)
+        for p, x in leaves.items() if p not in trainable
+    }  # fmt: skip
+    slots = jax.tree.map(
+        lambda slot, sharding: jax.ShapeDtypeStruct(slot.shape, slot.dtype, sharding=sharding),
+        jax.eval_shape(program.optimizer.init, trainable), state_shardings(program.optimizer, trainable, mesh),
+    )  # fmt: skip
+    return TrainState(trainable, slots, frozen)
+
+
+def abstract_batches(
+    s: TrainStage, shapes: dict[str, Shape], tokenizer: Tokenizer, mesh: Mesh
+) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """What a step takes: rows as the data stream makes them, of each kind as many as the stage asks for."""
+    rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    batches = {}
+    for kind, shape in shapes.items():
+        row = Rows(Source(kind, ()), tokenizer, shape).masked(0)
+        batches[kind] = {
+            name: jax.ShapeDtypeStruct((s.rows()[kind], *value.shape), value.dtype, sharding=rows)
+            for name, value in row.items() if name != "skipped"
+        }  # fmt: skip
+    return batches
+
+
+def _abstract(leaves: Leaves) -> dict[str, jax.ShapeDtypeStruct]:
+    return {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for p, x in leaves.items()}
