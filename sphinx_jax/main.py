@@ -22,6 +22,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; default: runs/<name of the config>.")
 _STAGE = flags.DEFINE_string("stage", None, "Run this stage alone, e.g. chat; default: all that are not yet done.")
 _PROFILE = flags.DEFINE_string("profile", None, "Trace these steps of each training stage for XProf, e.g. 10:13.")
+_SMOKE = flags.DEFINE_bool("smoke", False, "Run the recipe at nano size on the playground, to see that it runs.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Print no progress.")
 
 
@@ -34,13 +35,18 @@ def main(argv: list[str]) -> None:
     if not file.is_file():
         raise FileNotFoundError(f"there is no recipe {file}; check --config")
     profile = parse_profile(_PROFILE.value) if _PROFILE.value else None
-    workdir = Path(_WORKDIR.value or Path("runs") / file.stem)
+    workdir = Path(_WORKDIR.value or Path("runs") / (f"{file.stem}-smoke" if _SMOKE.value else file.stem))
     # a second run finds its programs compiled
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "sphinx_jax" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     from sphinx_jax import recipe
 
-    recipe.run(recipe.parse(_CONFIG.value.to_dict()), workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
+    values = _CONFIG.value.to_dict()
+    if _SMOKE.value:
+        from sphinx_jax.smoke import smoke
+
+        values = smoke(values)
+    recipe.run(recipe.parse(values), workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
 
 
 def parse_profile(text: str) -> range:

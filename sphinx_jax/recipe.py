@@ -10,11 +10,14 @@ import dataclasses
 import functools
 import importlib
 import json
+import math
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from sphinx_jax.checkpoint import store
@@ -47,10 +50,12 @@ ORIGINS = ("start", "real", "synthetic", "encoders", "decoder", "evaluate", "mix
 
 @dataclass(frozen=True)
 class MeshConfig:
+    """Sizes of the mesh's axes; one may be -1 and takes what is left."""
+
     data: int = 1
     fsdp: int = -1
-    tensor: int = 1
-    expert: int = 1
+    tensor: int = 1  # 0: the smallest that lets the rows of every stage divide over the other axes
+    expert: int = 1  # 0: as many as divide both the devices and the model's experts
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,25 @@ def parse(values: dict[str, Any]) -> Recipe:
     return recipe
 
 
+def mesh_of(recipe: Recipe, devices: Sequence[jax.Device], stages: Iterable[str] | None = None) -> Mesh:
+    """The mesh that a recipe asks for, over these devices; ``stages``: those whose rows count, by default all."""
+    sizes, count = dataclasses.asdict(recipe.mesh), len(devices)
+    if sizes["expert"] == 0:
+        moe = recipe.model.decoder.moe
+        sizes["expert"] = math.gcd(moe.experts, count) if moe else 1
+    if sizes["tensor"] == 0:
+        rows = [
+            size for name in stages or recipe.settings
+            if hasattr(recipe.settings[name], "rows") for size in recipe.settings[name].rows().values()
+        ]  # fmt: skip
+        fixed = math.prod(size for axis, size in sizes.items() if axis != "tensor" and size > 0)
+        fitting = (
+            t for t in range(1, count + 1) if count % (t * fixed) == 0 and not any(r % (count // t) for r in rows)
+        )
+        sizes["tensor"] = next(fitting, 1)
+    return make_mesh(**sizes, devices=list(devices))
+
+
 def _check_origins(name: str, stage: Any, known: dict[str, Any]) -> None:
     """What a stage builds on is ``parts``, ``fresh``, a stage or a checkpoint: told before hours of work, not after."""
     for key in ORIGINS:
@@ -126,7 +150,7 @@ class Run:
 
     @functools.cached_property
     def mesh(self) -> Mesh:
-        return make_mesh(**dataclasses.asdict(self.recipe.mesh))
+        return mesh_of(self.recipe, jax.devices())
 
     @functools.cached_property
     def data(self) -> Data:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import BadItem, encode_conversation
-from sphinx_jax.data.rows import ENDLESS, Row, Rows, Shape, Source, domain_id, task_ids
+from sphinx_jax.data.rows import Row, Rows, Shape, Source, domain_id, task_ids
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.progress import progress
 
@@ -36,7 +36,7 @@ class PackedRows(Sequence):
             raise ValueError(f"data set {source.name} has no text that can be used")
 
     def __len__(self) -> int:
-        return ENDLESS
+        return sys.maxsize  # as Grain counts what repeats without end
 
     def __getitem__(self, n: int) -> Row:
         parts = []

@@ -22,9 +22,6 @@ _log = logging.getLogger(__name__)
 TASKS = ("other", "text", *INSTRUCTIONS)
 DOMAINS = ("other", "real", "synthetic")
 
-# rows never end, but streams that are zipped must say so alike
-ENDLESS = 2**40
-
 Row = dict[str, np.ndarray]
 
 

@@ -6,14 +6,18 @@ slice the stream afterwards: the number of workers or processes changes nothing,
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import grain
 from absl import flags
 
 from sphinx_jax.data.packing import PackedRows
-from sphinx_jax.data.rows import ENDLESS, Rows, Shape, Source
+from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.tokenizer import Tokenizer
+
+# the streams never end, but those that are zipped must say so alike
+ENDLESS = 2**40
 
 
 class _Name(grain.transforms.Map):
@@ -37,7 +41,7 @@ def names(sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: i
     """What the rows at the same positions of the stream are made of."""
     if shape.packed:
         packed = _packed(sources, tokenizer, shape, seed)
-        return _mixed(sources, [grain.MapDataset.range(ENDLESS).map(p.names) for p in packed])
+        return _mixed(sources, [grain.MapDataset.range(sys.maxsize).map(p.names) for p in packed])
     return _mixed(sources, [items.map(_Name(source)) for items, source in _shuffled(sources, seed)])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from sphinx_jax.config import ConfigError, unknown
+from sphinx_jax.config import ConfigError, ModelConfig, unknown
 from sphinx_jax.data.rows import Shape, Source
 from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.data.tasks import INSTRUCTIONS
@@ -30,8 +31,10 @@ class TrainStage:
     one."""
 
     start: str  # parts | fresh | a stage | a checkpoint folder
-    steps: int
-    domains: Mapping[str, float] = dataclasses.field(default_factory=dict)  # domain -> share; none: text only
+    steps: int = 0
+    epochs: float = 0.0  # in place of steps: how often all pictures are seen (all texts, where there are no pictures)
+    split: str = "train"  # of the data: with data.meta any list that is named there
+    domains: Mapping[str, float] = dataclasses.field(default_factory=dict)  # domain (*: all) -> share; none: text only
     tasks: Mapping[str, float] | None = None  # task -> weight, others 0; None: all alike
     batch: int = 128  # pictures a step
     turns: int | None = None  # questions drawn for each picture; None: all of its conversation
@@ -47,6 +50,7 @@ class TrainStage:
     rate: float = 2e-5
     floor: float = 0.0
     warmup: int = 100
+    warmup_epochs: float = 0.0  # in place of warmup, where epochs are given
     clip: float = 8.0
     weight_decay: float = 0.0
     accumulate: int = 1  # parts that a batch is cut into; one after the other goes through the model
@@ -60,7 +64,11 @@ class TrainStage:
     keep: int = 1  # newest checkpoints of the stage that stay; several can be averaged or mixed
 
     def __post_init__(self):
-        for name in ("steps", "batch", "length", "text_length", "accumulate", "log_every", "save_every", "keep"):
+        if bool(self.steps) == bool(self.epochs):
+            raise ConfigError("a train stage needs either steps or epochs")
+        if self.steps < 0 or self.epochs < 0:
+            raise ConfigError(f"steps of a train stage must be at least 1, not {self.steps or self.epochs}")
+        for name in ("batch", "length", "text_length", "accumulate", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} of a train stage must be at least 1, not {getattr(self, name)}")
         if self.device_rows and self.accumulate > 1:
@@ -84,22 +92,25 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     folder = run.folder(name)
     leaves = run.leaves(s.start)
     state = start(made, model, s, leaves, mesh)
-    sizes, sources = s.rows(), {}
+    sources = {}
     if s.domains:
-        sources["image"] = (image_sources(run, s, leaves), image_shape(run, s), run.recipe.seed)
+        sources["image"] = image_sources(run, s, leaves)
     if s.text_batch:
-        sources["text"] = (run.data.texts("train"), text_shape(s), run.recipe.seed + 1)
+        sources["text"] = run.data.texts(s.split)
+    s = with_steps(s, sources)
+    sizes, shaped = s.rows(), shapes(model, s)
+    seeds = {"image": run.recipe.seed, "text": run.recipe.seed + 1}
     streams = {
-        kind: (rows(mixed, run.tokenizer, shape, seed), sizes[kind]) for kind, (mixed, shape, seed) in sources.items()
+        kind: (rows(sources[kind], run.tokenizer, shaped[kind], seeds[kind]), size) for kind, size in sizes.items()
     }
 
     def identify(step: int) -> dict[str, list[str]]:
         """What the rows of a batch are made of; step n takes the n-th batch of the global stream."""
-        return {
-            kind: [names(mixed, run.tokenizer, shape, seed)[i] for i in range(step * size, (step + 1) * size)]
-            for kind, (mixed, shape, seed) in sources.items()
-            for size in (sizes[kind],)
-        }
+        found = {}
+        for kind, size in sizes.items():
+            named = names(sources[kind], run.tokenizer, shaped[kind], seeds[kind])
+            found[kind] = [named[i] for i in range(step * size, (step + 1) * size)]
+        return found
 
     data = task_mix(streams, process=jax.process_index(), processes=jax.process_count(), workers=s.workers)
     loop.run(
@@ -107,35 +118,43 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
         lambda step: np.float32(learning_rate(step, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor)), data,
         plan=blueprint(model), config=model, tokenizer=run.tokenizer, mesh=mesh,
         recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},
-        throughput=throughput(run, s), identify=identify, profile=run.profile, quiet=run.quiet,
+        throughput=throughput(model, s), identify=identify, profile=run.profile, quiet=run.quiet,
     )  # fmt: skip
 
 
-def image_shape(run: Run, s: TrainStage) -> Shape:
-    return Shape(s.length, run.recipe.model.views.image_size, s.turns, s.isolate_turns, s.turn_power)
+def shapes(model: ModelConfig, s: TrainStage) -> dict[str, Shape]:
+    """The static shape of each kind of row."""
+    image = s.domains and Shape(s.length, model.views.image_size, s.turns, s.isolate_turns, s.turn_power)
+    text = s.text_batch and Shape(s.text_length, packed=s.pack_text)
+    return {kind: shape for kind, shape in (("image", image), ("text", text)) if shape}
 
 
-def text_shape(s: TrainStage) -> Shape:
-    return Shape(s.text_length, packed=s.pack_text)
+def with_steps(s: TrainStage, sources: Mapping[str, list[Source]]) -> TrainStage:
+    """Epochs as steps, now that the data is known."""
+    if s.steps:
+        return s
+    kind, batch = next(iter(s.rows().items()))
+    epoch = sum(len(source.eligible) for source in sources[kind]) / batch
+    warmup = round(s.warmup_epochs * epoch) if s.warmup_epochs else s.warmup
+    return dataclasses.replace(s, steps=max(1, math.ceil(s.epochs * epoch)), epochs=0.0, warmup=warmup)
 
 
 def image_sources(run: Run, s: TrainStage, leaves: Leaves) -> list[Source]:
     weights = {} if s.tasks is None else dict.fromkeys(INSTRUCTIONS, 0.0) | dict(s.tasks)
     for task in weights.keys() - INSTRUCTIONS.keys():  # people's own data may have tasks of their own
-        if not any(task in item.tasks for domain in s.domains for item in run.data.items("train", domain)):
+        if not any(task in item.tasks for domain in s.domains for item in run.data.items(s.split, domain)):
             raise unknown("task", task, INSTRUCTIONS)
     return [
         Source(
-            domain, run.data.items("train", domain), share, weights,
-            run.features(leaves, "train", domain) if s.cache_features else None,
+            domain, run.data.items(s.split, domain), share, weights,
+            run.features(leaves, s.split, domain) if s.cache_features else None,
         )
         for domain, share in s.domains.items()
     ]  # fmt: skip
 
 
-def throughput(run: Run, s: TrainStage) -> loop.Throughput:
+def throughput(model: ModelConfig, s: TrainStage) -> loop.Throughput:
     """Positions and model FLOPs of a step, padding not discounted."""
-    model = run.recipe.model
     tokens = total = 0.0
     if s.domains:
         positions = model.image_positions + s.length

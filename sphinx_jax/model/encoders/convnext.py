@@ -11,22 +11,23 @@ from flax import nnx
 from sphinx_jax.config import ConvNextConfig
 from sphinx_jax.model.encoders.vit import Mlp
 from sphinx_jax.model.layers import LayerNorm, constant, param, run_stack, stack
+from sphinx_jax.sharding import platform
 
 KERNEL = 7
-# Up to this many positions a depthwise convolution runs as one small matmul per channel: XLA's grouped convolution on
-# the CPU takes 10-50 times as long there.
+# On a CPU, up to this many positions, a depthwise convolution runs as one small matmul per channel: XLA's grouped
+# convolution takes 10-50 times as long there.
 DENSE_POSITIONS = 256
 
 
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """(I, H, W, C) * (7, 7, C) -> (I, H, W, C), zero padding."""
     _, height, width, channels = x.shape
-    if height * width > DENSE_POSITIONS:
+    if platform() != "cpu" or height * width > DENSE_POSITIONS:
         return jax.lax.conv_general_dilated(
             x, kernel[:, :, None, :], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=channels,
         )  # fmt: skip
-    rows, columns = _taps(height), _taps(width)
+    rows, columns = (_taps(size).astype(kernel.dtype) for size in (height, width))
     matrix = jnp.einsum("ioh,jpw,ijc->cophw", rows, columns, kernel)
     matrix = einops.rearrange(matrix, "c o p h w -> c (o p) (h w)")
     out = jnp.einsum("cqs,isc->iqc", matrix, einops.rearrange(x, "i h w c -> i (h w) c"))
