@@ -12,7 +12,7 @@ from ml_collections import config_flags
 from sphinx_jax.command import plain_errors
 
 # not locked: a setting that the file leaves at its default can be given too; ``recipe.parse`` refuses unknown keys
-_CONFIG = config_flags.DEFINE_config_file(
+CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "The recipe, a Python file with get_config(); --config.key=value changes one of its settings.",
@@ -29,7 +29,7 @@ _QUIET = flags.DEFINE_bool("quiet", False, "Print no progress.")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; options begin with --")
-    if _CONFIG.value is None:
+    if CONFIG.value is None:
         raise ValueError("no recipe; give one, e.g. --config configs/quickstart.py")
     file = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
     if not file.is_file():
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     from sphinx_jax import recipe
 
-    values = _CONFIG.value.to_dict()
+    values = CONFIG.value.to_dict()
     if _SMOKE.value:
         from sphinx_jax.smoke import smoke
 

@@ -74,8 +74,11 @@ class Recipe:
     tokenizer: str = ""  # folder or file; default: the playground's
 
 
-def parse(values: dict[str, Any]) -> Recipe:
-    """Plain data -> recipe; an unknown key anywhere is an error that names the nearest known one."""
+def parse(values: dict[str, Any], *, origins: bool = True) -> Recipe:
+    """Plain data -> recipe; an unknown key anywhere is an error that names the nearest known one.
+
+    ``origins``: whether the checkpoints that stages start from must be there.
+    """
     values = dict(values)
     stages = dict(values.pop("stage", {}))
     order = tuple(values.pop("stages", stages))
@@ -89,7 +92,7 @@ def parse(values: dict[str, Any]) -> Recipe:
     for name in order:
         if name not in settings:
             raise unknown("stage", name, settings)
-    for name, stage in settings.items():
+    for name, stage in settings.items() if origins else ():
         _check_origins(name, stage, settings)
     recipe = from_dict({**values, "stages": order, "settings": settings}, Recipe, "config")
     if recipe.data.playground:  # people's own data may have tasks of their own

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sphinx_jax.config import DecoderConfig
+from sphinx_jax.sharding import constrain
 
 
 class Cache(NamedTuple):
@@ -19,7 +20,8 @@ class Cache(NamedTuple):
     @classmethod
     def empty(cls, config: DecoderConfig, batch: int, positions: int, dtype: jnp.dtype) -> Cache:
         shape = (config.layers, batch, positions, config.num_kv_heads, config.head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        axes = ("layers", "batch", None, "kv_heads", None)
+        return cls(*(constrain(jnp.zeros(shape, dtype), *axes) for _ in cls._fields))
 
 
 def write(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:

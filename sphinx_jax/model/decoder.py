@@ -44,10 +44,12 @@ class Attention(Maps):
         if cache is None:
             y = attend(q, k, v, causal=seen.mask is None, mask=seen.mask, documents=seen.documents)
         else:
-            k, v = cache = tuple(write(old, new, start) for old, new in zip(cache, (k, v), strict=True))
-            # what lies beyond a row's own position is the padding of its prompt, or nothing yet
-            before = jnp.arange(k.shape[1])[None, None] <= (start[:, None] + jnp.arange(x.shape[1]))[:, :, None]
-            y = attend(q, k, v, mask=before[:, None])
+            cache = tuple(write(old, new, start) for old, new in zip(cache, (k, v), strict=True))
+            if x.shape[1] > 1:  # a prompt: there is nothing before it
+                y = attend(q, k, v, causal=True)
+            else:
+                # what lies beyond a row's own position is the padding of its prompt, or nothing yet
+                y = attend(q, *cache, mask=(jnp.arange(cache[0].shape[1]) <= start[:, None])[:, None, None])
         return self.apply("o", checkpoint_name(y, "attended")), cache
 
 
@@ -109,7 +111,7 @@ class Decoder(nnx.Module):
         """x (B, T, D) embedded positions through all layers.
 
         Without a cache ``seen`` says what positions see, and ``positions`` (B, T) default to 0, 1, …  With one,
-        ``start`` (B,) int32 is the position of each row's first new element.
+        ``start`` (B,) int32 is the position of each row's first new element; a prompt (T > 1) begins at 0.
         """
         if positions is None:
             positions = jnp.arange(x.shape[1])[None] + (0 if start is None else start[:, None])

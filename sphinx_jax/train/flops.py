@@ -26,20 +26,39 @@ PEAKS = {
 def decoder_forward(config: DecoderConfig, positions: int, labelled: int) -> float:
     """FLOPs of one sequence of ``positions``, of which ``labelled`` go through the output matrix."""
     c = config
-    block = c.dim * c.head_dim * 2 * (c.heads + c.num_kv_heads) + 3 * c.dim * c.ffn_dim
     attention = 2 * 2 * c.heads * c.head_dim * positions * (positions + 1) / 2
-    return c.layers * (2 * block * positions + attention) + 2 * c.dim * c.vocab_size * labelled
+    return c.layers * (2 * _block(c) * positions + attention) + 2 * c.dim * c.vocab_size * labelled
+
+
+def _block(config: DecoderConfig) -> int:
+    """Parameters of a layer that each token is multiplied by."""
+    c = config
+    chosen = c.moe.per_token if c.moe else 1
+    return c.dim * c.head_dim * 2 * (c.heads + c.num_kv_heads) + 3 * c.dim * c.ffn_dim * chosen
+
+
+def decoder_token(config: DecoderConfig, before: int) -> float:
+    """FLOPs of one token that follows ``before`` others, logits included."""
+    return 2 * (config.layers * _block(config) + config.dim * config.vocab_size) + (
+        4 * config.layers * config.heads * config.head_dim * before
+    )  # fmt: skip
 
 
 def image_forward(config: ModelConfig, cached: bool) -> float:
-    """FLOPs of one picture before the decoder: encoders (unless their features are cached) by parameters × tokens."""
+    """FLOPs of one picture before the decoder: projections, and encoders unless their features are cached."""
     counts = count_parameters(config)
-    tokens = config.views.views * (1 + config.grid**2)
     mixed = config.image_positions * (counts["visual_proj"] + counts.get("qformer_proj", 0))
     if cached:
         return 2.0 * mixed
-    encoders = sum(counts.get(name, 0) for name in ("clip", "convnext", "dinov2", "blip2_vision"))
-    return 2.0 * (mixed + tokens * encoders)
+    encoded = 0
+    for name, vit in (("clip", config.clip), ("dinov2", config.dinov2), ("blip2_vision", config.blip2)):
+        encoded += counts.get(name, 0) * (1 + vit.grid**2) if vit else 0
+    if config.convnext:
+        c = config.convnext
+        for i, (depth, width) in enumerate(zip(c.depths, c.dims, strict=True)):
+            positions = (c.input_size // (4 * 2**i)) ** 2
+            encoded += depth * positions * (49 * width + 8 * width**2)  # depthwise 7 × 7, then up and down
+    return 2.0 * (mixed + config.views.views * encoded)
 
 
 @functools.cache

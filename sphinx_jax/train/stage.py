@@ -15,7 +15,7 @@ from sphinx_jax.config import ConfigError, ModelConfig, unknown
 from sphinx_jax.data.rows import Shape, Source
 from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.data.tasks import INSTRUCTIONS
-from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint
+from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
 from sphinx_jax.model.layers import remat_policy
 from sphinx_jax.train import flops, loop
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
@@ -156,14 +156,16 @@ def image_sources(run: Run, s: TrainStage, leaves: Leaves) -> list[Source]:
 def throughput(model: ModelConfig, s: TrainStage) -> loop.Throughput:
     """Positions and model FLOPs of a step, padding not discounted."""
     tokens = total = 0.0
+    # forward, back to the activations, and back to the weights where they train
+    passes = 2 if matches("decoder/blocks/attention/q", s.frozen) else 3
     if s.domains:
         positions = model.image_positions + s.length
         tokens += s.batch * positions
-        per_picture = 3 * flops.decoder_forward(model.decoder, positions, s.length)
+        per_picture = passes * flops.decoder_forward(model.decoder, positions, s.length)
         total += s.batch * (per_picture + 3 * flops.image_forward(model, True))
         if not s.cache_features:
             total += s.batch * (flops.image_forward(model, False) - flops.image_forward(model, True))
     if s.text_batch:
         tokens += s.text_batch * s.text_length
-        total += s.text_batch * 3 * flops.decoder_forward(model.decoder, s.text_length, s.text_length)
+        total += s.text_batch * passes * flops.decoder_forward(model.decoder, s.text_length, s.text_length)
     return loop.Throughput(int(tokens), total, flops.peak_flops())

@@ -1,0 +1,134 @@
+"""What a recipe needs of a machine that is not here, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sphinx_jax.recipe import parse
+from sphinx_jax.train.ahead import GIB, Chip, Need, inference_needs, open_topology, train_need, train_stages
+
+TABLE = {
+    name: ("v5e:16x16", "v6e:8x8", "v5p:4x4x4")
+    for name in ("sphinx_7b", "sphinx_1k", "sphinx_tiny_1k", "sphinx_moe_1k")
+}
+
+
+def report(
+    values: dict[str, Any], topology: str, stage: str | None = None, *, largest: bool = True, as_json: bool = False
+) -> None:
+    """Print what a recipe (its plain data) needs on a topology, step by step as it is found."""
+    recipe = parse(values, origins=False)
+    names = list(train_stages(recipe, stage))
+    devices, chip = open_topology(topology)
+    train = []
+    for name in names:
+        train.append(train_need(recipe, name, devices, chip, largest))
+        print(text(chip, train[-1]), flush=True)
+    inference = inference_needs(recipe, devices, chip)
+    for need in inference.values():
+        print(text(chip, need), flush=True)
+    if as_json:
+        print(json.dumps(to_json(chip, train, inference)))
+
+
+def fill(path: str | Path) -> None:
+    """Compile every row of ``TABLE`` that the file of JSON lines does not have, and draw the table beside it."""
+    path = Path(path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for config, topologies in TABLE.items():
+        recipe = parse(import_module(f"configs.{config}").get_config().to_dict(), origins=False)
+        for topology in topologies:
+            wanted = [s for s in train_stages(recipe) if s != "continue_synthetic"]  # the same step as pretrain_real
+            for stage in (*wanted, "inference"):
+                if any((r["config"], r["topology"], r["stage"]) == (config, topology, stage) for r in rows):
+                    continue
+                print(f"{config} {stage} on {topology}", file=sys.stderr, flush=True)
+                devices, chip = open_topology(topology)
+                if stage == "inference":
+                    found = {kind: _entry(n) for kind, n in inference_needs(recipe, devices, chip).items()}
+                else:
+                    found = {"train": _entry(train_need(recipe, stage, devices, chip, True))}
+                rows.append({"config": config, "topology": topology, "stage": stage, "hbm_bytes": chip.hbm, **found})
+                with path.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+                path.with_suffix(".md").write_text(draw(rows))
+    path.with_suffix(".md").write_text(draw(rows))
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of a table's file as Markdown."""
+    lines = [
+        "| recipe | step | topology | rows a device at a time | parts | parameters | optimizer | peak | of | "
+        "largest rows | at best | MFU at most |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        for kind in ("train", "prefill", "decode"):
+            if kind not in row:
+                continue
+            e = row[kind]
+            each = ", ".join(f"{n} {name}" for name, n in e["rows"].items())
+            parts = ", ".join(str(n) for n in e["parts"].values()) or "–"
+            sizes = " | ".join(f"{e[key] / GIB:.2f}" for key in ("parameter_bytes", "optimizer_bytes", "peak_bytes"))
+            step = row["stage"] if kind == "train" else kind
+            lines.append(
+                f"| {row['config']} | {step} | {row['topology']} | {each} | {parts} | {sizes} | "
+                f"{row['hbm_bytes'] / GIB:.2f}{'' if e['fits'] else ' **does not fit**'} | "
+                f"{e['largest_rows'] or '–'} | "
+                f"{e['roofline_seconds'] * 1e3:,.1f} ms | {e['mfu_bound']:.0%} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def to_json(chip: Chip, train: Sequence[Need], inference: dict[str, Need]) -> dict[str, Any]:
+    """One object: of several training stages ``train`` is the one that needs most, ``stages`` has each."""
+    worst = {"train": max(train, key=lambda need: need.peak_bytes)} if train else {}
+    every = [*train, *inference.values()]
+    return {
+        "fits": all(need.fits for need in every),
+        "hbm_bytes": int(chip.hbm),
+        "peak_bytes": max(need.peak_bytes for need in every),
+        "steps": {kind: _entry(need) for kind, need in (worst | inference).items()},
+        "stages": {need.what.removeprefix("train "): _entry(need) for need in train},
+    }
+
+
+def _entry(need: Need) -> dict[str, Any]:
+    return {
+        "fits": need.fits,
+        "peak_bytes": need.peak_bytes,
+        "parameter_bytes": need.parameter_bytes,
+        "optimizer_bytes": need.optimizer_bytes,
+        "flops": need.flops,
+        "roofline_seconds": need.roofline_seconds,
+        "mfu_bound": need.mfu_bound,
+        "rows": need.rows,
+        "parts": need.parts,
+        "largest_rows": need.largest,
+        "collectives": [c._asdict() for c in need.collectives],
+    }
+
+
+def text(chip: Chip, need: Need) -> str:
+    """A few lines about one step."""
+    verdict = "fits" if need.fits else "DOES NOT FIT"
+    lines = [
+        f"{need.what}: {verdict}, {need.peak_bytes / GIB:.2f} of {chip.hbm / GIB:.2f} GiB a device",
+        f"  parameters {need.parameter_bytes / GIB:.2f}, optimizer {need.optimizer_bytes / GIB:.2f}, "
+        f"activations and buffers {need.activation_bytes / GIB:.2f} GiB",
+        "  " + ", ".join(
+            f"{rows} {kind} rows a device at a time" + (f" x {need.parts[kind]} parts" if need.parts else "")
+            for kind, rows in need.rows.items()
+        ) + (f"; largest that fits: {need.largest}" if need.largest is not None else ""),
+        f"  {need.flops / 1e12:,.2f} TFLOP of the model a device; at best {need.roofline_seconds * 1e3:,.1f} ms "
+        f"(compute {need.compute_seconds * 1e3:,.1f}, memory {need.memory_seconds * 1e3:,.1f}, "
+        f"links {need.link_seconds * 1e3:,.1f}), MFU at most {need.mfu_bound:.0%}",
+    ]  # fmt: skip
+    for c in need.collectives[:8]:
+        lines.append(f"  {c.count:6,} x {c.kind} over {c.group}: {c.bytes / GIB:,.3f} GiB received")
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""What a compiled program sends between devices, read from its text."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from typing import NamedTuple
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+(?:, %[\w.\-]+)*)")
+_LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONSTANT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
+_GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
+
+
+_COLLECTIVE = re.compile(rf" ({'|'.join(KINDS)})(?:-start)?\(")
+
+
+class Collective(NamedTuple):
+    """One kind of exchange in a program, over all of its turns."""
+
+    kind: str
+    group: int  # devices that take part in one
+    count: int
+    bytes: int  # that a device receives in all of them
+
+
+def collectives(text: str) -> list[Collective]:
+    """The collectives of a compiled program (``compiled.as_text()``), what is in loops counted with their turns."""
+    ops: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
+    calls: dict[str, list[str]] = defaultdict(list)
+    loops: dict[str, list[tuple[str, str, int]]] = defaultdict(list)  # condition, body, turns where they are said
+    constants: dict[str, list[int]] = defaultdict(list)
+    entry, current = "", ""
+    for line in text.splitlines():
+        opened = _COMPUTATION.match(line) if not line.startswith(" ") else None
+        if opened:
+            current = opened[1]
+            entry = current if line.startswith("ENTRY") else entry
+            continue
+        left, equals, right = line.partition(" = ")
+        if not equals:
+            continue
+        found = _COLLECTIVE.search(right)
+        if found:
+            ops[current].append(_measured(found[1], right[: found.start() + 1], right))
+        loop = _LOOP.search(right)
+        if loop:
+            trips = _TRIPS.search(right)
+            loops[current].append((loop[1], loop[2], int(trips[1]) if trips else 0))
+        for names in _CALLED.findall(right):
+            calls[current] += [name.lstrip("%") for name in names.split(", ")]
+        constants[current] += map(int, _CONSTANT.findall(right))
+
+    def turns(condition: str) -> int:
+        """A loop that JAX writes goes on while a counter is less than a constant."""
+        return max(constants[condition] + [n for called in calls[condition] for n in constants[called]], default=1)
+
+    total: Counter = Counter()
+    received: Counter = Counter()
+
+    def walk(name: str, times: int) -> None:
+        for kind, group, size in ops[name]:
+            total[kind, group] += times
+            received[kind, group] += times * size
+        for called in calls[name]:
+            walk(called, times)
+        for condition, body, said in loops[name]:
+            walk(body, times * (said or turns(condition)))
+
+    walk(entry, 1)
+    return sorted(
+        (Collective(*key, total[key], received[key]) for key in total), key=lambda c: c.bytes, reverse=True
+    )  # fmt: skip
+
+
+def moved(found: list[Collective]) -> int:
+    """Bytes that a device receives in all of them."""
+    return sum(c.bytes for c in found)
+
+
+def _measured(kind: str, shape: str, line: str) -> tuple[str, int, int]:
+    """Kind, devices of a group, and bytes received by a device in one exchange by the usual ring."""
+    sizes = []
+    for dtype, bits, dims in _SHAPE.findall(shape):
+        width = 1 if dtype == "pred" else int(bits) / 8
+        sizes.append(int(math.prod(map(int, filter(None, dims.split(",")))) * width))
+    group = _group(line)
+    size = max(sizes, default=0)  # a start lists operand and result
+    if kind == "reduce-scatter":
+        return kind, group, min(sizes, default=0) * (group - 1)
+    others = (group - 1) / group if group > 1 else 0
+    return (
+        kind,
+        group,
+        int(size * others * (2 if kind == "all-reduce" else 1)) if kind != "collective-permute" else size,
+    )
+
+
+def _group(line: str) -> int:
+    """Devices that exchange with each other: listed, as [groups, devices], or as axes of a mesh."""
+    found = _GROUP.search(line)
+    if not found:
+        return 1
+    listed, _, each, axes, named = found.groups()
+    if listed:
+        return len(listed.split(","))
+    if each:
+        return int(each)
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", axes))
+    return math.prod(int(sizes[name]) for name in re.findall(r"'([^']+)'", named) if name in sizes)

@@ -1,0 +1,49 @@
+"""Compiles a recipe's real steps for a TPU topology that is not here, and says what they need of each device.
+
+Does the published 13B recipe fit on 64 chips of v5e, and how fast could it be:
+  python tools/compile_ahead.py --config configs/sphinx_1k.py --topology v5e:8x8
+
+One stage, with a setting changed, as JSON on the last line:
+  python tools/compile_ahead.py --config configs/sphinx_1k.py --topology v5p:4x4x4 --stage finetune \\
+      --config.stage.finetune.device_rows=2 --json
+
+The tables of docs/pods, row by row; rows that are done are kept:
+  python tools/compile_ahead.py --table docs/ahead.jsonl
+
+Topologies are named as Google Cloud does: v4:4x4x4, v5e:16x16, v5p:2x2x4, v6e:8x8.  A large model takes minutes.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs here
+
+from absl import app, flags, logging
+
+from sphinx_jax.command import plain_errors
+from sphinx_jax.main import CONFIG, parse
+
+_TOPOLOGY = flags.DEFINE_string("topology", None, "What to compile for, e.g. v5e:16x16.")
+_JSON = flags.DEFINE_bool("json", False, "End with one JSON object on a line of its own.")
+_LARGEST = flags.DEFINE_bool(
+    "largest", True, "Also find the largest batch that fits, by two more compilations a stage."
+)
+_TABLE = flags.DEFINE_string("table", None, "Add the rows that this file does not have yet, and draw its table.")
+
+
+def main(argv: list[str]) -> None:
+    from sphinx_jax.train import ahead_report
+
+    if len(argv) > 1:
+        raise ValueError(f"unexpected argument {argv[1]!r}; options begin with --")
+    if _TABLE.value:
+        return ahead_report.fill(_TABLE.value)
+    if CONFIG.value is None or not _TOPOLOGY.value:
+        raise ValueError("give --config and --topology, e.g. --config configs/sphinx_1k.py --topology v5e:16x16")
+    stage = flags.FLAGS.stage
+    ahead_report.report(CONFIG.value.to_dict(), _TOPOLOGY.value, stage, largest=_LARGEST.value, as_json=_JSON.value)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    with plain_errors(flags.Error):
+        app.run(main, flags_parser=parse)
