@@ -79,3 +79,20 @@ def mesh():
     from sphinx_jax.sharding import make_mesh
 
     return make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Three checkpoints of one model, the last in bfloat16."""
+    from sphinx_jax.checkpoint import store
+    from sphinx_jax.data.tokenizer import load_tokenizer
+
+    config, root = tiny_config(), tmp_path_factory.mktemp("mix")
+    made = []
+    for seed in range(3):
+        leaves = born(config, seed)
+        if seed == 2:
+            leaves = {path: leaf.astype("bfloat16") for path, leaf in leaves.items()}
+        tokenizer = load_tokenizer(DATA / "tokenizer.model") if seed == 0 else None
+        made.append(store.save(root / str(seed), leaves, config, tokenizer, {"made_by": "test"}))
+    return made

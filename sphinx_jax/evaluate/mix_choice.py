@@ -19,11 +19,11 @@ from sphinx_jax.config import ConfigError, from_dict
 from sphinx_jax.evaluate import mix_figures
 from sphinx_jax.evaluate.score_table import number
 from sphinx_jax.generate.load import place
-from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint
+from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.recipe import Recipe, Run
 from sphinx_jax.train import mix_search
 from sphinx_jax.train.mix_search import Judge
-from sphinx_jax.train.mix_stage import DOMAINS, MixStage, apart, judge_of, with_mean
+from sphinx_jax.train.mix_stage import DOMAINS, MixStage, apart, as_mix, judge_of, with_mean
 
 WAYS = ("sweep", "greedy", "learn")
 GRID = tuple(i / 10 for i in range(11))
@@ -129,7 +129,7 @@ def choose(
         ]
     weights = list(learnt.items()) if way == "learn" else [("*", chosen)]
     result = {"way": way, "metric": stage.metric, "domains": domains, "sources": folders, "rows": rows} | result
-    return Choice(_as_mix(folders, weights), result, mix_figures.search_figure(result, names))
+    return Choice(as_mix(folders, weights), result, mix_figures.search_figure(result, names))
 
 
 def open_workdir(workdir: Path, quiet: bool) -> tuple[Run, MixStage]:
@@ -167,12 +167,3 @@ def _split(judge: Judge) -> tuple[Judge, Judge]:
     learning = {domain: batches[: cuts[domain]] for domain, batches in judge.batches.items()}
     choosing = {domain: batches[cuts[domain] :] for domain, batches in judge.batches.items()}
     return replace(judge, batches=learning), replace(judge, batches=choosing)
-
-
-def _as_mix(folders: Sequence[str], weights: Sequence[tuple[str, np.ndarray]]) -> Mix:
-    """The mix to write: what is frozen is the same in all, and is taken from the first."""
-    own = tuple(
-        {"weight": dict.fromkeys(FROZEN, float(i == 0)) | {pattern: values[i].tolist() for pattern, values in weights}}
-        for i in range(len(folders))
-    )
-    return Mix("linear", tuple(folders), per_source=own)

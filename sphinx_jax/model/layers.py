@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sphinx_jax.config import unknown
+from sphinx_jax.sharding import constrain
 
 Axes = tuple[str | None, ...]
 
@@ -120,6 +121,21 @@ def remat_policy(remat: str) -> Callable | None:
     return policies.save_only_these_names(*remat.split("+"))
 
 
+def _ready(params: nnx.State, dtype: jnp.dtype) -> nnx.State:
+    """A layer's matrices in the compute dtype, still in their shards.
+
+    So they are gathered, and their gradients summed and scattered, at the width of that dtype.
+    """
+
+    def one(variable: nnx.Variable) -> nnx.Variable:
+        value, axes = variable[...], variable.get_metadata().get("out_sharding")
+        if value.ndim < 2 or not axes:
+            return variable
+        return variable.replace(constrain(value.astype(dtype), *axes[-value.ndim :]))
+
+    return jax.tree.map(one, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
 def run_stack(
     blocks: nnx.Module, x: Any, call: Callable, per_layer: Any = None, remat: str = "none"
 ) -> tuple[Any, Any]:
@@ -132,7 +148,9 @@ def run_stack(
 
     def body(x, slices):
         params, extra = slices
-        return call(nnx.merge(graphdef, params), x, extra)
+        # without this XLA may give every device the whole batch, and a part of the channels
+        x = constrain(x, "batch", *(None,) * (x.ndim - 1))
+        return call(nnx.merge(graphdef, _ready(params, x.dtype)), x, extra)
 
     if remat != "none":
         body = jax.checkpoint(body, prevent_cse=False, policy=remat_policy(remat))

@@ -13,6 +13,7 @@ from sphinx_jax.model.decoder import Decoder, Seen
 from sphinx_jax.model.embedding_mix import EmbeddingMix, Features, pool_patches, to_grid
 from sphinx_jax.model.encoders import Blip2, Clip, ConvNext, DinoV2
 from sphinx_jax.model.views import make_views, nearest, padding_alone
+from sphinx_jax.sharding import constrain
 
 
 class Encoders(nnx.Module):
@@ -26,7 +27,8 @@ class Encoders(nnx.Module):
         self.blip2 = Blip2(c.blip2, c.qformer, rngs=rngs) if c.blip2 else None
 
     def views(self, images: jax.Array, view_size: int) -> jax.Array:
-        return make_views(images, view_size, self.config.views).astype(self.config.dtype)
+        views = make_views(images, view_size, self.config.views).astype(self.config.dtype)
+        return constrain(views, "batch", None, None, None)
 
     def __call__(self, images: jax.Array, remat: str = "none", kept: jax.Array | None = None) -> Features:
         """(B, S, S, 3) float32 CLIP-normalised pictures -> features of every view.
@@ -51,6 +53,7 @@ class Encoders(nnx.Module):
         queries = self.blip2(views[c.blip2.view_size], remat) if self.blip2 is not None else None
 
         def by_picture(x):
+            x = constrain(x, "batch", None, None)
             if kept is not None:
                 x = jnp.zeros((total, *x.shape[1:]), x.dtype).at[kept].set(x, mode="drop")
             return einops.rearrange(x, "(b v) t c -> b v t c", v=c.views.views)

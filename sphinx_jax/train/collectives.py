@@ -14,6 +14,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+(?:,
 _LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONSTANT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
 
 
@@ -35,6 +36,7 @@ def collectives(text: str) -> list[Collective]:
     calls: dict[str, list[str]] = defaultdict(list)
     loops: dict[str, list[tuple[str, str, int]]] = defaultdict(list)  # condition, body, turns where they are said
     constants: dict[str, list[int]] = defaultdict(list)
+    seen: set[str | None] = set()
     entry, current = "", ""
     for line in text.splitlines():
         opened = _COMPUTATION.match(line) if not line.startswith(" ") else None
@@ -45,8 +47,10 @@ def collectives(text: str) -> list[Collective]:
         left, equals, right = line.partition(" = ")
         if not equals:
             continue
-        found = _COLLECTIVE.search(right)
-        if found:
+        found, channel = _COLLECTIVE.search(right), _CHANNEL.search(right)
+        # an exchange that goes on beside other work is written where it starts, where it goes on and where it ends
+        if found and not (channel and channel[1] in seen):
+            seen.add(channel and channel[1])
             ops[current].append(_measured(found[1], right[: found.start() + 1], right))
         loop = _LOOP.search(right)
         if loop:

@@ -56,18 +56,23 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     result = {"values": list(s.betas), "metric": s.metric, **curves, "chosen": chosen, "test": tested}
     (folder / "beta.json").write_text(json.dumps(result, indent=2))
-    sources = tuple(str(run.checkpoint(start)) for start in (s.real, s.synthetic))
-    # what is frozen is the same in both, and stays so to the bit
-    weights = (
-        {"weight": dict.fromkeys(FROZEN, of_one) | {"*": of_rest}} for of_one, of_rest in ((1, chosen), (0, 1 - chosen))
-    )
-    write(Mix("linear", sources, per_source=tuple(weights)), folder / "checkpoints" / "0", quiet=True)
+    sources = [str(run.checkpoint(start)) for start in (s.real, s.synthetic)]
+    write(as_mix(sources, [("*", np.array([chosen, 1 - chosen]))]), folder / "checkpoints" / "0", quiet=True)
     if not run.quiet:
         mean = np.mean([curves[domain] for domain in DOMAINS], axis=0)
         print(
             f"{name}: β = {chosen:g} is best on validation, {s.metric} {mean.min():.3f} "
             f"(β = 0: {mean[0]:.3f}, β = 1: {mean[-1]:.3f})"
         )
+
+
+def as_mix(folders: Sequence[str], weights: Sequence[tuple[str, np.ndarray]]) -> Mix:
+    """The mix to write: what is frozen is the same in all, and is taken from the first."""
+    own = tuple(
+        {"weight": dict.fromkeys(FROZEN, float(i == 0)) | {pattern: values[i].tolist() for pattern, values in weights}}
+        for i in range(len(folders))
+    )
+    return Mix("linear", tuple(folders), per_source=own)
 
 
 def with_mean(losses: Mapping[str, float]) -> dict[str, float]:

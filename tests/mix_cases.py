@@ -1,0 +1,36 @@
+"""What the tests of the weight mix share: three checkpoints of one model, and the tool as a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import tiny_config
+
+from sphinx_jax.checkpoint import stream
+from sphinx_jax.checkpoint.mix_settings import Mix
+from sphinx_jax.config import ModelConfig
+
+TOOL = Path(__file__).parents[1] / "tools" / "mix_weights.py"
+CONFIG = tiny_config()
+TEXT = ModelConfig("llama", CONFIG.decoder)
+
+
+def leaves_of(folder):
+    reader = stream.Reader(folder)
+    return {path: reader.read(path) for path in reader.leaves}
+
+
+def linear(sources, weights, **more):
+    own = tuple({"weight": weight} for weight in weights)
+    return Mix("linear", tuple(map(str, sources)), per_source=own, **more)
+
+
+def run_tool(*arguments, expect=0, wait=True):
+    env = os.environ | {"PYTHONPATH": str(TOOL.parents[1])}
+    command = [sys.executable, TOOL, *map(str, arguments)]
+    if not wait:
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == expect, done.stderr
+    return done
