@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Iterator
 
+LOST = 75  # exit status of a run that lost one of its processes: EX_TEMPFAIL, another attempt may do
+
 
 class Stopped(Exception):
     """Work that was asked to end early and did so in good order; the message says how it goes on."""

@@ -23,6 +23,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; defau
 _STAGE = flags.DEFINE_string("stage", None, "Run this stage alone, e.g. chat; default: all that are not yet done.")
 _PROFILE = flags.DEFINE_string("profile", None, "Trace these steps of each training stage for XProf, e.g. 10:13.")
 _SMOKE = flags.DEFINE_bool("smoke", False, "Run the recipe at nano size on the playground, to see that it runs.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of many processes.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", None, "Leave it to JAX to find the other processes, e.g. on a TPU pod; default: as a scheduler says."
+)
+_HEARTBEAT = flags.DEFINE_integer("heartbeat", 100, "Seconds without a sign of life until a process counts as gone.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Print no progress.")
 
 
@@ -35,12 +42,18 @@ def main(argv: list[str]) -> None:
     if not file.is_file():
         raise FileNotFoundError(f"there is no recipe {file}; check --config")
     profile = parse_profile(_PROFILE.value) if _PROFILE.value else None
-    workdir = Path(_WORKDIR.value or Path("runs") / (f"{file.stem}-smoke" if _SMOKE.value else file.stem))
     # a second run finds its programs compiled
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "sphinx_jax" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    from sphinx_jax import recipe
+    from sphinx_jax import distributed, recipe
+    from sphinx_jax.checkpoint.store import as_path
 
+    workdir = as_path(_WORKDIR.value or Path("runs") / (f"{file.stem}-smoke" if _SMOKE.value else file.stem))
+    cluster = distributed.find_cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _DISTRIBUTED.value)
+    if cluster is not None:
+        if distributed.CHILD not in os.environ:
+            sys.exit(distributed.supervise(workdir, recipe.progress_of))
+        distributed.connect(cluster, _HEARTBEAT.value)
     values = CONFIG.value.to_dict()
     if _SMOKE.value:
         from sphinx_jax.smoke import smoke

@@ -25,6 +25,7 @@ from sphinx_jax.config import ConfigError, ModelConfig, from_dict, unknown
 from sphinx_jax.data.sources import Data, DataConfig
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sphinx_jax.distributed import barrier
 from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train.features import FeatureCache, cache_features
@@ -43,6 +44,8 @@ KINDS = {
     "show": ("sphinx_jax.evaluate.show", "ShowStage", "show"),
     "chat": ("sphinx_jax.serve.chat", "ChatStage", "chat"),
 }
+
+ALONE = ("encoders", "assemble", "evaluate", "show", "chat")  # kinds of stages that one process carries out
 
 # settings that name another stage or a checkpoint
 ORIGINS = ("start", "real", "synthetic", "encoders", "decoder", "evaluate", "mix")
@@ -184,8 +187,13 @@ class Run:
             return store.restore(folder, self.mesh, blueprint(model))
         return blueprint(model).init(self.mesh, self.recipe.seed) | store.restore_parts(folder, self.mesh, model)
 
-    def features(self, leaves: Leaves, split: str, domain: str) -> FeatureCache:
-        """What the frozen encoders see in the pictures of one split and domain; made once, kept in the workdir."""
+    def features(self, leaves: Leaves, split: str, domain: str) -> FeatureCache | None:
+        """What the frozen encoders see in the pictures of one split and domain; made once, kept in the workdir.
+
+        None in a run of several processes, whose steps take pixels: the cache is for small machines.
+        """
+        if jax.process_count() > 1:
+            return None
         items = self.data.items(split, domain)
         folder = self.workdir / "features" / f"{domain}-{split}"
         return cache_features(folder, items, leaves, self.recipe.model, f"encoding {domain} {split} pictures")
@@ -200,13 +208,18 @@ def run(
     """
     if only is not None and only not in recipe.settings:
         raise unknown("stage", only, recipe.settings)
+    leader = jax.process_index() == 0
+    quiet = quiet or not leader
     try:
         # a chat makes nothing, not even the workdir
-        if only is None or _kind(recipe.settings[only]) != "chat" or (workdir / "config.json").exists():
+        if not leader:
+            pass
+        elif only is None or _kind(recipe.settings[only]) != "chat" or (workdir / "config.json").exists():
             workdir.mkdir(parents=True, exist_ok=True)
             _settle(recipe, workdir)
     except OSError as error:
         raise ConfigError(f"cannot write to workdir {workdir}: {error.strerror}; give another --workdir") from None
+    barrier("settled")
     this = Run(recipe, workdir, quiet, profile)
     todo = [only] if only else [name for name in recipe.stages if not done(this, name)]
     if not quiet:
@@ -219,11 +232,27 @@ def run(
     for name in todo:
         started = time.time()
         kind = _kind(recipe.settings[name])
+        if jax.process_count() > 1 and kind in ALONE:
+            if not quiet:
+                print(f"{name} and what follows is for one process: run the same command there")
+            break
         module, _, function = KINDS[kind]
         getattr(importlib.import_module(module), function)(this, name, recipe.settings[name])
-        if name in recipe.stages:
+        if name in recipe.stages and leader:
             _mark(this, name, time.time() - started)
+        barrier(f"done {name}")
     return this
+
+
+def progress_of(workdir: Path) -> tuple[str, int] | None:
+    """The stage that was written to last, and its newest step; None where nothing is kept yet."""
+    found = (
+        [(f, newest) for f in workdir.glob("*/checkpoints") if (newest := store.newest(f))] if workdir.exists() else []
+    )
+    if not found:
+        return None
+    folder, newest = max(found, key=lambda pair: (pair[1] / store.RECIPE).stat().st_mtime)
+    return folder.parent.name, int(newest.name)
 
 
 def _kind(settings: Any) -> str:

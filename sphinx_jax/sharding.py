@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sphinx_jax.config import ConfigError
 
@@ -65,6 +65,28 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh))
+
+
+def row_share(mesh: Mesh) -> tuple[int, int]:
+    """Which share of a batch's rows this process feeds, and how many shares there are.
+
+    Processes whose devices differ along ``tensor`` alone feed the same rows.
+
+    Raises:
+      ConfigError: the rows of two processes overlap in part.
+    """
+    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    place = NamedSharding(mesh, PartitionSpec(RULES["batch"])).devices_indices_map((ways,))
+    held: dict[int, set[int]] = {}
+    for device, (rows,) in place.items():
+        held.setdefault(device.process_index, set()).update(range(*rows.indices(ways)))
+    shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if sum(map(len, shares)) != ways:
+        raise ConfigError(
+            f"mesh {dict(mesh.shape)} does not share rows out evenly over {len(held)} processes; let tensor (and what "
+            "is left) divide the devices of a process, or be a multiple of them"
+        )
+    return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
 
 def platform() -> str:

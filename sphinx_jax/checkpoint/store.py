@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from sphinx_jax import config as model_config
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from sphinx_jax.distributed import barrier
 from sphinx_jax.model.blueprint import Blueprint, Leaves, blueprint, flatten, unflatten
 
 CHUNK_BYTES = 8 * 2**20  # any leaf can then be read slice by slice
@@ -28,6 +29,23 @@ MODEL, RECIPE = "model.json", "recipe.json"
 
 class BadCheckpoint(ValueError):
     """A folder that is not a complete checkpoint of the model asked for."""
+
+
+def as_path(folder: str | Path) -> Path:
+    """A folder here (absolute), or in an object store such as gs://."""
+    if "://" in str(folder):
+        from etils import epath
+
+        return epath.Path(folder)
+    return Path(folder).absolute()
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder, if it is there, with all that is in it."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        folder.rmtree()
 
 
 def _orbax():
@@ -46,11 +64,10 @@ def save(
     recipe: dict[str, Any],
     *,
     optimizer: Any = None,
-    data: Any = None,
 ) -> Path:
-    """Write a complete checkpoint; ``optimizer`` (a pytree) and ``data`` (a Grain iterator) make it resumable."""
-    save_async(folder, leaves, config, tokenizer, recipe, optimizer=optimizer, data=data)()
-    return Path(folder).absolute()
+    """Write a complete checkpoint; ``optimizer`` (a pytree) makes it resumable."""
+    save_async(folder, leaves, config, tokenizer, recipe, optimizer=optimizer)()
+    return as_path(folder)
 
 
 def save_async(
@@ -61,24 +78,23 @@ def save_async(
     recipe: dict[str, Any],
     *,
     optimizer: Any = None,
-    data: Any = None,
 ) -> Callable[[], None]:
     """Begin what ``save`` does: it returns when the arrays may change, and its result waits for the checkpoint.
 
-    Errors of the writing are raised by the wait.
+    Errors of the writing are raised by the wait.  All processes of a run call it, and write their own shards.
     """
-    folder = Path(folder).absolute()
-    if folder.exists():
-        if is_complete(folder):
-            raise BadCheckpoint(f"{folder} already holds a checkpoint")
-        shutil.rmtree(folder)  # what a killed process left
+    folder = as_path(folder)
+    if is_complete(folder):
+        raise BadCheckpoint(f"{folder} already holds a checkpoint")
+    barrier(f"saving {folder}")  # all have seen that it is not there
+    if jax.process_index() == 0:
+        remove(folder)  # what a killed process left
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    barrier(f"begun {folder}")
     ocp, context = _orbax()
     parts = {"state": unflatten(leaves)}
     if optimizer is not None:
         parts["optimizer"] = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(optimizer))}
-    if data is not None:
-        parts["data"] = data
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with context:
         response = ocp.save_checkpointables_async(folder, parts)
     failed: list[BaseException] = []
@@ -141,11 +157,11 @@ def describe(folder: Path, config: ModelConfig | None, tokenizer: Tokenizer | No
 
 
 def is_complete(folder: str | Path) -> bool:
-    return (Path(folder) / RECIPE).is_file()
+    return (as_path(folder) / RECIPE).is_file()
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    folder = Path(folder)
+    folder = as_path(folder)
     if not is_complete(folder):
         raise BadCheckpoint(f"{folder} is not a complete checkpoint (it has no {RECIPE})")
     if not (folder / MODEL).exists():
@@ -154,7 +170,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 
 
 def read_recipe(folder: str | Path) -> dict[str, Any]:
-    return json.loads((Path(folder) / RECIPE).read_text())
+    return json.loads((as_path(folder) / RECIPE).read_text())
 
 
 def read_tokenizer(folder: str | Path) -> Tokenizer | None:
@@ -167,7 +183,7 @@ def restore(folder: str | Path, mesh: Mesh, plan: Blueprint | None = None) -> Le
 
     ``plan`` is the model expected; its leaves must be exactly those stored, with the same shapes.
     """
-    folder = Path(folder).absolute()
+    folder = as_path(folder)
     stored = read_config(folder)
     ocp, context = _orbax()
     expected = (plan or blueprint(stored)).abstract(mesh)
@@ -196,20 +212,20 @@ def restore_parts(folder: str | Path, mesh: Mesh, config: ModelConfig) -> Leaves
     return {path: leaf for path, leaf in leaves.items() if path.startswith(("encoders/", "decoder/"))}
 
 
-def restore_training(folder: str | Path, optimizer: Any, data: Any) -> Any:
-    """The optimizer state in the structure and layout of ``optimizer``; moves the iterator ``data`` in place."""
-    folder = Path(folder).absolute()
+def restore_training(folder: str | Path, optimizer: Any) -> Any:
+    """The optimizer state in the structure and layout of ``optimizer``."""
+    folder = as_path(folder)
     ocp, context = _orbax()
     leaves, structure = jax.tree.flatten(optimizer)
     like = {str(i): jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for i, x in enumerate(leaves)}
     with context:
-        parts = ocp.load_checkpointables(folder, {"optimizer": like, "data": data})
+        parts = ocp.load_checkpointables(folder, {"optimizer": like})
     return jax.tree.unflatten(structure, [parts["optimizer"][str(i)] for i in range(len(leaves))])
 
 
 def newest(folder: str | Path) -> Path | None:
     """The newest complete checkpoint among ``folder``'s step-numbered ones."""
-    folder = Path(folder)
+    folder = as_path(folder)
     if not folder.is_dir():
         return None
     steps = sorted((int(p.name), p) for p in folder.iterdir() if p.name.isdigit() and is_complete(p))
@@ -218,8 +234,8 @@ def newest(folder: str | Path) -> Path | None:
 
 def keep_newest(folder: str | Path, count: int = 1) -> None:
     """Delete step-numbered checkpoints but the newest ``count`` complete ones."""
-    steps = sorted((int(p.name), p) for p in Path(folder).iterdir() if p.name.isdigit() and is_complete(p))
+    steps = sorted((int(p.name), p) for p in as_path(folder).iterdir() if p.name.isdigit() and is_complete(p))
     for _, old in steps[:-count]:
         # the marker goes first, so an interrupted deletion is not taken for a checkpoint
         (old / RECIPE).unlink()
-        shutil.rmtree(old)
+        remove(old)

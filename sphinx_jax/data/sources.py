@@ -10,6 +10,7 @@ from pathlib import Path
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import Item, read_meta
 from sphinx_jax.data.rows import Source
+from sphinx_jax.distributed import one_first
 
 SPLITS = ("train", "validation", "test")
 
@@ -42,7 +43,8 @@ class Data:
         if self.config.playground:
             from sphinx_jax.data.playground import builder
 
-            source = builder.open_playground(self.folder, self.config.playground, split, domain)
+            with one_first(f"playground {split} {domain}"):
+                source = builder.open_playground(self.folder, self.config.playground, split, domain)
             return [builder.as_item(source[i]) for i in range(len(source))]
         return [i for i in self._meta(split) if i.image is not None and domain in (i.domain or "other", "*")]
 

@@ -78,12 +78,13 @@ class _Named(grain.transforms.Map):
 def task_mix(
     streams: Mapping[str, tuple[grain.MapDataset, int]],
     *,
+    start: int = 0,
     process: int = 0,
     processes: int = 1,
     workers: int = 0,
     threads: int = 2,
 ) -> grain.DatasetIterator:
-    """Iterator of batches {name: {key: (global batch / processes, …)}}; its state is the position in the stream.
+    """Iterator of batches {name: {key: (global batch / processes, …)}} from step ``start`` on.
 
     ``streams`` maps a name (``image``, ``text``) to a stream of rows and its global batch size: a batch of each makes a
     step.  ``workers`` > 0 prepares batches in that many processes, else ``threads`` do it in this one.
@@ -93,7 +94,7 @@ def task_mix(
         if batch % processes:
             raise ValueError(f"the {name} batch of {batch} does not divide over {processes} processes")
         parts.append(stream[process::processes].batch(batch // processes)[:ENDLESS])
-    zipped = grain.experimental.ZipMapDataset(parts).map(_Named(tuple(streams)))
+    zipped = grain.experimental.ZipMapDataset(parts).map(_Named(tuple(streams)))[start:]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     dataset = zipped.to_iter_dataset(options)
     if workers:

@@ -6,12 +6,11 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -21,8 +20,9 @@ from sphinx_jax.command import Stopped
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.rows import DOMAINS, TASKS
 from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.distributed import barrier
 from sphinx_jax.model.blueprint import Blueprint
-from sphinx_jax.sharding import RULES
+from sphinx_jax.sharding import RULES, row_share
 from sphinx_jax.train.preemption import Preemption
 from sphinx_jax.train.step import TrainState
 
@@ -62,7 +62,7 @@ def run(
     state: TrainState,
     step_fn: Callable,
     rate: Callable[[int], Any],
-    data: grain.DatasetIterator,
+    data: Callable[[int], Iterator[Any]],
     *,
     plan: Blueprint,
     config: ModelConfig,
@@ -77,10 +77,12 @@ def run(
     """Train from the newest checkpoint in ``folder``/checkpoints, or from ``state``, to the last step.
 
     Writes ``history.jsonl`` (one line a log step), TensorBoard events and checkpoints into ``folder``; a checkpoint
-    holds the state after its step and the data position of the next, so a resumed run repeats and skips nothing.
-    Checkpoints are written while training goes on.
+    holds the state after its step, whose number is also the position in the data, so a resumed run repeats and skips
+    nothing.  Checkpoints are written while training goes on.  Batches are on their way to the devices while these work
+    on the step before: nothing here waits for a step but a log line.
 
     Args:
+      data: number of a step -> batches from there on, this process's share of the rows.
       identify: number of a step, from 0 -> what its batch was made of, as JSON.
       profile: steps, from 0, of which ``folder``/profile gets a trace for XProf and TensorBoard.
 
@@ -88,30 +90,36 @@ def run(
       TrainingStopped: after too many steps in a row that are not finite; ``bad_steps.json`` names their batches.
       Stopped: on SIGTERM, after a checkpoint of the step at hand.
     """
-    checkpoints = _Checkpoints(folder / "checkpoints", settings.keep, config, tokenizer, recipe, data)
+    checkpoints = _Checkpoints(folder / "checkpoints", settings.keep, config, tokenizer, recipe)
+    leader = jax.process_index() == 0
     start = 0
     found = store.newest(checkpoints.folder)
     if found is not None:
         start = int(found.name)
         leaves = store.restore(found, mesh, plan)
         trainable = {path: leaves[path] for path in state.trainable}
-        state = TrainState(trainable, store.restore_training(found, state.optimizer, data), state.frozen)
+        state = TrainState(trainable, store.restore_training(found, state.optimizer), state.frozen)
         _log.info("%s resumes at step %d", name, start)
-    history = _History(folder, start)
-    line = _Line(name, settings.steps, quiet)
+    history = _History(folder, start, leader)
+    line = _Line(name, settings.steps, quiet or not leader)
+    data = data(start)
     window = _Window(start)
     bad, left, waits, tracing = 0, None, False, False
-    rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    rows, (_, shares) = NamedSharding(mesh, PartitionSpec(RULES["batch"])), row_share(mesh)
+
+    def place(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(rows, x, (len(x) * shares, *x.shape[1:]))
+
     with jax.set_mesh(mesh), Preemption() as preemption:
         for step in range(start, settings.steps):
-            if profile and step in profile and not tracing:  # a resumed run may begin among them
+            if profile and step in profile and leader and not tracing:  # a resumed run may begin among them
                 jax.profiler.start_trace(folder / "profile")
                 tracing = True
             waited = time.perf_counter()
             batches = next(data)
             skipped = sum(int(b.pop("skipped", np.zeros(1)).sum()) for b in batches.values())
             waited = time.perf_counter() - waited
-            batches = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batches)
+            batches = jax.tree.map(place, batches)
             state, metrics = step_fn(state, batches, rate(step))
             window.add(metrics, skipped, waited)
             if tracing and step in (profile[-1], settings.steps - 1):
@@ -126,14 +134,16 @@ def run(
                     bad = 0 if finite else bad + 1
                     if bad >= settings.bad_steps:
                         batches = [{"step": n, "batch": identify(n - 1)} for n in range(number - bad + 1, number + 1)]
-                        (folder / "bad_steps.json").write_text(json.dumps({"stage": name, "steps": batches}, indent=1))
+                        if leader:
+                            bad_steps = json.dumps({"stage": name, "steps": batches}, indent=1)
+                            (folder / "bad_steps.json").write_text(bad_steps)
                         raise TrainingStopped(
                             f"{name}: the {bad} steps up to {number} had a loss or gradient that is not finite; "
                             f"{folder / 'bad_steps.json'} names their batches"
                         )
                 history.write(entry)
                 line.show(entry)
-                if entry["data_wait"] > DATA_WAIT and not waits:
+                if entry["data_wait"] > DATA_WAIT and leader and not waits:
                     waits = True
                     _log.warning(
                         "%s: %.0f%% of the time steps wait for data; give the stage more workers or cache_features",
@@ -156,23 +166,25 @@ def run(
 class _Checkpoints:
     """The checkpoints of a stage; one at a time is being written beside the steps."""
 
-    def __init__(self, folder: Path, keep: int, config: ModelConfig, tokenizer: Tokenizer, recipe: dict, data: Any):
+    def __init__(self, folder: Path, keep: int, config: ModelConfig, tokenizer: Tokenizer, recipe: dict):
         self.folder, self.keep = folder, keep
-        self.config, self.tokenizer, self.recipe, self.data = config, tokenizer, recipe, data
+        self.config, self.tokenizer, self.recipe = config, tokenizer, recipe
         self._wait: Callable[[], None] | None = None
 
     def save(self, step: int, state: TrainState) -> None:
         self.wait()
         self._wait = store.save_async(
             self.folder / str(step), state.trainable | state.frozen, self.config, self.tokenizer,
-            self.recipe | {"step": step}, optimizer=state.optimizer, data=self.data,
+            self.recipe | {"step": step}, optimizer=state.optimizer,
         )  # fmt: skip
 
     def wait(self) -> None:
         if self._wait is not None:
             self._wait()
             self._wait = None
-            store.keep_newest(self.folder, self.keep)
+            if jax.process_index() == 0:
+                store.keep_newest(self.folder, self.keep)
+            barrier("saved")  # none goes on before the first process has made it complete
 
 
 class _Window:
@@ -221,32 +233,45 @@ class _Window:
 
 
 class _History:
-    """history.jsonl and TensorBoard events; lines beyond the step resumed from are dropped."""
+    """history.jsonl and TensorBoard events, of the first process; lines beyond the step resumed from are dropped."""
 
-    def __init__(self, folder: Path, start: int):
+    def __init__(self, folder: Path, start: int, leader: bool):
+        self.seconds, self.events, self.leader = 0.0, None, leader
+        if not leader:
+            return
         from tensorboardX import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "history.jsonl"
         old = self.path.read_text().splitlines() if self.path.exists() else []
         # the last line may be cut off where a process was killed
-        kept = [entry for entry in old if entry.endswith("}") and json.loads(entry)["step"] <= start]
-        self.path.write_text("".join(f"{entry}\n" for entry in kept))
-        self.seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
+        self.lines = [entry for entry in old if entry.endswith("}") and json.loads(entry)["step"] <= start]
+        self._rewrite()
+        self.seconds = json.loads(self.lines[-1])["seconds"] if self.lines else 0.0
         self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+
+    def _rewrite(self) -> None:
+        self.path.write_text("".join(f"{entry}\n" for entry in self.lines))
 
     def write(self, entry: dict[str, float]) -> None:
         """Append a line; ``seconds`` becomes the time spent training up to it, over all attempts."""
+        if not self.leader:
+            return
         self.seconds += entry["seconds"]
         entry = entry | {"seconds": self.seconds}
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        self.lines.append(json.dumps(entry))
+        if isinstance(self.path, Path):
+            with self.path.open("a") as file:
+                file.write(self.lines[-1] + "\n")
+        else:  # objects in a store cannot grow
+            self._rewrite()
         for key, value in entry.items():
             if key != "step":
                 self.events.add_scalar(key, value, entry["step"])
 
     def close(self) -> None:
-        self.events.close()
+        if self.leader:
+            self.events.close()
 
 
 class _Line:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -32,17 +32,20 @@ class Judge:
       loss: (leaves, batch) -> (2,) its sum and its count; traced.
       trees: N checkpoints, sharded as they like.
       batches: by domain.
+      frozen: leaves that all mixes have.
     """
 
     loss: Callable[[Leaves, Any], jax.Array]
     trees: Sequence[Leaves]
     batches: Mapping[str, Sequence[Any]]
+    frozen: Leaves = field(default_factory=dict)
 
     def __call__(self, coefficients: Coefficients) -> dict[str, float]:
         """The loss in each domain."""
         coefficients = jax.tree.map(jnp.float32, coefficients)
         sums = {
-            d: sum(np.asarray(self._at(coefficients, self.trees, b)) for b in self.batches[d]) for d in self.batches
+            d: sum(np.asarray(self._at(coefficients, self.trees, self.frozen, b)) for b in self.batches[d])
+            for d in self.batches
         }
         losses = {domain: float(total / count) for domain, (total, count) in sums.items()}
         # a mix that gives no number is the worst there is, not one that compares as neither better nor worse
@@ -53,18 +56,22 @@ class Judge:
         return float(np.mean(list(self(coefficients).values())))
 
     @functools.cached_property
-    def _at(self) -> Callable[[Any, Sequence[Leaves], Any], jax.Array]:
-        return jax.jit(lambda coefficients, trees, batch: self.loss(interpolate(trees, coefficients), batch))
+    def _at(self) -> Callable[[Any, Sequence[Leaves], Leaves, Any], jax.Array]:
+        return jax.jit(
+            lambda coefficients, trees, frozen, batch: self.loss(interpolate(trees, coefficients) | frozen, batch)
+        )
 
     @functools.cached_property
-    def gradient(self) -> Callable[[Any, Sequence[Leaves], Any], Any]:
-        """(coefficients, trees, batch) -> the gradient of the batch's mean loss, by coefficient."""
+    def gradient(self) -> Callable[[Any, Any], Any]:
+        """(coefficients, batch) -> the gradient of the batch's mean loss, by coefficient."""
 
-        def mean(coefficients: Coefficients, trees: Sequence[Leaves], batch: Any) -> jax.Array:
-            total, count = self.loss(interpolate(trees, coefficients), batch)
+        @jax.jit
+        @jax.grad
+        def of_mean(coefficients: Coefficients, trees: Sequence[Leaves], frozen: Leaves, batch: Any) -> jax.Array:
+            total, count = self.loss(interpolate(trees, coefficients) | frozen, batch)
             return total / jnp.maximum(count, 1)
 
-        return jax.jit(jax.grad(mean))
+        return lambda coefficients, batch: of_mean(coefficients, self.trees, self.frozen, batch)
 
 
 def along(free: Sequence[float]) -> np.ndarray:
@@ -184,9 +191,7 @@ def learn(
         for _ in bar:
             for batches in zip(*judge.batches.values(), strict=False):
                 coefficients = all_of(free)
-                free, state = update(
-                    free, state, [judge.gradient(coefficients, judge.trees, batch) for batch in batches]
-                )
+                free, state = update(free, state, [judge.gradient(coefficients, batch) for batch in batches])
             if (found := chooser.mean(all_of(free))) < lowest:
                 chosen, lowest = free, found
             bar.set_postfix_str(f"loss {found:.4f}, best {lowest:.4f}")

@@ -17,6 +17,7 @@ from sphinx_jax.checkpoint.weight_mix import write
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.tasks import INSTRUCTIONS
+from sphinx_jax.distributed import barrier
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
 from sphinx_jax.train.mix_search import Judge, along, best, sweep
 from sphinx_jax.train.step import cross_entropy
@@ -53,11 +54,20 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
         tested = {key: test(along([beta])) for key, beta in (("chosen", chosen), ("0", 0.0), ("1", 1.0))}
     curves = {domain: [losses[domain] for losses in curve.values()] for domain in DOMAINS}
     tested = {key: with_mean(losses) for key, losses in tested.items()}
-    folder.mkdir(parents=True, exist_ok=True)
     result = {"values": list(s.betas), "metric": s.metric, **curves, "chosen": chosen, "test": tested}
-    (folder / "beta.json").write_text(json.dumps(result, indent=2))
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "beta.json").write_text(json.dumps(result, indent=2))
+    barrier("judged")
     sources = [str(run.checkpoint(start)) for start in (s.real, s.synthetic)]
-    write(as_mix(sources, [("*", np.array([chosen, 1 - chosen]))]), folder / "checkpoints" / "0", quiet=True)
+    write(
+        as_mix(sources, [("*", np.array([chosen, 1 - chosen]))]),
+        folder / "checkpoints" / "0",
+        quiet=True,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+    barrier("mixed")
     if not run.quiet:
         mean = np.mean([curves[domain] for domain in DOMAINS], axis=0)
         print(
@@ -103,10 +113,10 @@ def judge_of(
     plan = blueprint(run.recipe.model)
 
     def loss(leaves: Leaves, batch: Any) -> jax.Array:
-        losses, _ = cross_entropy(plan.bind(leaves | frozen), batch)
+        losses, _ = cross_entropy(plan.bind(leaves), batch)
         return jnp.stack([losses.sum(), (batch["labels"][:, 1:] > 0).sum()])
 
-    return Judge(loss, trees, {domain: batches_of(run, s, frozen, split, domain) for domain in domains})
+    return Judge(loss, trees, {domain: batches_of(run, s, frozen, split, domain) for domain in domains}, frozen)
 
 
 def batches_of(run: Run, s: MixStage, frozen: Any, split: str, domain: str) -> list[dict[str, np.ndarray]]:

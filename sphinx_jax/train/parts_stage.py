@@ -152,7 +152,7 @@ def train_encoders(run: Run, name: str, settings: EncodersStage) -> None:
     stream = (
         grain.MapDataset.range(len(items)).seed(run.recipe.seed).shuffle().repeat().random_map(prepare).batch(s.batch)
     )
-    data = iter(stream.map(lambda batch: {"image": batch}).to_iter_dataset())
+    named = stream.map(lambda batch: {"image": batch})
     rate = functools.partial(learning_rate, peak=s.rate, steps=s.steps, warmup=s.warmup)
     tokens = 2 * s.batch * (1 + model.grid**2)
     encoders = sum(spec.size for path, spec in plan.specs.items() if path.startswith("encoders/"))
@@ -160,7 +160,7 @@ def train_encoders(run: Run, name: str, settings: EncodersStage) -> None:
         state = TrainState(leaves, jax.jit(optimizer.init)(leaves), {})
     loop.run(
         run.folder(name), name, loop.LoopSettings(s.steps, s.log_every, s.save_every), state, step,
-        lambda step: (np.float32(rate(step)), np.uint32(step)), data,
+        lambda step: (np.float32(rate(step)), np.uint32(step)), lambda step: iter(named[step:].to_iter_dataset()),
         plan=plan, config=model, tokenizer=run.tokenizer, mesh=mesh,
         recipe={"made_by": "encoders", "stage": name, "settings": asdict(s)},
         throughput=loop.Throughput(tokens, 6.0 * tokens * encoders, peak_flops()), quiet=run.quiet,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from sphinx_jax.config import ConfigError, ModelConfig, unknown
@@ -17,6 +16,7 @@ from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
 from sphinx_jax.model.layers import remat_policy
+from sphinx_jax.sharding import row_share
 from sphinx_jax.train import flops, loop
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
 from sphinx_jax.train.program import program, start
@@ -112,7 +112,11 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
             found[kind] = [named[i] for i in range(step * size, (step + 1) * size)]
         return found
 
-    data = task_mix(streams, process=jax.process_index(), processes=jax.process_count(), workers=s.workers)
+    process, processes = row_share(mesh)
+
+    def data(step: int) -> Iterator[Any]:
+        return task_mix(streams, start=step, process=process, processes=processes, workers=s.workers)
+
     loop.run(
         folder, name, loop.LoopSettings(s.steps, s.log_every, s.save_every, s.keep), state, made.step,
         lambda step: np.float32(learning_rate(step, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor)), data,

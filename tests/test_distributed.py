@@ -1,0 +1,173 @@
+"""Runs of several real processes over loopback: the same numbers as one, and what happens when one is gone."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sphinx_jax import distributed
+from sphinx_jax.command import LOST
+from sphinx_jax.config import ConfigError
+
+ROOT = Path(__file__).parents[1]
+STEPS = 24
+RECIPE = """
+from sphinx_jax.config import family, to_dict
+from sphinx_jax.smoke import nano
+from ml_collections import ConfigDict
+
+def get_config():
+    c = ConfigDict()
+    c.model = to_dict(nano(family("sphinx_tiny_1k")))
+    c.data = {"playground": "nano", "folder": "FOLDER"}
+    c.stages = ("tune",)
+    c.mesh = {"tensor": 1}
+    c.stage = {"tune": {
+        "kind": "train", "start": "fresh", "steps": STEPS, "batch": 8, "length": 96, "domains": {"real": 1.0},
+        "text_batch": 4, "text_length": 48, "pack_text": True, "rate": 1e-3, "log_every": 1, "save_every": 4, "keep": 9,
+    }}
+    return c
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    root = tmp_path_factory.mktemp("distributed")
+    file = root / "recipe.py"
+    file.write_text(RECIPE.replace("FOLDER", str(root / "data")).replace("STEPS", str(STEPS)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def alone(recipe):
+    """The losses of one process."""
+    (process,) = start(recipe, recipe.parent / "alone", 1)
+    assert finish(process) == 0, process.log.read_text()
+    return losses(recipe.parent / "alone")
+
+
+def start(recipe, workdir, count, *more):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    processes = []
+    for i in range(count):
+        flags = [f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={i}", "--heartbeat=10"]
+        command = [sys.executable, "-m", "sphinx_jax.main", f"--config={recipe}", f"--workdir={workdir}", *more]
+        log = recipe.parent / f"{workdir.name}-{i}.log"
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                command + (flags if count > 1 else []), env=env, stdout=out, stderr=subprocess.STDOUT
+            )
+        process.log = log
+        processes.append(process)
+    return processes
+
+
+def finish(process):
+    return process.wait(timeout=300)
+
+
+def losses(workdir):
+    lines = (workdir / "tune" / "history.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [entry["step"] for entry in entries] == [*range(1, len(entries) + 1)]
+    return [entry["loss"] for entry in entries]
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.log.read_text()
+        time.sleep(0.02)
+
+
+def children(process):
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "tensor"), [(2, 1), (4, 2)])
+def test_several_processes_learn_as_one_does(recipe, alone, tmp_path, count, tensor):
+    workdir = tmp_path / f"together{count}"
+    processes = start(recipe, workdir, count, f"--config.mesh.tensor={tensor}")
+    assert [finish(p) for p in processes] == [0] * count, processes[0].log.read_text()
+    np.testing.assert_allclose(losses(workdir), alone, rtol=2e-4)
+    assert "tune 24/24" in processes[0].log.read_text() and "tune" not in processes[1].log.read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_lost_a_process_says_so_and_goes_on_with_fewer_or_more(recipe, alone, tmp_path):
+    workdir = tmp_path / "lost"
+    processes = start(recipe, workdir, 2)
+    wait_for(workdir / "tune" / "checkpoints" / "4" / "recipe.json", processes[0])
+    (victim,) = children(processes[1])
+    os.kill(victim, signal.SIGKILL)
+    assert [finish(p) for p in processes] == [LOST] * 2
+    for process in processes:
+        said = process.log.read_text().splitlines()[-1]
+        assert said.startswith("error: this process ") and "goes on from step " in said and " of tune" in said
+    shutil.copytree(workdir, tmp_path / "more")
+    for again, count in ((workdir, 1), (tmp_path / "more", 4)):
+        processes = start(recipe, again, count)
+        assert [finish(p) for p in processes] == [0] * count, processes[0].log.read_text()
+        np.testing.assert_allclose(losses(again), alone, rtol=2e-4)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_all_at_the_same_saved_step(recipe, alone, tmp_path):
+    workdir = tmp_path / "stopped"
+    processes = start(recipe, workdir, 2)
+    wait_for(workdir / "tune" / "checkpoints" / "4" / "recipe.json", processes[0])
+    processes[1].terminate()
+    assert [finish(p) for p in processes] == [128 + signal.SIGTERM] * 2, processes[0].log.read_text()
+    saved = max(int(p.name) for p in (workdir / "tune" / "checkpoints").iterdir())
+    for process in processes:
+        assert f"step {saved} is saved" in process.log.read_text()
+    (process,) = start(recipe, workdir, 1)
+    assert finish(process) == 0
+    np.testing.assert_allclose(losses(workdir), alone, rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, distributed.Cluster()),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, distributed.Cluster()),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, distributed.Cluster()),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, None),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2"},
+            distributed.Cluster("a:1", 3, 2),
+        ),
+    ],
+)
+def test_the_environment_says_whether_there_are_others(environment, found):
+    assert distributed.find_cluster(None, None, None, None, environment) == found
+    assert distributed.find_cluster(None, None, None, False, environment) is None
+    assert distributed.find_cluster(None, None, None, True, environment) is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("a:1", 2, None), "go together"),
+        (("a", 2, 0), "--coordinator a has no port"),
+        (("a:1", 2, 2), "--process 2 of 2: they are numbered 0 to 1"),
+    ],
+)
+def test_half_of_an_address_is_refused(given, says):
+    with pytest.raises(ConfigError, match=says):
+        distributed.find_cluster(*given, None, {})
+    with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES"):
+        distributed.find_cluster(None, None, None, None, {"JAX_COORDINATOR_ADDRESS": "a:1"})
