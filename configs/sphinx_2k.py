@@ -6,4 +6,4 @@ from configs import published
 
 
 def get_config() -> ConfigDict:
-    return published.sphinx("sphinx_2k", device_rows=1)
+    return published.sphinx("sphinx_2k", device_rows=2)

@@ -6,4 +6,4 @@ from configs import published
 
 
 def get_config() -> ConfigDict:
-    return published.sphinx_x("sphinx_tiny_1k", 1, ("encoders/*", "decoder/*", "embedding_mix/tags/*"), rate=2e-5)
+    return published.sphinx_x("sphinx_tiny_1k", 4, ("encoders/*", "decoder/*", "embedding_mix/tags/*"), rate=2e-5)

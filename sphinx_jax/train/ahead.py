@@ -235,10 +235,11 @@ def _peak(memory: Any) -> int:
 
 def _used(error: str) -> int:
     """Bytes that a program would have needed, from the compiler's refusal.  Raises RuntimeError for any other error."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", error)
+    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|required for [^(]*\(([\d.]+)([KMGT])\)", error)
     if not found:
         raise RuntimeError(error)
-    return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]])
+    number, unit = filter(None, found.groups())
+    return int(float(number) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[unit])
 
 
 def _ways(mesh: Mesh) -> int:

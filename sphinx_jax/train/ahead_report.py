@@ -52,7 +52,7 @@ def fill(path: str | Path) -> None:
                 if stage == "inference":
                     found = {kind: _entry(n) for kind, n in inference_needs(recipe, devices, chip).items()}
                 else:
-                    found = {"train": _entry(train_need(recipe, stage, devices, chip, True))}
+                    found = {"train": _entry(train_need(recipe, stage, devices, chip, False))}
                 rows.append({"config": config, "topology": topology, "stage": stage, "hbm_bytes": chip.hbm, **found})
                 with path.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
@@ -63,9 +63,9 @@ def fill(path: str | Path) -> None:
 def draw(rows: Sequence[dict[str, Any]]) -> str:
     """The rows of a table's file as Markdown."""
     lines = [
-        "| recipe | step | topology | rows a device at a time | parts | parameters | optimizer | peak | of | "
-        "largest rows | at best | MFU at most |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| recipe | step | topology | rows a device at a time | parts | parameters | optimizer | peak | of | at best | "
+        "MFU at most |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         for kind in ("train", "prefill", "decode"):
@@ -79,7 +79,6 @@ def draw(rows: Sequence[dict[str, Any]]) -> str:
             lines.append(
                 f"| {row['config']} | {step} | {row['topology']} | {each} | {parts} | {sizes} | "
                 f"{row['hbm_bytes'] / GIB:.2f}{'' if e['fits'] else ' **does not fit**'} | "
-                f"{e['largest_rows'] or '–'} | "
                 f"{e['roofline_seconds'] * 1e3:,.1f} ms | {e['mfu_bound']:.0%} |"
             )
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ from flax import nnx
 from sphinx_jax.config import ConvNextConfig
 from sphinx_jax.model.encoders.vit import Mlp
 from sphinx_jax.model.layers import LayerNorm, constant, param, run_stack, stack
-from sphinx_jax.sharding import platform
+from sphinx_jax.sharding import constrain, platform
 
 KERNEL = 7
 # On a CPU, up to this many positions, a depthwise convolution runs as one small matmul per channel: XLA's grouped
@@ -49,7 +49,9 @@ class Block(nnx.Module):
         self.scale = constant(1.0, (width,), (None,))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = depthwise(x, self.depthwise_kernel[...].astype(x.dtype)) + self.depthwise_bias[...].astype(x.dtype)
+        # kept whole: else XLA sends the pictures to where the channels are, and back
+        kernel = constrain(self.depthwise_kernel[...].astype(x.dtype), None, None, None)
+        y = constrain(depthwise(x, kernel), "batch", None, None, None) + self.depthwise_bias[...].astype(x.dtype)
         return x + self.mlp(self.norm(y)) * self.scale[...].astype(x.dtype)
 
 
