@@ -34,14 +34,22 @@ def make_mesh(
 ) -> Mesh:
     """A (data, fsdp, tensor, expert) mesh over all devices; one axis may be -1 and takes what is left."""
     devices = devices if devices is not None else jax.devices()
-    sizes = [data, fsdp, tensor, expert]
-    if sizes.count(-1) > 1:
-        raise ConfigError(f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: only one axis may be -1")
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = len(devices) // -math.prod(sizes)
-    if math.prod(sizes) != len(devices):
-        raise ConfigError(f"mesh {dict(zip(MESH_AXES, sizes, strict=True))} does not cover {len(devices)} devices")
-    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    sizes = dict(zip(MESH_AXES, (data, fsdp, tensor, expert), strict=True))
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            raise ConfigError(f"mesh: {axis} must be at least 1, or -1 for what is left, not {size}")
+    left = [axis for axis, size in sizes.items() if size == -1]
+    if len(left) > 1:
+        raise ConfigError(f"mesh {sizes}: only one axis may be -1")
+    fixed = math.prod(size for size in sizes.values() if size > 0)
+    if left:
+        if len(devices) % fixed:
+            given = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
+            raise ConfigError(f"mesh: {given} does not divide {len(devices)} devices")
+        sizes[left[0]] = len(devices) // fixed
+    elif fixed != len(devices):
+        raise ConfigError(f"mesh {sizes} does not cover {len(devices)} devices; let one axis be -1")
+    return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
 
 def partition_spec(names: tuple[str | None, ...] | None, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:

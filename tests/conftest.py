@@ -58,8 +58,8 @@ def born(config: ModelConfig, seed: int = 0) -> dict[str, jax.Array]:
     return {path: jnp.array(leaf) for path, leaf in _born(config, seed).items()}
 
 
-def run_with_devices(code: str, devices: int = 8) -> None:
-    """Run a script in a process with that many virtual CPU devices; it can import from the tests."""
+def run_with_devices(code: str, devices: int = 8) -> str:
+    """Run a script in a process with that many virtual CPU devices; it can import from the tests.  Returns stderr."""
     env = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
@@ -67,6 +67,7 @@ def run_with_devices(code: str, devices: int = 8) -> None:
     }
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
 
 
 @pytest.fixture(scope="session")

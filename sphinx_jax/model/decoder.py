@@ -96,7 +96,9 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """(B, T) int32 -> (B, T, D)."""
-        return self.embedding[...].astype(dtype)[tokens]
+        # rows whole: a lookup in a table cut along both its axes would bring every token to every device
+        table = constrain(self.embedding[...].astype(dtype), "vocab", None)
+        return constrain(table[tokens], "batch", None, None)
 
     def __call__(
         self,
