@@ -12,7 +12,7 @@ import importlib
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,17 +175,24 @@ class Run:
             raise store.BadCheckpoint(f"there is no complete checkpoint of {start!r} yet; run that stage first")
         return folder
 
-    def leaves(self, start: str) -> Leaves:
-        """The model to start from.  ``parts`` holds encoders and decoder: projections and tags are born here."""
-        model = self.recipe.model
+    def leaves(self, start: str, dtypes: Mapping[str, str] | None = None) -> Leaves:
+        """The model to start from, some leaves in dtypes of their own.
+
+        ``parts`` holds encoders and decoder: projections and tags are born here, as LoRA is where the start has none.
+        """
+        model, plan = self.recipe.model, blueprint(self.recipe.model)
         if start == "fresh":
-            leaves = blueprint(model).init(self.mesh, self.recipe.seed)
+            leaves = plan.init(self.mesh, self.recipe.seed)
             table = order_numbers(leaves["decoder/embedding"], self.tokenizer, self.recipe.seed)
             return leaves | {"decoder/embedding": table}
         folder = self.checkpoint(start)
-        if start != "parts":
-            return store.restore(folder, self.mesh, blueprint(model))
-        return blueprint(model).init(self.mesh, self.recipe.seed) | store.restore_parts(folder, self.mesh, model)
+        if start == "parts":
+            return plan.init(self.mesh, self.recipe.seed) | store.restore_parts(folder, self.mesh, model)
+        if not model.decoder.lora_rank or store.read_config(folder).decoder.lora_rank:
+            return store.restore(folder, self.mesh, plan, dtypes=dtypes)
+        bare = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, lora_rank=0))
+        leaves = store.restore(folder, self.mesh, blueprint(bare), dtypes=dtypes)
+        return leaves | plan.init(self.mesh, self.recipe.seed, only=plan.specs.keys() - leaves.keys())
 
     def features(self, leaves: Leaves, split: str, domain: str) -> FeatureCache | None:
         """What the frozen encoders see in the pictures of one split and domain; made once, kept in the workdir.

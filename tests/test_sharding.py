@@ -9,7 +9,8 @@ import pytest
 from conftest import born, run_with_devices, tiny_config
 
 from sphinx_jax.config import ConfigError, DecoderConfig, MoeConfig
-from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.model.blueprint import FROZEN, blueprint
+from sphinx_jax.model.lora import BASE
 from sphinx_jax.recipe import mesh_of, parse
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train.program import program, start
@@ -25,10 +26,6 @@ MODELS = {
                               moe=MoeConfig(4, 2, 0.1)),
     ),
 }  # fmt: skip
-BUT_LORA = ("encoders/*", "decoder/embedding", "decoder/output", "decoder/*norm/scale") + tuple(
-    f"decoder/blocks/{kind}/{name}" for kind, names in (("attention", "qkvo"), ("ffn", ("gate", "up", "down")))
-    for name in names
-)  # fmt: skip
 SHAPES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 4, 2, 1), (1, 1, 8, 1), (2, 1, 4, 1)]
 EXPERTS = [(1, 2, 1, 4), (1, 1, 2, 4), (2, 2, 1, 2), (1, 8, 1, 1)]
 
@@ -39,7 +36,7 @@ def one_step(name, mesh, device_rows=0):
     settings = TrainStage(
         start="fresh", steps=1, batch=8, length=12, text_batch=8, text_length=16, pack_text=True, optimizer="sgd",
         clip=0.0, domains={"real": 1.0}, device_rows=device_rows, remat="full",
-        **({"frozen": BUT_LORA} if name == "lora" else {}),
+        **({"frozen": (*FROZEN, *BASE)} if name == "lora" else {}),
     )  # fmt: skip
     made = program(model, name, settings, mesh)
     placed = {p: jax.device_put(x, blueprint(model).shardings(mesh)[p]) for p, x in leaves(model).items()}
@@ -99,7 +96,8 @@ def test_answers_are_the_same_on_a_mesh():
         from test_sharding import DENSE, MODELS
         from conftest import born
         from sphinx_jax.generate import engine
-        from sphinx_jax.model.blueprint import blueprint
+        from sphinx_jax.model.blueprint import FROZEN, blueprint
+from sphinx_jax.model.lora import BASE
         from sphinx_jax.sharding import make_mesh
         for name in ("dense", "moe"):
             model, found = MODELS[name], []
@@ -119,7 +117,8 @@ def test_a_checkpoint_goes_from_any_mesh_to_any_other(tmp_path):
         from pathlib import Path
         from test_sharding import DENSE, leaves
         from sphinx_jax.checkpoint import store
-        from sphinx_jax.model.blueprint import blueprint
+        from sphinx_jax.model.blueprint import FROZEN, blueprint
+from sphinx_jax.model.lora import BASE
         from sphinx_jax.sharding import make_mesh
         meshes = [make_mesh(devices=jax.devices()[:1]), make_mesh(1, 8, 1, 1), make_mesh(2, 1, 4, 1)]
         plan, before = blueprint(DENSE), leaves(DENSE)

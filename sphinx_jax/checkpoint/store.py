@@ -10,7 +10,7 @@ import contextlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,15 +178,23 @@ def read_tokenizer(folder: str | Path) -> Tokenizer | None:
     return load_tokenizer(folder) if has_tokenizer(folder) else None
 
 
-def restore(folder: str | Path, mesh: Mesh, plan: Blueprint | None = None) -> Leaves:
+def restore(
+    folder: str | Path,
+    mesh: Mesh,
+    plan: Blueprint | None = None,
+    *,
+    dtypes: Mapping[str, Any] | None = None,
+    only: Collection[str] | None = None,
+) -> Leaves:
     """The leaves of a checkpoint on a mesh, whatever mesh wrote it.
 
-    ``plan`` is the model expected; its leaves must be exactly those stored, with the same shapes.
+    ``plan`` is the model expected; its leaves must be exactly those stored, with the same shapes.  ``dtypes``: of
+    leaves that are wanted in another dtype than they train in.  ``only``: the paths that are read.
     """
     folder = as_path(folder)
     stored = read_config(folder)
     ocp, context = _orbax()
-    expected = (plan or blueprint(stored)).abstract(mesh)
+    expected = (plan or blueprint(stored)).abstract(mesh, dtypes)
     with context:
         found = flatten(ocp.metadata(folder, "state").metadata)
         wrong = sorted(expected.keys() ^ found.keys())
@@ -197,7 +205,9 @@ def restore(folder: str | Path, mesh: Mesh, plan: Blueprint | None = None) -> Le
                 raise BadCheckpoint(
                     f"{folder} holds another model: {path} is {tuple(found[path].shape)}, the config wants {leaf.shape}"
                 )
-        return flatten(ocp.load(folder, unflatten(expected), checkpointable_name="state"))
+        wanted = {p: x if only is None or p in only else ocp.PLACEHOLDER for p, x in expected.items()}
+        found = flatten(ocp.load(folder, unflatten(wanted), checkpointable_name="state"))
+        return {path: leaf for path, leaf in found.items() if only is None or path in only}
 
 
 def restore_parts(folder: str | Path, mesh: Mesh, config: ModelConfig) -> Leaves:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -18,11 +18,13 @@ from jax.sharding import Mesh
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.convert import known_dtype
 from sphinx_jax.checkpoint.foreign import Foreign, is_foreign, open_foreign
+from sphinx_jax.checkpoint.stream import Reader
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.model.quantise import MATRICES, check_kind, from_host
 from sphinx_jax.sharding import make_mesh
 
 
@@ -35,6 +37,7 @@ def from_pretrained(
     config: str | Path | Mapping[str, Any] | None = None,
     tokenizer: str | Path | None = None,
     quick_gelu: bool | None = None,
+    quantize: str | None = None,
 ) -> Sphinx:
     """Load a model.
 
@@ -48,15 +51,22 @@ def from_pretrained(
       config: of one without ``config.json``, that file or its content.
       tokenizer: file or folder, in place of the folder's own.
       quick_gelu: CLIP's activation of a published folder, which differs by release date.
+      quantize: ``int8`` or ``nf4``: the matrices of the decoder's layers in so many bits, all else in the compute
+        dtype, which is bfloat16 by default then (float32 on a CPU).
 
     Raises:
       BadArgument, BadCheckpoint, ConfigError: one line on what is missing or does not fit.
     """
     folders, compute = _folders(folder), known_dtype(dtype)
     mesh = mesh or make_mesh()
+    if quantize is not None:
+        check_kind(quantize)
+        compute = compute or known_dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if len(folders) > 1 or is_foreign(folders[0]):
         found = open_foreign(folders, model=model, config=config, tokenizer=tokenizer, quick_gelu=quick_gelu)
-        return Sphinx(_with_dtype(found.config, compute), place(found, mesh), found.tokenizer, mesh)
+        config = _with_dtype(found.config, compute)
+        leaves = place(found, mesh) if quantize is None else _quantised(found.leaves(), config, quantize, mesh)
+        return Sphinx(config, leaves, found.tokenizer, mesh)
     given = {"model": model, "config": config, "quick_gelu": quick_gelu}
     if named := [key for key, value in given.items() if value is not None]:
         raise ValueError(f"{named[0]} is for published folders; {folders[0]} is a checkpoint that says it itself")
@@ -65,9 +75,41 @@ def from_pretrained(
         raise store.BadCheckpoint(
             f"{folders[0]} holds no model: no checkpoint, workdir with one, consolidated.*.pth or safetensors"
         )
-    leaves = store.restore(found, mesh)
     words = store.read_tokenizer(found) if tokenizer is None else load_tokenizer(tokenizer)
-    return Sphinx(_with_dtype(store.read_config(found), compute), leaves, words, mesh)
+    config = _with_dtype(store.read_config(found), compute)
+    if quantize is None:
+        return Sphinx(config, store.restore(found, mesh), words, mesh)
+    reader = Reader(found)
+    stored = ((path, _Layers(reader, path) if path in MATRICES else reader.read(path)) for path in reader.leaves)
+    return Sphinx(config, _quantised(stored, config, quantize, mesh), words, mesh)
+
+
+class _Layers:
+    """A stored leaf, read a layer at a time."""
+
+    def __init__(self, reader: Reader, path: str):
+        self.reader, self.path = reader, path
+
+    def __len__(self) -> int:
+        return self.reader.leaves[self.path].shape[0]
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self.reader.read(self.path, (part,))
+
+
+def _quantised(
+    stored: Iterable[tuple[str, np.ndarray | _Layers]], config: ModelConfig, kind: str, mesh: Mesh
+) -> dict[str, Any]:
+    """Leaves on a mesh, none of them there in more bits than it is kept in."""
+    plan, leaves = blueprint(config), {}
+    shardings = plan.shardings(mesh)
+    for path, leaf in stored:
+        if path in MATRICES:
+            layers = (leaf[i : i + 1] for i in range(len(leaf)))
+            leaves[path] = from_host(path, layers, kind, plan.specs[path].axes, mesh)
+        else:
+            leaves[path] = jax.device_put(leaf.astype(config.dtype), shardings[path])
+    return leaves
 
 
 def place(found: Foreign, mesh: Mesh) -> dict[str, jax.Array]:

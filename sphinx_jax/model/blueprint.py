@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,9 +96,13 @@ class Blueprint:
     def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
         return {p: NamedSharding(mesh, partition_spec(s.axes, s.shape, mesh)) for p, s in self.specs.items()}
 
-    def abstract(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-        shardings = self.shardings(mesh)
-        return {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[p]) for p, s in self.specs.items()}
+    def abstract(self, mesh: Mesh, dtypes: Mapping[str, Any] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and layout; ``dtypes`` of leaves that are not in the dtype they train in."""
+        shardings, dtypes = self.shardings(mesh), dtypes or {}
+        return {
+            p: jax.ShapeDtypeStruct(s.shape, dtypes.get(p, s.dtype), sharding=shardings[p])
+            for p, s in self.specs.items()
+        }
 
     def init(self, mesh: Mesh, seed: int = 0, only: Iterable[str] | None = None) -> Leaves:
         """Fresh leaves (all, or ``only`` these paths), born in their shards: no device ever holds a full replica."""

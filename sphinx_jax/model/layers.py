@@ -128,7 +128,11 @@ def _ready(params: nnx.State, dtype: jnp.dtype) -> nnx.State:
     """
 
     def one(variable: nnx.Variable) -> nnx.Variable:
-        value, axes = variable[...], variable.get_metadata().get("out_sharding")
+        value, axes = variable.get_value(), variable.get_metadata().get("out_sharding")
+        if not isinstance(value, jax.Array):
+            from sphinx_jax.model.quantise import whole
+
+            value = whole(value, dtype)
         if value.ndim < 2 or not axes:
             return variable
         return variable.replace(constrain(value.astype(dtype), *axes[-value.ndim :]))

@@ -21,7 +21,7 @@ from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.rows import DOMAINS, TASKS
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.distributed import barrier
-from sphinx_jax.model.blueprint import Blueprint
+from sphinx_jax.model.blueprint import Blueprint, Leaves
 from sphinx_jax.sharding import RULES, row_share
 from sphinx_jax.train.preemption import Preemption
 from sphinx_jax.train.step import TrainState
@@ -96,8 +96,7 @@ def run(
     found = store.newest(checkpoints.folder)
     if found is not None:
         start = int(found.name)
-        leaves = store.restore(found, mesh, plan)
-        trainable = {path: leaves[path] for path in state.trainable}
+        trainable = store.restore(found, mesh, plan, only=state.trainable)
         state = TrainState(trainable, store.restore_training(found, state.optimizer), state.frozen)
         _log.info("%s resumes at step %d", name, start)
     history = _History(folder, start, leader)
@@ -174,9 +173,17 @@ class _Checkpoints:
     def save(self, step: int, state: TrainState) -> None:
         self.wait()
         self._wait = store.save_async(
-            self.folder / str(step), state.trainable | state.frozen, self.config, self.tokenizer,
+            self.folder / str(step), state.trainable | self._plain(state.frozen), self.config, self.tokenizer,
             self.recipe | {"step": step}, optimizer=state.optimizer,
         )  # fmt: skip
+
+    def _plain(self, leaves: dict[str, Any]) -> Leaves:
+        """Leaves as others read them: what is quantised as the numbers that training saw."""
+        if all(isinstance(leaf, jax.Array) for leaf in leaves.values()):
+            return leaves
+        from sphinx_jax.model.quantise import is_quantised, whole
+
+        return {path: whole(x, self.config.dtype) if is_quantised(x) else x for path, x in leaves.items()}
 
     def wait(self) -> None:
         if self._wait is not None:

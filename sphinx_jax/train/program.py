@@ -8,14 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sphinx_jax.config import ConfigError, ModelConfig
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.model.blueprint import Leaves, blueprint, matches
-from sphinx_jax.sharding import RULES
+from sphinx_jax.sharding import RULES, partition_spec
 from sphinx_jax.train.optimizer import make_optimizer, state_shardings
 from sphinx_jax.train.step import TrainState, make_step
 
@@ -64,20 +63,40 @@ def _program(
 
 
 def start(program: Program, model: ModelConfig, s: TrainStage, leaves: Leaves, mesh: Mesh) -> TrainState:
-    """The state before the first step.  What is frozen is kept in the compute dtype."""
+    """The state before the first step.  What is frozen is kept in the compute dtype, or in fewer bits."""
     trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
-    frozen = {p: x.astype(model.dtype) for p, x in leaves.items() if p not in trainable}
     slots = state_shardings(program.optimizer, _abstract(trainable), mesh)
     with jax.set_mesh(mesh):
+        frozen = {p: _kept(p, x, model, s) for p, x in leaves.items() if p not in trainable}
         return TrainState(trainable, jax.jit(program.optimizer.init, out_shardings=slots)(trainable), frozen)
+
+
+def frozen_dtypes(model: ModelConfig, s: TrainStage) -> dict[str, str]:
+    """The compute dtype, for each leaf that does not train."""
+    return {p: model.dtype for p in blueprint(model).specs if matches(p, s.frozen)}
+
+
+def _kept(path: str, leaf: jax.Array, model: ModelConfig, s: TrainStage) -> Any:
+    if s.quantize:
+        from sphinx_jax.model import quantise
+
+        if path in quantise.MATRICES:
+            return quantise.quantise(path, leaf, s.quantize)
+    return leaf.astype(model.dtype)
 
 
 def abstract_state(program: Program, model: ModelConfig, s: TrainStage, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and layout of that state."""
-    leaves = blueprint(model).abstract(mesh)
+    plan = blueprint(model)
+    leaves = plan.abstract(mesh)
     trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
+
+    def placed(path: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = partition_spec(plan.specs[path].axes, x.shape, mesh)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
     frozen = {
-        p: jax.ShapeDtypeStruct(x.shape, jnp.dtype(model.dtype), sharding=x.sharding)
+        p: jax.tree.map(lambda part, p=p: placed(p, part), jax.eval_shape(lambda x, p=p: _kept(p, x, model, s), x))
         for p, x in leaves.items() if p not in trainable
     }  # fmt: skip
     slots = jax.tree.map(

@@ -19,7 +19,7 @@ from sphinx_jax.model.layers import remat_policy
 from sphinx_jax.sharding import row_share
 from sphinx_jax.train import flops, loop
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
-from sphinx_jax.train.program import program, start
+from sphinx_jax.train.program import frozen_dtypes, program, start
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run
@@ -57,6 +57,7 @@ class TrainStage:
     device_rows: int = 0  # in place of accumulate: so many parts that a device has at most this many rows at a time
     remat: str = "none"
     frozen: tuple[str, ...] = FROZEN  # patterns of leaves that do not train
+    quantize: str = ""  # int8 or nf4: the layers' matrices of a decoder that is frozen but for LoRA
     cache_features: bool = False
     workers: int = 0
     log_every: int = 20
@@ -77,6 +78,12 @@ class TrainStage:
             raise ConfigError("a train stage needs domains, a text_batch, or both")
         if self.remat != "none":
             remat_policy(self.remat)
+        if self.quantize:
+            from sphinx_jax.model.quantise import MATRICES, check_kind
+
+            check_kind(self.quantize)
+            if trained := [path for path in MATRICES if not matches(path, self.frozen)]:
+                raise ConfigError(f"quantize is for what is frozen; {trained[0]} trains (LoRA does not need it to)")
         make_optimizer(self.optimizer, {}, clip=self.clip, weight_decay=self.weight_decay, **self.optimizer_settings)
 
     def rows(self) -> dict[str, int]:
@@ -90,7 +97,7 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     s, model, mesh = settings, run.recipe.model, run.mesh
     made = program(model, name, s, mesh)
     folder = run.folder(name)
-    leaves = run.leaves(s.start)
+    leaves = run.leaves(s.start, frozen_dtypes(model, s))
     state = start(made, model, s, leaves, mesh)
     sources = {}
     if s.domains:

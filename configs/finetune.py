@@ -1,0 +1,52 @@
+"""Fine-tunes any converted model on people's own conversations, in full or by LoRA.
+
+python -m sphinx_jax.main --config configs/finetune.py:FOLDER --config.data.meta.train=list.yaml
+python -m sphinx_jax.main --config configs/finetune.py:FOLDER,lora=16 --config.data.meta.train=list.yaml
+python -m sphinx_jax.main --config configs/finetune.py:FOLDER,lora=16,nf4 --config.data.meta.train=list.yaml
+
+FOLDER is what tools/convert_checkpoint.py wrote, or any checkpoint of this project.  The list is of the published form,
+YAML with META: [{path: conversations.jsonl, root: pictures/}, …].  int8 and nf4 keep the frozen decoder in few bits.
+Hyper-parameters are the published ones of stage 2; LoRA's rate † is this project's choice.
+"""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from sphinx_jax.config import ConfigError, unknown
+from sphinx_jax.model.blueprint import FROZEN
+from sphinx_jax.model.lora import BASE
+from sphinx_jax.model.quantise import KINDS
+
+
+def get_config(what: str = "") -> ConfigDict:
+    folder, *options = what.split(",")
+    if not folder:
+        raise ConfigError("say what to fine-tune: --config configs/finetune.py:FOLDER, or FOLDER,lora=16")
+    described = Path(folder) / "model.json"
+    if not described.is_file():
+        raise ConfigError(f"{folder} is no checkpoint (it has no model.json); tools/convert_checkpoint.py makes one")
+    c = ConfigDict()
+    c.title = f"Fine-tuning {folder}"
+    c.model = json.loads(described.read_text())
+    c.tokenizer = folder
+    c.data = {"playground": None, "meta": {"train": "data/finetune.yaml"}}
+    c.mesh = {"tensor": 0, "expert": 0}
+    c.stages = ("finetune",)
+    stage = {
+        "kind": "train", "start": folder, "epochs": 1.0, "batch": 128, "device_rows": 1, "length": 512,
+        "domains": {"*": 1.0}, "rate": 2e-5, "warmup_epochs": 0.03, "clip": 8.0, "weight_decay": 0.0, "remat": "full",
+        "save_every": 500, "frozen": FROZEN,
+    }  # fmt: skip
+    for option in options:
+        name, _, value = option.partition("=")
+        if name == "lora":
+            c.model.decoder.lora_rank = int(value or 16)
+            stage |= {"frozen": (*FROZEN, *BASE), "rate": 2e-4}  # †
+        elif name in KINDS:
+            stage["quantize"] = name
+        else:
+            raise unknown("option of configs/finetune.py", option, ("lora=16", *KINDS))
+    c.stage = {"finetune": stage, "chat": {"kind": "chat"}}
+    return c

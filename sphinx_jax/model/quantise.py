@@ -1,0 +1,77 @@
+"""Matrices of the decoder's layers in 8 or 4 bits, for when they do not train (qwix does the arithmetic).
+
+A quantised leaf is a pair of arrays, values and scales, in the place of one.  ``run_stack`` makes each layer's matrices
+whole where the layer is computed, so one layer at a time is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import qwix
+from jax.sharding import Mesh, NamedSharding
+
+from sphinx_jax.config import ATTENTION_MAPS, FFN_MAPS, unknown
+from sphinx_jax.sharding import partition_spec
+
+KINDS = ("int8", "nf4")
+GROUP = 64  # values that share a scale in nf4 (Dettmers et al. 2023)
+MATRICES = tuple(f"decoder/blocks/attention/{name}" for name in ATTENTION_MAPS) + tuple(
+    f"decoder/blocks/ffn/{name}" for name in FFN_MAPS
+)
+
+
+def check_kind(kind: str) -> None:
+    """Raises ConfigError for a kind that is not known."""
+    if kind not in KINDS:
+        raise unknown("kind of quantisation", kind, KINDS)
+
+
+@functools.partial(jax.jit, static_argnames=("path", "kind"))
+def quantise(path: str, leaf: jax.Array, kind: str) -> qwix.QArray:
+    """Layers of a leaf of ``MATRICES`` in ``kind``: int8 with a scale for each output, nf4 for each 64 inputs of one.
+
+    leaf (L, [E,] *inputs, *outputs) float -> values of that shape, and scales of 1, or inputs / 64, along the inputs.
+    """
+    # the two axes that ``o`` takes, heads and their width, are inputs of one output
+    first = leaf.ndim - 3 if path.endswith("/o") else leaf.ndim - 2 if "/ffn/" in path else 1
+    inputs = (first, first + 1) if path.endswith("/o") else (first,)
+    scaled = tuple(axis for axis in range(leaf.ndim) if axis not in inputs)
+    if kind == "int8":
+        return qwix.quantize(leaf.astype(jnp.float32), jnp.int8, channelwise_axes=scaled)
+    # of two input axes the inner one is cut
+    tiles = {inputs[-1]: math.gcd(leaf.shape[inputs[-1]], GROUP)}
+    channels = tuple(axis for axis in range(leaf.ndim) if axis != inputs[-1])
+    return qwix.quantize(leaf.astype(jnp.float32), "nf4", channelwise_axes=channels, tiled_axes=tiles)
+
+
+def whole(leaf: qwix.QArray, dtype: Any) -> jax.Array:
+    """The array that a quantised leaf stands for."""
+    return qwix.dequantize(leaf.replace(scale=leaf.scale.astype(dtype)))
+
+
+def is_quantised(leaf: Any) -> bool:
+    return isinstance(leaf, qwix.QArray)
+
+
+def from_host(
+    path: str, layers: Iterable[np.ndarray], kind: str, axes: Sequence[str | None], mesh: Mesh
+) -> qwix.QArray:
+    """A leaf whose ``layers``, each (1, …), come one at a time; the whole of it is only ever held in its few bits."""
+    cpu = jax.local_devices(backend="cpu")[0]
+    parts = []
+    for layer in layers:
+        made = quantise(path, jax.device_put(layer, cpu), kind)
+        parts.append(jax.tree.map(np.asarray, made))
+    return jax.tree.map(
+        lambda *xs: jax.device_put(
+            np.concatenate(xs), NamedSharding(mesh, partition_spec(tuple(axes), (len(xs), *xs[0].shape[1:]), mesh))
+        ),
+        *parts,
+    )  # fmt: skip
