@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from sphinx_jax.config import ConfigError, unknown
+from sphinx_jax.config import FAMILY, ConfigError, family, to_dict, unknown
 from sphinx_jax.model.blueprint import FROZEN
 from sphinx_jax.model.lora import BASE
 from sphinx_jax.model.quantise import KINDS
@@ -25,11 +25,15 @@ def get_config(what: str = "") -> ConfigDict:
     if not folder:
         raise ConfigError("say what to fine-tune: --config configs/finetune.py:FOLDER, or FOLDER,lora=16")
     described = Path(folder) / "model.json"
-    if not described.is_file():
+    if folder in FAMILY:  # what it would take, before there are weights: tools/compile_ahead.py
+        model = to_dict(family(folder)) | {"dtype": "bfloat16"}
+    elif described.is_file():
+        model = json.loads(described.read_text())
+    else:
         raise ConfigError(f"{folder} is no checkpoint (it has no model.json); tools/convert_checkpoint.py makes one")
     c = ConfigDict()
     c.title = f"Fine-tuning {folder}"
-    c.model = json.loads(described.read_text())
+    c.model = model
     c.tokenizer = folder
     c.data = {"playground": None, "meta": {"train": "data/finetune.yaml"}}
     c.mesh = {"tensor": 0, "expert": 0}

@@ -160,8 +160,8 @@ def test_training_stops_at_bad_steps_in_a_row_wherever_log_lines_fall(bad, stopp
     def train():
         loop.run(
             tmp_path, "stage", loop.LoopSettings(len(bad), log_every=3, bad_steps=3),
-            TrainState({}, None, {}), step, lambda step: 0.1, batches, plan=PLAN, config=CONFIG, tokenizer=None,
-            mesh=mesh, recipe={}, throughput=loop.Throughput(1, 1.0, 1.0), identify=lambda n: {"image": [f"row {n}"]},
+            TrainState({}, None, {}), step, lambda step: 0.1, lambda start: batches, plan=PLAN, config=CONFIG,
+            tokenizer=None, mesh=mesh, recipe={}, throughput=loop.Throughput(1, 1.0, 1.0), identify=lambda n: {"image": [f"row {n}"]},
             quiet=True,
         )  # fmt: skip
 
@@ -186,7 +186,7 @@ def test_slow_data_is_named_once_and_chosen_steps_are_traced(tmp_path, mesh, mon
 
     loop.run(
         tmp_path, "stage", loop.LoopSettings(6, log_every=2), TrainState({}, None, {}), step, lambda step: 0.1,
-        iter(slow, None), plan=PLAN, config=CONFIG, tokenizer=None, mesh=mesh, recipe={},
+        lambda start: iter(slow, None), plan=PLAN, config=CONFIG, tokenizer=None, mesh=mesh, recipe={},
         throughput=loop.Throughput(1, 1.0, 1.0), profile=range(4, 9), quiet=True,
     )  # fmt: skip
     assert sum("of the time steps wait for data" in record.message for record in caplog.records) == 1
@@ -252,7 +252,7 @@ trainable = {p: x for p, x in leaves.items() if not matches(p, FROZEN)}
 optimizer = make_optimizer("adamw", trainable_specs(), clip=1.0, weight_decay=0.1)
 frozen = {p: x for p, x in leaves.items() if p not in trainable}
 state = TrainState(trainable, jax.jit(optimizer.init)(trainable), frozen)
-data = task_mix({"image": (rows(sources(), TOKENIZER, Shape(160, 32, 2, True), 0), 4)})
+data = lambda start: task_mix({"image": (rows(sources(), TOKENIZER, Shape(160, 32, 2, True), 0), 4)}, start=start)
 settings = loop.LoopSettings(steps, log_every=1, save_every=save_every)
 with plain_errors():
     loop.run(folder, "t", settings, state, make_step(PLAN, optimizer),

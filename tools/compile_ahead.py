@@ -16,6 +16,8 @@ Topologies are named as Google Cloud does: v4:4x4x4, v5e:16x16, v5p:2x2x4, v6e:8
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs here
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several of these may compile at once
 
 from absl import app, flags, logging
 

@@ -28,7 +28,7 @@ from sphinx_jax.recipe import PLAYGROUND, Recipe, mesh_of
 from sphinx_jax.sharding import RULES, partition_spec
 from sphinx_jax.train import flops
 from sphinx_jax.train.collectives import Collective, collectives, moved
-from sphinx_jax.train.program import abstract_batches, abstract_state, program
+from sphinx_jax.train.program import abstract_batches, abstract_kept, abstract_state, program
 from sphinx_jax.train.stage import TrainStage, shapes, throughput
 
 GIB = 2**30
@@ -93,8 +93,11 @@ def open_topology(name: str) -> tuple[Sequence[jax.Device], Chip]:
         raise unknown("topology", name, [f"{kind}:{'4x4x4' if kind in ('v4', 'v5p') else '16x16'}" for kind in CHIPS])
     from jax.experimental.topologies import get_topology_desc
 
+    sizes = name.partition(":")[2].split("x")
+    # hosts have four chips and more, but for machines of one
+    alone = {"chips_per_host_bounds": [1, 1, 1]} if set(sizes) == {"1"} else {}
     try:
-        return get_topology_desc(platform="tpu", topology_name=name).devices, chip
+        return get_topology_desc(platform="tpu", topology_name=name, **alone).devices, chip
     except Exception as error:
         if "libtpu" in str(error) or isinstance(error, ImportError):
             raise ConfigError("compiling for a TPU takes its compiler; pip install 'sphinx_jax[tpu]'") from error
@@ -157,14 +160,12 @@ def _compile_train(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh, chi
 def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -> dict[str, Need]:
     """Prefill and one decode step of a batch with one prompt, and its picture, for every device that rows divide over.
 
-    Weights are in the compute dtype.
+    Weights are in the compute dtype, the decoder's quantised where a stage has it so.
     """
     model, mesh = recipe.model, mesh_of(recipe, devices)
     batch = _ways(mesh)
-    leaves = {
-        p: jax.ShapeDtypeStruct(x.shape, jnp.dtype(model.dtype), sharding=x.sharding)
-        for p, x in blueprint(model).abstract(mesh).items()
-    }
+    kinds = {getattr(s, "quantize", "") for s in recipe.settings.values()} - {""}
+    leaves = abstract_kept(model, mesh, blueprint(model).specs, next(iter(kinds), ""))
     positions = engine.round_up(model.image_positions + PROMPT + ANSWER)
 
     def array(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:

@@ -150,7 +150,9 @@ def run(
                     )  # fmt: skip
                 window = _Window(step + 1)
             if (step + 1) % settings.save_every == 0 or last:
+                saving = time.perf_counter()
                 checkpoints.save(step + 1, state)
+                window.saving += time.perf_counter() - saving
             if leaving and step + 1 < settings.steps:
                 left = step + 1
                 break
@@ -195,11 +197,16 @@ class _Checkpoints:
 
 
 class _Window:
-    """Metrics between two log lines; read from the device only when a line is due."""
+    """Metrics between two log lines; read from the device only when a line is due.
+
+    Of the time between them the host waits for data a share of ``data_wait`` and for a checkpoint, the one before or
+    the arrays of this one, a share of ``checkpoint_wait``; the rest is compute.  ``goodput`` is the share of the time
+    that went into steps which counted: what is left of these waits, less the steps that were not finite.
+    """
 
     def __init__(self, step: int):
         self.first, self.started = step, time.perf_counter()
-        self.metrics, self.skipped, self.waited = [], 0, 0.0
+        self.metrics, self.skipped, self.waited, self.saving = [], 0, 0.0, 0.0
         self.finite: list[bool] = []  # of each step, once they are read
 
     def add(self, metrics: dict[str, Any], skipped: int, waited: float) -> None:
@@ -222,6 +229,9 @@ class _Window:
             "tokens_per_second": throughput.tokens * steps / seconds,
             "mfu": throughput.flops * steps / seconds / throughput.peak / jax.device_count(),
             "data_wait": self.waited / seconds,
+            "checkpoint_wait": self.saving / seconds,
+            "goodput": len(finite) / len(metrics) * max(0.0, 1 - (self.waited + self.saving) / seconds),
+            **_memory(),
             "not_finite": len(metrics) - len(finite),
             "skipped": self.skipped,
         }
@@ -237,6 +247,12 @@ class _Window:
                 if count[2:, j].sum() and j:
                     entry[f"loss/{domain}"] = float(loss[2:, j].sum() / count[2:, j].sum())
         return entry
+
+
+def _memory() -> dict[str, float]:
+    """The most bytes in use on the fullest device so far, in GiB; a CPU does not say."""
+    used = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    return {"memory_gib": max(used) / 2**30} if any(used) else {}
 
 
 class _History:

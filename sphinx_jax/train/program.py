@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -67,7 +67,7 @@ def start(program: Program, model: ModelConfig, s: TrainStage, leaves: Leaves, m
     trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
     slots = state_shardings(program.optimizer, _abstract(trainable), mesh)
     with jax.set_mesh(mesh):
-        frozen = {p: _kept(p, x, model, s) for p, x in leaves.items() if p not in trainable}
+        frozen = {p: _kept(p, x, model, s.quantize) for p, x in leaves.items() if p not in trainable}
         return TrainState(trainable, jax.jit(program.optimizer.init, out_shardings=slots)(trainable), frozen)
 
 
@@ -76,34 +76,41 @@ def frozen_dtypes(model: ModelConfig, s: TrainStage) -> dict[str, str]:
     return {p: model.dtype for p in blueprint(model).specs if matches(p, s.frozen)}
 
 
-def _kept(path: str, leaf: jax.Array, model: ModelConfig, s: TrainStage) -> Any:
-    if s.quantize:
+def _kept(path: str, leaf: jax.Array, model: ModelConfig, quantize: str) -> Any:
+    if quantize:
         from sphinx_jax.model import quantise
 
         if path in quantise.MATRICES:
-            return quantise.quantise(path, leaf, s.quantize)
+            return quantise.quantise(path, leaf, quantize)
     return leaf.astype(model.dtype)
 
 
 def abstract_state(program: Program, model: ModelConfig, s: TrainStage, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and layout of that state."""
-    plan = blueprint(model)
-    leaves = plan.abstract(mesh)
+    leaves = blueprint(model).abstract(mesh)
     trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
-
-    def placed(path: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = partition_spec(plan.specs[path].axes, x.shape, mesh)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-
-    frozen = {
-        p: jax.tree.map(lambda part, p=p: placed(p, part), jax.eval_shape(lambda x, p=p: _kept(p, x, model, s), x))
-        for p, x in leaves.items() if p not in trainable
-    }  # fmt: skip
+    frozen = abstract_kept(model, mesh, leaves.keys() - trainable.keys(), s.quantize)
     slots = jax.tree.map(
         lambda slot, sharding: jax.ShapeDtypeStruct(slot.shape, slot.dtype, sharding=sharding),
         jax.eval_shape(program.optimizer.init, trainable), state_shardings(program.optimizer, trainable, mesh),
     )  # fmt: skip
     return TrainState(trainable, slots, frozen)
+
+
+def abstract_kept(model: ModelConfig, mesh: Mesh, paths: Iterable[str], quantize: str = "") -> dict[str, Any]:
+    """Leaves that do not train as they are kept: in the compute dtype, some quantised."""
+    plan = blueprint(model)
+
+    def placed(path: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = partition_spec(plan.specs[path].axes, x.shape, mesh)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    kept = {}
+    for path in paths:
+        whole = jax.ShapeDtypeStruct(plan.specs[path].shape, plan.specs[path].dtype)
+        parts = jax.eval_shape(lambda x, path=path: _kept(path, x, model, quantize), whole)
+        kept[path] = jax.tree.map(functools.partial(placed, path), parts)
+    return kept
 
 
 def abstract_batches(

@@ -1,0 +1,119 @@
+"""Packed rows: every token of every text, once an epoch, none of it padding, and no text sees another."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import DATA, born, tiny_config
+
+from sphinx_jax.config import ConfigError
+from sphinx_jax.data.conversation import BadItem, Item, parse_item
+from sphinx_jax.data.packing import PackedRows
+from sphinx_jax.data.rows import Rows, Shape, Source
+from sphinx_jax.data.task_mix import names, rows, task_mix
+from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.model.attention import attend, splash
+from sphinx_jax.model.blueprint import blueprint
+
+TOKENIZER = load_tokenizer(DATA / "tokenizer.model")
+TALK = Item(None, (("Why?", "Because it is so."), ("And then?", "Nothing.")), id="talk")
+TEXTS = ["one", "two words", "a longer text " * 9, TALK, Item(None, (), text="a document", id="doc"), "x " * 40]
+
+
+@pytest.mark.parametrize("length", [3, 16, 61, 500])
+def test_an_epoch_is_every_token_once_and_nothing_else(length):
+    source = Source("t", TEXTS)
+    packed = PackedRows(source, TOKENIZER, Shape(length, packed=True), seed=3)
+    alone = {n: packed.columns(n) for n in range(len(TEXTS))}
+    assert packed.total == sum(len(columns["tokens"]) for columns in alone.values())
+    count = -(-3 * packed.total // length)
+    made = [packed[n] for n in range(count)]
+    tokens, labels = (np.concatenate([row[k] for row in made]) for k in ("tokens", "labels"))
+    assert all(len(row["tokens"]) == length for row in made)
+    for epoch in range(3):
+        ours = tokens[epoch * packed.total : (epoch + 1) * packed.total]
+        order, ends = packed._shuffled(epoch)
+        assert sorted(order) == [*range(len(TEXTS))]
+        for number, end in zip(order, ends, strict=True):
+            size = len(alone[number]["tokens"])
+            np.testing.assert_array_equal(ours[end - size : end], alone[number]["tokens"])
+    assert (tokens[: packed.total] != 0).all() and (labels[tokens == TOKENIZER.bos_id] == 0).all()
+    assert not np.array_equal(packed._shuffled(0)[0], packed._shuffled(1)[0])
+
+
+def test_rows_name_their_texts_and_documents_count_from_one():
+    source = Source("t", TEXTS)
+    packed = PackedRows(source, TOKENIZER, Shape(64, packed=True), seed=0)
+    for n in range(12):
+        documents = packed[n]["documents"]
+        assert documents[0] == 1 and set(np.diff(documents)) <= {0, 1}
+        assert len(packed.names(n).split(" + ")) == documents[-1]
+    named = names([source], TOKENIZER, Shape(64, packed=True), 0)
+    assert [named[n] for n in range(4)] == [packed.names(n) for n in range(4)]
+
+
+@pytest.mark.parametrize("start", [0, 1, 7])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_position_is_the_whole_state(start, processes):
+    mixed = [Source("a", TEXTS, 0.7), Source("b", TEXTS[:3], 0.3)]
+    stream = rows(mixed, TOKENIZER, Shape(32, packed=True), 5)
+    whole = [batch["text"]["tokens"] for batch in itertools.islice(task_mix({"text": (stream, 8)}), 10)]
+    for process in range(processes):
+        part = task_mix({"text": (stream, 8)}, start=start, process=process, processes=processes)
+        for step in range(start, 10):
+            np.testing.assert_array_equal(next(part)["text"]["tokens"], whole[step][process::processes])
+
+
+def test_bad_texts_are_left_out_and_pictures_options_refused(caplog):
+    bad = Item(None, (("Q", ""),), id="empty")
+    broken = Item(None, (), id="none")
+    packed = PackedRows(Source("t", [broken, "fine", bad]), TOKENIZER, Shape(8, packed=True), 0)
+    assert packed.lengths[0] == 0 and "t/none" in caplog.text
+    with pytest.raises(ValueError, match="no text that can be used"):
+        PackedRows(Source("t", [broken]), TOKENIZER, Shape(8, packed=True), 0)
+    with pytest.raises(ConfigError, match="leave turns"):
+        PackedRows(Source("t", TEXTS), TOKENIZER, Shape(8, turns=1, packed=True), 0)
+
+
+def test_a_text_in_a_packed_row_is_read_as_if_alone():
+    config = tiny_config()
+    model, random = blueprint(config).bind(born(config)), np.random.default_rng(0)
+    texts = [random.integers(3, 512, n).astype(np.int32) for n in (5, 1, 9)]
+    row, documents = np.concatenate(texts)[None], np.repeat([1, 2, 3], [5, 1, 9])[None]
+    packed = model.hidden(jnp.asarray(row), documents=jnp.asarray(documents))[0][0]
+    alone = np.concatenate([model.hidden(jnp.asarray(text[None]))[0][0] for text in texts])
+    np.testing.assert_allclose(packed, alone, atol=2e-5)
+
+
+@pytest.mark.parametrize(("length", "heads", "shared", "width"), [(130, 4, 2, 16), (200, 2, 2, 128), (257, 2, 1, 64)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_tpu_kernel_computes_what_the_matrices_do(length, heads, shared, width, packed):
+    random = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(random.normal(size=(2, length, n, width)), jnp.float32) for n in (heads, shared, shared))
+    documents = jnp.asarray(np.sort(random.integers(0, 4, (2, length)), axis=1), jnp.int32) if packed else None
+
+    def by(attention):
+        def loss(*x):
+            y = attention(*x)
+            return jnp.sin(y).sum(), y
+
+        return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+    found = by(lambda *x: splash(*x, documents, interpret=True))
+    expected = by(lambda *x: attend(*x, causal=True, documents=documents))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), found, expected)
+
+
+def test_pairs_and_documents_are_read_whole(tmp_path):
+    pair = parse_item({"image": "a.png", "text": "A lighthouse at dusk.", "domain": "real"})
+    assert pair == Item("a.png", (), domain="real", text="A lighthouse at dusk.")
+    made = Rows(Source("s", [pair]), TOKENIZER, Shape(24)).row(pair, 0, np.random.default_rng(0))
+    tokens = [t for t in made["tokens"] if t]
+    assert tokens == TOKENIZER.encode("A lighthouse at dusk.", bos=True, eos=True)
+    np.testing.assert_array_equal(made["labels"], np.where(np.arange(24) > 0, made["tokens"], 0))
+    assert (Source("s", [pair], task_weights={"vqa": 0.0}).eligible == [0]).all()
+    for wrong in ({"text": ""}, {"text": 3}, {"image": 4, "text": "x"}, {"text": "\ud800"}):
+        with pytest.raises(BadItem):
+            parse_item(wrong)
