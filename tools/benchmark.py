@@ -2,9 +2,13 @@
 
 A mix of two checkpoints of 0.7 GB beside a copy of the same bytes, from a cold cache:
   python tools/benchmark.py mix --folder /tmp/bench
+
+The training step beside the same decoder in transformers and PyTorch (pip install torch), and the frozen encoders:
+  python tools/benchmark.py train --dim 512 --layers 4 --batch 8 --length 256
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 from sphinx_jax.checkpoint import mix_benchmark
@@ -20,13 +24,39 @@ def arguments() -> argparse.Namespace:
     mix.add_argument("--sources", type=int, default=2, help="how many checkpoints (default: %(default)s)")
     mix.add_argument("--rounds", type=int, default=3, help="of which the best counts (default: %(default)s)")
     mix.add_argument("--method", default="linear", help="one with weights alone (default: %(default)s)")
+    train = kinds.add_parser("train", help="our step beside transformers + PyTorch")
+    train.add_argument("--what", choices=("decoder", "encoders", "all"), default="all", help="(default: %(default)s)")
+    train.add_argument("--dim", type=int, default=512, help="width of the decoder (default: %(default)s)")
+    train.add_argument("--layers", type=int, default=4, help="(default: %(default)s)")
+    train.add_argument("--batch", type=int, default=8, help="sequences (default: %(default)s)")
+    train.add_argument("--length", type=int, default=256, help="tokens of each (default: %(default)s)")
+    train.add_argument("--views", type=int, default=8, help="pictures for the encoders (default: %(default)s)")
+    train.add_argument("--rounds", type=int, default=5, help="of which the best counts (default: %(default)s)")
     return parser.parse_args()
+
+
+def compare_mix(args: argparse.Namespace) -> Iterator[str]:
+    yield from mix_benchmark.measure(
+        args.folder, layers=args.layers, sources=args.sources, rounds=args.rounds, method=args.method
+    ).lines()
+
+
+def compare_train(args: argparse.Namespace) -> Iterator[str]:
+    from sphinx_jax.config import DecoderConfig
+    from sphinx_jax.train import benchmark
+
+    yield benchmark.HEADER
+    if args.what != "encoders":
+        config = DecoderConfig(dim=args.dim, layers=args.layers, heads=args.dim // 64)
+        for pair in benchmark.decoder(config, args.batch, args.length, args.rounds):
+            yield pair.line()
+    if args.what != "decoder":
+        for pair in benchmark.encoders(args.views, args.rounds):
+            yield pair.line()
 
 
 if __name__ == "__main__":
     with plain_errors():
         args = arguments()
-        found = mix_benchmark.measure(
-            args.folder, layers=args.layers, sources=args.sources, rounds=args.rounds, method=args.method
-        )
-        print("\n".join(found.lines()))
+        for line in {"mix": compare_mix, "train": compare_train}[args.kind](args):
+            print(line, flush=True)

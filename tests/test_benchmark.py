@@ -1,0 +1,28 @@
+"""The benchmark beside PyTorch: it measures two sides that compute the same, and refuses others."""
+
+import pytest
+
+pytest.importorskip("torch")
+
+from sphinx_jax.config import DecoderConfig
+from sphinx_jax.train import benchmark
+
+SMALL = DecoderConfig(dim=64, layers=2, heads=2, kv_heads=1, vocab_size=96, multiple_of=32)
+
+
+@pytest.mark.slow
+def test_both_sides_agree_before_they_are_timed(monkeypatch):
+    pairs = benchmark.decoder(SMALL, 2, 16, rounds=2)
+    assert [pair.name for pair in pairs] == ["forward + backward", "whole step, AdamW"]
+    for pair in pairs:
+        assert len(pair.ours) == len(pair.theirs) == 2 and min(pair.ours + pair.theirs) > 0
+        ratio = min(pair.theirs) / min(pair.ours)
+        assert f"{ratio:5.2f} x" in pair.line()
+    right = benchmark._same_weights
+
+    def wrong(model, leaves):
+        return right(model, {path: leaf * 1.01 for path, leaf in leaves.items()})
+
+    monkeypatch.setattr(benchmark, "_same_weights", wrong)
+    with pytest.raises(benchmark.Apart, match="loss"):
+        benchmark.decoder(SMALL, 2, 16, rounds=1)
