@@ -161,8 +161,8 @@ def test_training_stops_at_bad_steps_in_a_row_wherever_log_lines_fall(bad, stopp
         loop.run(
             tmp_path, "stage", loop.LoopSettings(len(bad), log_every=3, bad_steps=3),
             TrainState({}, None, {}), step, lambda step: 0.1, lambda start: batches, plan=PLAN, config=CONFIG,
-            tokenizer=None, mesh=mesh, recipe={}, throughput=loop.Throughput(1, 1.0, 1.0), identify=lambda n: {"image": [f"row {n}"]},
-            quiet=True,
+            tokenizer=None, mesh=mesh, recipe={}, throughput=loop.Throughput(1, 1.0, 1.0),
+            identify=lambda n: {"image": [f"row {n}"]}, quiet=True,
         )  # fmt: skip
 
     if stopped is None:

@@ -265,9 +265,11 @@ def _share(tree: Any) -> int:
 
 def _gathered(leaves: Leaves, mesh: Mesh, model: ModelConfig) -> int:
     """Bytes of leaves in the compute dtype on one device, as the layers multiply by them: whole along ``fsdp``."""
+    specs = blueprint(model).specs
     sizes = (
-        x.size // (mesh.shape["tensor"] * (mesh.shape["expert"] if "expert" in p else 1)) for p, x in leaves.items()
-    )
+        specs[p].size // (mesh.shape["tensor"] * (mesh.shape["expert"] if "expert" in specs[p].axes else 1))
+        for p in leaves
+    )  # fmt: skip
     return sum(sizes) * jnp.dtype(model.dtype).itemsize
 
 
