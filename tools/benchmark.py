@@ -5,6 +5,9 @@ A mix of two checkpoints of 0.7 GB beside a copy of the same bytes, from a cold 
 
 The training step beside the same decoder in transformers and PyTorch (pip install torch), and the frozen encoders:
   python tools/benchmark.py train --dim 512 --layers 4 --batch 8 --length 256
+
+What fewer bits cost a recipe's model on held-out data:
+  python tools/benchmark.py quantise --workdir runs/quickstart
 """
 
 import argparse
@@ -32,6 +35,8 @@ def arguments() -> argparse.Namespace:
     train.add_argument("--length", type=int, default=256, help="tokens of each (default: %(default)s)")
     train.add_argument("--views", type=int, default=8, help="pictures for the encoders (default: %(default)s)")
     train.add_argument("--rounds", type=int, default=5, help="of which the best counts (default: %(default)s)")
+    few = kinds.add_parser("quantise", help="the held-out loss of a recipe's model in 8 and 4 bits")
+    few.add_argument("--workdir", type=Path, required=True, help="of a recipe that was run, e.g. runs/quickstart")
     return parser.parse_args()
 
 
@@ -39,6 +44,14 @@ def compare_mix(args: argparse.Namespace) -> Iterator[str]:
     yield from mix_benchmark.measure(
         args.folder, layers=args.layers, sources=args.sources, rounds=args.rounds, method=args.method
     ).lines()
+
+
+def compare_quantised(args: argparse.Namespace) -> Iterator[str]:
+    from sphinx_jax.evaluate import quantised
+
+    found = list(quantised.losses(args.workdir))
+    for kind, loss, size in found:
+        yield f"{kind:<8} loss {loss:.4f} ({loss - found[0][1]:+.4f})  decoder's matrices {size:8.2f} MiB"
 
 
 def compare_train(args: argparse.Namespace) -> Iterator[str]:
@@ -58,5 +71,5 @@ def compare_train(args: argparse.Namespace) -> Iterator[str]:
 if __name__ == "__main__":
     with plain_errors():
         args = arguments()
-        for line in {"mix": compare_mix, "train": compare_train}[args.kind](args):
+        for line in {"mix": compare_mix, "train": compare_train, "quantise": compare_quantised}[args.kind](args):
             print(line, flush=True)

@@ -201,6 +201,10 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
             worth["decode"], worth["decode"], weights + _share(cache),
         ),
     }  # fmt: skip
+    # a step for one token does not touch the encoders, which stay where they are
+    beside = _share({p: x for p, x in leaves.items() if not p.startswith("decoder/")})
+    needs["decode"].peak_bytes += beside
+    needs["decode"].fits &= needs["decode"].peak_bytes <= chip.hbm
     for need in needs.values():
         need.parameter_bytes, need.rows = _share(leaves), {"image" if size else "text": 1}
     return needs

@@ -1,0 +1,145 @@
+"""Compiling ahead of time: what is compiled is what runs, and what is read from it is so."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import born, run_with_devices, tiny_config
+from test_sharding import batches
+
+from sphinx_jax.config import ConfigError
+from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.recipe import PLAYGROUND
+from sphinx_jax.sharding import make_mesh
+from sphinx_jax.train import ahead, ahead_report
+from sphinx_jax.train.collectives import collectives
+from sphinx_jax.train.program import abstract_batches, abstract_state, program, start
+from sphinx_jax.train.stage import TrainStage, shapes
+
+MODEL = tiny_config()
+STAGE = TrainStage(
+    start="fresh", steps=1, batch=8, length=12, text_batch=8, text_length=16, pack_text=True, domains={"*": 1.0},
+    device_rows=4,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
+def test_what_is_compiled_ahead_is_what_runs(mesh, optimizer):
+    stage = dataclasses.replace(STAGE, optimizer=optimizer)
+    made = program(MODEL, "t", stage, mesh)
+    tokenizer = load_tokenizer(PLAYGROUND / "tokenizer.model")
+    state, rows = (
+        abstract_state(made, MODEL, stage, mesh), abstract_batches(stage, shapes(MODEL, stage), tokenizer, mesh)
+    )  # fmt: skip
+    with jax.set_mesh(mesh):
+        compiled = made.step.lower(state, rows, np.float32(0.1)).compile()
+        real = start(made, MODEL, stage, born(MODEL), mesh)
+        jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail(f"{a} {b}"), state, real)
+        _, metrics = compiled(real, batches(MODEL), np.float32(0.1))  # refuses other shapes, dtypes and layouts
+    assert np.isfinite(metrics["loss"])
+
+
+def test_collectives_are_counted_with_the_turns_of_their_loops():
+    run_with_devices("""
+        import jax, jax.numpy as jnp
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        from sphinx_jax.sharding import make_mesh
+        from sphinx_jax.train.collectives import collectives, moved
+        mesh = make_mesh(1, 4, 2, 1)
+        def all_sums(x):
+            def body(carry, _):
+                return jax.lax.psum(carry, "fsdp") / 4 + jnp.float32(1), None
+            carry, _ = jax.lax.scan(body, x, None, length=5)
+            return carry
+        spec = P("fsdp", "tensor")
+        f = jax.jit(jax.shard_map(all_sums, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+        x = jax.ShapeDtypeStruct((8, 256), jnp.float32, sharding=NamedSharding(mesh, spec))
+        found = collectives(f.lower(x).compile().as_text())
+        share = 2 * 128 * 4  # bytes of a device's part of x
+        assert found == [("all-reduce", 4, 5, 5 * int(share * 3 / 4 * 2))] and moved(found) == found[0].bytes, found
+    """)
+
+
+def test_collectives_of_a_tpu_are_written_where_they_start_and_where_they_end():
+    text = """HloModule m
+
+%done (p: bf16[8]) -> bf16[64] {
+  %p = bf16[8]{0} parameter(0)
+  ROOT %g = bf16[64]{0} all-gather(%p), channel_id=7, replica_groups=mesh['a'=8,'b'=2] {'a'}, dimensions={0}
+}
+
+%start (p.1: bf16[8]) -> bf16[64] {
+  %p.1 = bf16[8]{0} parameter(0)
+  ROOT %g.1 = bf16[64]{0} all-gather(%p.1), channel_id=7, replica_groups=mesh['a'=8,'b'=2] {'a'}, dimensions={0}
+}
+
+%cond (c: (s32[])) -> pred[] {
+  %c = (s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%c), index=0
+  %n = s32[]{:T(128)} constant(40)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%body (b: (s32[])) -> (s32[]) {
+  %b = (s32[]) parameter(0)
+  %s = bf16[64]{0} fusion(%b), kind=kCustom, calls=%start
+  %d = bf16[64]{0} fusion(%s), kind=kCustom, calls=%done
+  ROOT %t = (s32[]) tuple(%d)
+}
+
+ENTRY %main (x: f32[]) -> (s32[]) {
+  %x = (s32[]) parameter(0)
+  %r = f32[4,2]{1,0} all-reduce(%x), channel_id=9, replica_groups=[2,8]<=[16], to_apply=%add
+  ROOT %w = (s32[]) while(%x), condition=%cond, body=%body
+}
+"""
+    found = {c.kind: c[1:] for c in collectives(text)}
+    assert found == {"all-gather": (8, 40, 40 * 112), "all-reduce": (8, 1, int(32 * 7 / 8 * 2))}
+
+
+@pytest.mark.parametrize("fixed", [2.0, 10.0, 15.0])
+@pytest.mark.parametrize("each", [0.3, 1.5, 5.0])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_largest_batch_is_found_in_two_more_compilations(monkeypatch, fixed, each, rows, mesh):
+    chip, compiled = ahead.CHIPS["v5e"], []
+
+    def compile_train(model, name, s, mesh, chip):
+        compiled.append(s.device_rows)
+        peak = int((fixed + each * s.device_rows) * ahead.GIB)
+        return ahead.Need("train", peak <= chip.hbm, peak, 0, 0, 1.0, 1.0, 0.0, 0.0, 0.0, rows={"image": s.device_rows})
+
+    monkeypatch.setattr(ahead, "_compile_train", compile_train)
+    known = compile_train(MODEL, "t", dataclasses.replace(STAGE, device_rows=rows), mesh, chip)
+    found = ahead.largest_rows(MODEL, "t", STAGE, mesh, chip, known)
+    assert len(compiled) <= 3
+    expected = int((chip.hbm / ahead.GIB - fixed) / each)
+    assert found == max(0, expected)
+
+
+def test_the_report_names_the_worst_stage_and_says_whether_all_fit():
+    chip = ahead.CHIPS["v6e"]
+    small, large = (
+        ahead.Need(f"train {n}", peak <= 31, int(peak * ahead.GIB), 1, 2, 3e12, 0.1, 0.2, 0.05, 0.5, rows={"image": 1})
+        for n, peak in (("a", 4), ("b", 40))
+    )
+    found = json.loads(json.dumps(ahead_report.to_json(chip, [small, large], {"decode": small})))
+    assert not found["fits"] and found["peak_bytes"] == 40 * ahead.GIB == found["steps"]["train"]["peak_bytes"]
+    assert found["steps"]["decode"]["fits"] and found["steps"]["train"]["roofline_seconds"] == 0.2
+    assert found["stages"].keys() == {"a", "b"} and found["hbm_bytes"] == int(31.25 * ahead.GIB)
+    assert "DOES NOT FIT" in ahead_report.text(chip, large) and "at best 200.0 ms" in ahead_report.text(chip, large)
+
+
+def test_an_unknown_topology_is_named():
+    with pytest.raises(ConfigError, match="v5e:16x16"):
+        ahead.open_topology("v5:16x16")
+    assert ahead._used("Used 20.5G of 15.75G hbm. Exceeded") == int(20.5 * 2**30)
+    assert ahead._used("required for HLO temporaries (20.77G) exceeds available HBM (15.75G).") == int(20.77 * 2**30)
+    with pytest.raises(RuntimeError, match="another"):
+        ahead._used("another error")
+
+
+def test_a_mesh_of_one_has_no_collectives():
+    assert make_mesh(devices=jax.devices()[:1]).size == 1
+    assert collectives(jax.jit(lambda x: x @ x).lower(np.ones((4, 4))).compile().as_text()) == []
