@@ -77,6 +77,16 @@ def test_optimizer_state_is_for_what_trains():
     assert 2 * trainable <= numbers < 2 * trainable + 10
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "most"), [("adamw", {}, 8), ("adamw", {"mu_dtype": "bfloat16"}, 6), ("adafactor", {}, 0.1)]
+)
+def test_moments_take_the_bytes_that_they_are_given(name, settings, most):
+    leaf = jax.ShapeDtypeStruct((2, 256, 256), jnp.float32)
+    optimizer = make_optimizer(name, {}, clip=1.0, weight_decay=0.0, **settings)
+    slots = jax.tree.leaves(jax.eval_shape(optimizer.init, {"decoder/blocks/attention/q": leaf}))
+    assert sum(x.size * x.dtype.itemsize for x in slots) <= most * leaf.size + 8
+
+
 def test_accumulated_step_equals_the_whole_batch(mesh):
     optimizer = make_optimizer("adamw", trainable_specs(), clip=1.0, weight_decay=0.1)
     results = []
