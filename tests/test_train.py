@@ -18,7 +18,7 @@ from conftest import born, tiny_config
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
+from sphinx_jax.model.blueprint import FROZEN, LeafSpec, blueprint, matches
 from sphinx_jax.recipe import PLAYGROUND
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train import loop
@@ -82,8 +82,9 @@ def test_optimizer_state_is_for_what_trains():
 )
 def test_moments_take_the_bytes_that_they_are_given(name, settings, most):
     leaf = jax.ShapeDtypeStruct((2, 256, 256), jnp.float32)
-    optimizer = make_optimizer(name, {}, clip=1.0, weight_decay=0.0, **settings)
-    slots = jax.tree.leaves(jax.eval_shape(optimizer.init, {"decoder/blocks/attention/q": leaf}))
+    specs = {"a": LeafSpec(leaf.shape, leaf.dtype, ("layers", "embed", "ffn"))}
+    optimizer = make_optimizer(name, specs, clip=1.0, weight_decay=0.0, **settings)
+    slots = jax.tree.leaves(jax.eval_shape(optimizer.init, {"a": leaf}))
     assert sum(x.size * x.dtype.itemsize for x in slots) <= most * leaf.size + 8
 
 

@@ -49,8 +49,8 @@ def make_optimizer(
 
     ``adamw`` takes b1, b2, eps, and ``mu_dtype``: with "bfloat16" its state is 6 bytes a parameter in place of 8.
     ``adafactor`` keeps rows and columns of the second moment alone, 0.03 bytes.  ``muon`` (optax.contrib) also takes
-    ``adam_learning_rate``, relative to Muon's own, for what is not a matrix; other names are looked up in optax.  The rate comes from outside so that stages which differ in
-    schedule share one compiled step.
+    ``adam_learning_rate``, relative to Muon's own, for what is not a matrix; other names are looked up in optax.  The
+    rate comes from outside so that stages which differ in schedule share one compiled step.
 
     Raises ConfigError for an unknown name, or settings that the optimizer does not take.
     """
