@@ -96,8 +96,7 @@ def test_answers_are_the_same_on_a_mesh():
         from test_sharding import DENSE, MODELS
         from conftest import born
         from sphinx_jax.generate import engine
-        from sphinx_jax.model.blueprint import FROZEN, blueprint
-from sphinx_jax.model.lora import BASE
+        from sphinx_jax.model.blueprint import blueprint
         from sphinx_jax.sharding import make_mesh
         for name in ("dense", "moe"):
             model, found = MODELS[name], []
@@ -113,12 +112,11 @@ from sphinx_jax.model.lora import BASE
 
 def test_a_checkpoint_goes_from_any_mesh_to_any_other(tmp_path):
     run_with_devices(f"""
-        import itertools, jax, numpy as np
+        import jax, numpy as np
         from pathlib import Path
         from test_sharding import DENSE, leaves
         from sphinx_jax.checkpoint import store
-        from sphinx_jax.model.blueprint import FROZEN, blueprint
-from sphinx_jax.model.lora import BASE
+        from sphinx_jax.model.blueprint import blueprint
         from sphinx_jax.sharding import make_mesh
         meshes = [make_mesh(devices=jax.devices()[:1]), make_mesh(1, 8, 1, 1), make_mesh(2, 1, 4, 1)]
         plan, before = blueprint(DENSE), leaves(DENSE)
