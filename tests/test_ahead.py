@@ -99,6 +99,28 @@ ENTRY %main (x: f32[]) -> (s32[]) {
     assert found == {"all-gather": (8, 40, 40 * 112), "all-reduce": (8, 1, int(32 * 7 / 8 * 2))}
 
 
+def test_arrays_that_travel_together_are_summed():
+    text = """HloModule m
+
+ENTRY %main (x: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %several = (f32[4,2]{1,0}, bf16[16]{0}) all-reduce(%x, %x), channel_id=1, replica_groups=[2,8]<=[16], to_apply=%add
+  %gather = (bf16[8]{0}, bf16[64]{0}) all-gather-start(%x), channel_id=2, replica_groups=[2,8]<=[16], dimensions={0}
+  %scatter = (bf16[64]{0}, bf16[8]{0}) reduce-scatter-start(%x), channel_id=3, replica_groups=[2,8]<=[16], to_apply=%add
+  %all = (f32[2]{0}, f32[2]{0}) all-to-all(%x, %x), channel_id=4, replica_groups={{0,1}}
+  %next = (f32[8]{0}, f32[8]{0}, u32[]) collective-permute-start(%x), channel_id=5, source_target_pairs={{0,1},{1,0}}
+}
+"""
+    found = {c.kind: c.bytes for c in collectives(text)}
+    assert found == {
+        "all-reduce": (32 + 32) * 7 // 8 * 2,
+        "all-gather": 128 * 7 // 8,
+        "reduce-scatter": 16 * 7,
+        "all-to-all": 8,
+        "collective-permute": 32,
+    }
+
+
 @pytest.mark.parametrize("fixed", [2.0, 10.0, 15.0])
 @pytest.mark.parametrize("each", [0.3, 1.5, 5.0])
 @pytest.mark.parametrize("rows", [1, 4])

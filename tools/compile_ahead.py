@@ -7,7 +7,7 @@ One stage, with a setting changed, as JSON on the last line:
   python tools/compile_ahead.py --config configs/sphinx_1k.py --topology v5p:4x4x4 --stage finetune \\
       --config.stage.finetune.device_rows=2 --json
 
-The tables of docs/pods, row by row; rows that are done are kept:
+The table docs/ahead.md, row by row; rows that are done are kept:
   python tools/compile_ahead.py --table docs/ahead.jsonl
 
 Topologies are named as Google Cloud does: v4:4x4x4, v5e:16x16, v5p:2x2x4, v6e:8x8.  A large model takes minutes.

@@ -18,7 +18,7 @@ _CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
 
 
-_COLLECTIVE = re.compile(rf" ({'|'.join(KINDS)})(?:-start)?\(")
+_COLLECTIVE = re.compile(rf" ({'|'.join(KINDS)})(-start)?\(")
 
 
 class Collective(NamedTuple):
@@ -51,7 +51,7 @@ def collectives(text: str) -> list[Collective]:
         # an exchange that goes on beside other work is written where it starts, where it goes on and where it ends
         if found and not (channel and channel[1] in seen):
             seen.add(channel and channel[1])
-            ops[current].append(_measured(found[1], right[: found.start() + 1], right))
+            ops[current].append(_measured(found[1], bool(found[2]), right[: found.start() + 1], right))
         loop = _LOOP.search(right)
         if loop:
             trips = _TRIPS.search(right)
@@ -87,22 +87,24 @@ def moved(found: list[Collective]) -> int:
     return sum(c.bytes for c in found)
 
 
-def _measured(kind: str, shape: str, line: str) -> tuple[str, int, int]:
-    """Kind, devices of a group, and bytes received by a device in one exchange by the usual ring."""
+def _measured(kind: str, begun: bool, shape: str, line: str) -> tuple[str, int, int]:
+    """Kind, devices of a group, and bytes received by a device in one exchange by the usual ring.
+
+    Several arrays sent as one are summed.  The start of a gather, a scatter or a permutation lists what is sent beside
+    what comes of it.
+    """
     sizes = []
     for dtype, bits, dims in _SHAPE.findall(shape):
         width = 1 if dtype == "pred" else int(bits) / 8
-        sizes.append(int(math.prod(map(int, filter(None, dims.split(",")))) * width))
-    group = _group(line)
-    size = max(sizes, default=0)  # a start lists operand and result
+        sizes.append(math.prod(map(int, filter(None, dims.split(",")))) * width)
+    group, size = _group(line), sum(sizes)
+    if kind == "collective-permute":
+        return kind, group, int(max(sizes, default=0) if begun else size)
     if kind == "reduce-scatter":
-        return kind, group, min(sizes, default=0) * (group - 1)
-    others = (group - 1) / group if group > 1 else 0
-    return (
-        kind,
-        group,
-        int(size * others * (2 if kind == "all-reduce" else 1)) if kind != "collective-permute" else size,
-    )
+        return kind, group, int((size / (group + 1) if begun else size) * (group - 1))
+    if begun and kind == "all-gather":
+        size *= group / (group + 1)
+    return kind, group, int(size * (group - 1) / group * (2 if kind == "all-reduce" else 1))
 
 
 def _group(line: str) -> int:
