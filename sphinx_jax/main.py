@@ -72,6 +72,11 @@ def parse_profile(text: str) -> range:
 
 def parse(argv: list[str]) -> list[str]:
     """Flags of the command line; what is left of it."""
+    for given, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, file = given.lstrip("-").partition("=")
+        if name == "config":  # recipes import each other by their folder's name, wherever the command runs
+            folder = Path((file if equals else following).partition(":")[0]).resolve().parent
+            sys.path.append(str(folder.parent))
     try:
         return flags.FLAGS(argv)
     except KeyError as error:  # a path that ends nowhere in the recipe, e.g. --config.stag.finetune.steps

@@ -32,7 +32,10 @@ RULES: dict[str | None, tuple[str, ...]] = {
 def make_mesh(
     data: int = 1, fsdp: int = -1, tensor: int = 1, expert: int = 1, devices: list[jax.Device] | None = None
 ) -> Mesh:
-    """A (data, fsdp, tensor, expert) mesh over all devices; one axis may be -1 and takes what is left."""
+    """A (data, fsdp, tensor, expert) mesh over all devices; one axis may be -1 and takes what is left.
+
+    Chips of a TPU are ordered so that an axis follows the links between them.
+    """
     devices = devices if devices is not None else jax.devices()
     sizes = dict(zip(MESH_AXES, (data, fsdp, tensor, expert), strict=True))
     for axis, size in sizes.items():
@@ -49,7 +52,14 @@ def make_mesh(
         sizes[left[0]] = len(devices) // fixed
     elif fixed != len(devices):
         raise ConfigError(f"mesh {sizes} does not cover {len(devices)} devices; let one axis be -1")
-    return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    shape = tuple(sizes.values())
+    if getattr(devices[0], "platform", "") == "tpu":
+        from jax.experimental.mesh_utils import create_device_mesh
+
+        placed = create_device_mesh(shape, list(devices), allow_split_physical_axes=True)
+    else:
+        placed = np.asarray(devices).reshape(shape)
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
 
 def partition_spec(names: tuple[str | None, ...] | None, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:

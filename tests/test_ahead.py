@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -119,6 +123,76 @@ ENTRY %main (x: f32[]) -> f32[] {
         "all-to-all": 8,
         "collective-permute": 32,
     }
+
+
+@pytest.mark.parametrize(
+    ("groups", "devices"),
+    [
+        ("replica_groups={{0,1,2},{3,4,5}}", 3),
+        ("replica_groups=[2,3]<=[3,2]T(1,0)", 3),
+        ("replica_groups=mesh['a'=2,'b'=3] {'b'}", 3),
+        ("replica_groups=mesh['a'=2,'b'=3], device_ids=([3,2]T(1,0)) {'a','b'}", 6),
+        ("replica_groups=mesh['a'=2,'b'=3], device_ids=(0,2,4,1,3,5) {'b'}", 3),
+        ("replica_groups=mesh['a'=4,'b'=3] {'a':(1)2,'b'}", 6),
+        ("replica_groups={}", 6),
+        ("to_apply=%add", 6),
+    ],
+)
+def test_the_devices_of_a_group_are_read_in_every_spelling(groups, devices):
+    text = f"""HloModule m, is_scheduled=true, num_partitions=6
+
+ENTRY %main (x: f32[]) -> f32[60] {{
+  %x = f32[60]{{0}} parameter(0)
+  ROOT %r = f32[60]{{0}} all-reduce(%x), channel_id=1, {groups}, to_apply=%add
+}}
+"""
+    assert collectives(text) == [("all-reduce", devices, 1, 240 * (devices - 1) // devices * 2)]
+
+
+def test_a_reduction_of_which_each_device_keeps_its_slice_is_a_scatter():
+    text = """HloModule m, num_partitions=4
+
+%all-reduce-scatter.3.clone.1 (input: bf16[64]) -> bf16[16] {
+  %input = bf16[64]{0} parameter(0)
+  %all = bf16[64]{0} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %mine = bf16[16]{0} dynamic-slice(%all), dynamic_slice_sizes={16}
+}
+
+ENTRY %main (x: bf16[64]) -> bf16[16] {
+  %x = bf16[64]{0} parameter(0)
+  ROOT %f = bf16[16]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3.clone.1
+}
+"""
+    assert collectives(text) == [("reduce-scatter", 4, 1, 128 * 3 // 4)]
+
+
+@pytest.mark.slow
+def test_the_tool_compiles_the_steps_of_a_recipe_for_a_tpu(tmp_path):
+    pytest.importorskip("libtpu")
+    root = Path(ahead.__file__).parents[2]
+    small = {
+        "model.decoder": {"layers": 2, "dim": 512, "heads": 4}, "model.clip": {"layers": 1},
+        "model.dinov2": {"layers": 1}, "model.blip2": {"layers": 1}, "model.qformer": {"layers": 2},
+        "model.convnext": {"depths": (1, 1, 1, 1)},
+        "stage.finetune": {"batch": 8, "text_batch": 8, "device_rows": 1},
+    }  # fmt: skip
+    changes = [f"--config.{part}.{key}={value}" for part, values in small.items() for key, value in values.items()]
+    done = subprocess.run(
+        [sys.executable, root / "tools" / "compile_ahead.py", "--config", root / "configs" / "sphinx_7b.py",
+         "--topology", "v5e:2x2", "--stage", "finetune", "--json", *changes],
+        capture_output=True, text=True, cwd=tmp_path, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    steps = found["steps"]
+    assert found["fits"] and steps.keys() == {"train", "prefill", "decode"}
+    assert found["hbm_bytes"] > found["peak_bytes"] == max(step["peak_bytes"] for step in steps.values())
+    for step in steps.values():
+        assert step["peak_bytes"] > step["parameter_bytes"] > 0 and 0 <= step["mfu_bound"] <= 1
+    train = steps["train"]
+    assert train["rows"] == {"image": 1, "text": 1} and train["parts"] == {"image": 2, "text": 2}
+    assert train["largest_rows"] > 1 and train["optimizer_bytes"] > 0
+    assert {"all-gather", "reduce-scatter"} <= {c["kind"] for c in train["collectives"]}
 
 
 @pytest.mark.parametrize("fixed", [2.0, 10.0, 15.0])

@@ -14,9 +14,13 @@ Topologies are named as Google Cloud does: v4:4x4x4, v5e:16x16, v5p:2x2x4, v6e:8
 """
 
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs here
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+# there is no TPU to ask
+for name, value in (("SKIP_MDS_QUERY", "1"), ("WORKER_HOSTNAMES", "localhost"), ("ACCELERATOR_TYPE", "v5litepod-4")):
+    os.environ.setdefault(f"TPU_{name}", value)
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several of these may compile at once
 
 from absl import app, flags, logging
@@ -38,6 +42,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; options begin with --")
     if _TABLE.value:
+        sys.path.append(str(Path(__file__).parents[1]))  # its recipes are those of the configs beside this folder
         return ahead_report.fill(_TABLE.value)
     if CONFIG.value is None or not _TOPOLOGY.value:
         raise ValueError("give --config and --topology, e.g. --config configs/sphinx_1k.py --topology v5e:16x16")

@@ -37,7 +37,7 @@ PROMPT, ANSWER = 512, 512  # text tokens of the prefill and decode steps
 
 @dataclass(frozen=True)
 class Chip:
-    """One device as JAX counts them (a v4 chip is two), from the vendors' data sheets."""
+    """One device as JAX counts them, which is a chip; from the vendors' data sheets."""
 
     kind: str
     flops: float  # bf16 dense, a second
@@ -47,10 +47,10 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip("TPU v4", 137.5e12, 15.75 * GIB, 614e9, 75e9),
-    "v5e": Chip("TPU v5 lite", 197e12, 15.75 * GIB, 819e9, 100e9),
-    "v5p": Chip("TPU v5", 459e12, 95.74 * GIB, 2765e9, 300e9),
-    "v6e": Chip("TPU v6 lite", 918e12, 31.25 * GIB, 1640e9, 200e9),
+    "v4": Chip("TPU v4", 275e12, 30.75 * GIB, 1228e9, 300e9),
+    "v5e": Chip("TPU v5 lite", 197e12, 15.75 * GIB, 819e9, 200e9),
+    "v5p": Chip("TPU v5", 459e12, 95.74 * GIB, 2765e9, 600e9),
+    "v6e": Chip("TPU v6 lite", 918e12, 31.25 * GIB, 1640e9, 400e9),
 }
 
 
@@ -93,11 +93,14 @@ def open_topology(name: str) -> tuple[Sequence[jax.Device], Chip]:
         raise unknown("topology", name, [f"{kind}:{'4x4x4' if kind in ('v4', 'v5p') else '16x16'}" for kind in CHIPS])
     from jax.experimental.topologies import get_topology_desc
 
-    sizes = name.partition(":")[2].split("x")
-    # hosts have four chips and more, but for machines of one
-    alone = {"chips_per_host_bounds": [1, 1, 1]} if set(sizes) == {"1"} else {}
+    kind, _, sizes = name.partition(":")
+    options = {}
+    if set(sizes.split("x")) == {"1"}:  # hosts have four chips and more, but for machines of one
+        options["chips_per_host_bounds"] = [1, 1, 1]
+    if kind == "v4":  # the two cores of a chip as one device, as Cloud TPU gives them
+        options["chip_config_name"] = "megacore"
     try:
-        return get_topology_desc(platform="tpu", topology_name=name, **alone).devices, chip
+        return get_topology_desc(platform="tpu", topology_name=name, **options).devices, chip
     except Exception as error:
         if "libtpu" in str(error) or isinstance(error, ImportError):
             raise ConfigError("compiling for a TPU takes its compiler; pip install 'sphinx_jax[tpu]'") from error

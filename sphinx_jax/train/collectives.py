@@ -15,9 +15,12 @@ _LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONSTANT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-_GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
-
-
+# listed; [groups, devices]; or axes of a mesh, whose devices may be said to come in another order
+_GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\][^{]*\{([^}]*)\})")
+_AXIS = re.compile(r"'([^']+)'(?:=|:\(\d+\))?(\d+)?")  # 'a'=8 in a mesh; 'a', or a part of it, 'a':(2)4, in a group
+_ALL = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
+# a TPU's reduce-scatter is written as an all-reduce of which each device then takes its slice, in a computation so named
+_SCATTERED = "all-reduce-scatter"
 _COLLECTIVE = re.compile(rf" ({'|'.join(KINDS)})(-start)?\(")
 
 
@@ -37,6 +40,7 @@ def collectives(text: str) -> list[Collective]:
     loops: dict[str, list[tuple[str, str, int]]] = defaultdict(list)  # condition, body, turns where they are said
     constants: dict[str, list[int]] = defaultdict(list)
     seen: set[str | None] = set()
+    devices = math.prod(map(int, _ALL.findall(text.partition("\n")[0])))
     entry, current = "", ""
     for line in text.splitlines():
         opened = _COMPUTATION.match(line) if not line.startswith(" ") else None
@@ -51,7 +55,10 @@ def collectives(text: str) -> list[Collective]:
         # an exchange that goes on beside other work is written where it starts, where it goes on and where it ends
         if found and not (channel and channel[1] in seen):
             seen.add(channel and channel[1])
-            ops[current].append(_measured(found[1], bool(found[2]), right[: found.start() + 1], right))
+            kind, size = found[1], _size(found[1], bool(found[2]), right[: found.start() + 1], right, devices)
+            if kind == "all-reduce" and current.startswith(_SCATTERED):
+                kind, size = "reduce-scatter", size / 2
+            ops[current].append((kind, _group(right, devices), int(size)))
         loop = _LOOP.search(right)
         if loop:
             trips = _TRIPS.search(right)
@@ -87,8 +94,8 @@ def moved(found: list[Collective]) -> int:
     return sum(c.bytes for c in found)
 
 
-def _measured(kind: str, begun: bool, shape: str, line: str) -> tuple[str, int, int]:
-    """Kind, devices of a group, and bytes received by a device in one exchange by the usual ring.
+def _size(kind: str, begun: bool, shape: str, line: str, devices: int) -> float:
+    """Bytes that a device receives in one exchange by the usual ring.
 
     Several arrays sent as one are summed.  The start of a gather, a scatter or a permutation lists what is sent beside
     what comes of it.
@@ -97,25 +104,25 @@ def _measured(kind: str, begun: bool, shape: str, line: str) -> tuple[str, int, 
     for dtype, bits, dims in _SHAPE.findall(shape):
         width = 1 if dtype == "pred" else int(bits) / 8
         sizes.append(math.prod(map(int, filter(None, dims.split(",")))) * width)
-    group, size = _group(line), sum(sizes)
+    group, size = _group(line, devices), sum(sizes)
     if kind == "collective-permute":
-        return kind, group, int(max(sizes, default=0) if begun else size)
+        return max(sizes, default=0) if begun else size
     if kind == "reduce-scatter":
-        return kind, group, int((size / (group + 1) if begun else size) * (group - 1))
+        return (size / (group + 1) if begun else size) * (group - 1)
     if begun and kind == "all-gather":
         size *= group / (group + 1)
-    return kind, group, int(size * (group - 1) / group * (2 if kind == "all-reduce" else 1))
+    return size * (group - 1) / group * (2 if kind == "all-reduce" else 1)
 
 
-def _group(line: str) -> int:
-    """Devices that exchange with each other: listed, as [groups, devices], or as axes of a mesh."""
+def _group(line: str, devices: int) -> int:
+    """Devices that exchange with each other; where the program does not say, all of them."""
     found = _GROUP.search(line)
     if not found:
-        return 1
+        return devices
     listed, _, each, axes, named = found.groups()
     if listed:
         return len(listed.split(","))
     if each:
         return int(each)
-    sizes = dict(re.findall(r"'([^']+)'=(\d+)", axes))
-    return math.prod(int(sizes[name]) for name in re.findall(r"'([^']+)'", named) if name in sizes)
+    sizes = dict(_AXIS.findall(axes))
+    return math.prod(int(part or sizes[name]) for name, part in _AXIS.findall(named))

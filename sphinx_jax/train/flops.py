@@ -18,7 +18,7 @@ from sphinx_jax.model.blueprint import count_parameters
 
 # bf16 dense FLOP/s of one device as jax counts devices, from the vendors' data sheets
 PEAKS = {
-    "TPU v4": 275e12 / 2, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
     "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12,
 }  # fmt: skip
 
