@@ -21,6 +21,7 @@ from sphinx_jax.train import ahead, ahead_report
 from sphinx_jax.train.collectives import collectives
 from sphinx_jax.train.program import abstract_batches, abstract_state, program, start
 from sphinx_jax.train.stage import TrainStage, shapes
+from sphinx_jax.train.topologies import CHIPS, GIB, open_topology
 
 MODEL = tiny_config()
 STAGE = TrainStage(
@@ -199,37 +200,37 @@ def test_the_tool_compiles_the_steps_of_a_recipe_for_a_tpu(tmp_path):
 @pytest.mark.parametrize("each", [0.3, 1.5, 5.0])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_the_largest_batch_is_found_in_two_more_compilations(monkeypatch, fixed, each, rows, mesh):
-    chip, compiled = ahead.CHIPS["v5e"], []
+    chip, compiled = CHIPS["v5e"], []
 
     def compile_train(model, name, s, mesh, chip):
         compiled.append(s.device_rows)
-        peak = int((fixed + each * s.device_rows) * ahead.GIB)
+        peak = int((fixed + each * s.device_rows) * GIB)
         return ahead.Need("train", peak <= chip.hbm, peak, 0, 0, 1.0, 1.0, 0.0, 0.0, 0.0, rows={"image": s.device_rows})
 
     monkeypatch.setattr(ahead, "_compile_train", compile_train)
     known = compile_train(MODEL, "t", dataclasses.replace(STAGE, device_rows=rows), mesh, chip)
     found = ahead.largest_rows(MODEL, "t", STAGE, mesh, chip, known)
     assert len(compiled) <= 3
-    expected = int((chip.hbm / ahead.GIB - fixed) / each)
+    expected = int((chip.hbm / GIB - fixed) / each)
     assert found == max(0, expected)
 
 
 def test_the_report_names_the_worst_stage_and_says_whether_all_fit():
-    chip = ahead.CHIPS["v6e"]
+    chip = CHIPS["v6e"]
     small, large = (
-        ahead.Need(f"train {n}", peak <= 31, int(peak * ahead.GIB), 1, 2, 3e12, 0.1, 0.2, 0.05, 0.5, rows={"image": 1})
+        ahead.Need(f"train {n}", peak <= 31, int(peak * GIB), 1, 2, 3e12, 0.1, 0.2, 0.05, 0.5, rows={"image": 1})
         for n, peak in (("a", 4), ("b", 40))
     )
     found = json.loads(json.dumps(ahead_report.to_json(chip, [small, large], {"decode": small})))
-    assert not found["fits"] and found["peak_bytes"] == 40 * ahead.GIB == found["steps"]["train"]["peak_bytes"]
+    assert not found["fits"] and found["peak_bytes"] == 40 * GIB == found["steps"]["train"]["peak_bytes"]
     assert found["steps"]["decode"]["fits"] and found["steps"]["train"]["roofline_seconds"] == 0.2
-    assert found["stages"].keys() == {"a", "b"} and found["hbm_bytes"] == int(31.25 * ahead.GIB)
+    assert found["stages"].keys() == {"a", "b"} and found["hbm_bytes"] == int(31.25 * GIB)
     assert "DOES NOT FIT" in ahead_report.text(chip, large) and "at best 200.0 ms" in ahead_report.text(chip, large)
 
 
 def test_an_unknown_topology_is_named():
     with pytest.raises(ConfigError, match="v5e:16x16"):
-        ahead.open_topology("v5:16x16")
+        open_topology("v5:16x16")
     assert ahead._used("Used 20.5G of 15.75G hbm. Exceeded") == int(20.5 * 2**30)
     assert ahead._used("required for HLO temporaries (20.77G) exceeds available HBM (15.75G).") == int(20.77 * 2**30)
     with pytest.raises(RuntimeError, match="another"):

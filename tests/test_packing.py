@@ -14,7 +14,7 @@ from sphinx_jax.data.packing import PackedRows
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.model.attention import attend, splash
+from sphinx_jax.model.attention import attend, of_even_lengths, splash
 from sphinx_jax.model.blueprint import blueprint
 
 TOKENIZER = load_tokenizer(DATA / "tokenizer.model")
@@ -104,6 +104,23 @@ def test_the_tpu_kernel_computes_what_the_matrices_do(length, heads, shared, wid
     found = by(lambda *x: splash(*x, documents, interpret=True))
     expected = by(lambda *x: attend(*x, causal=True, documents=documents))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), found, expected)
+
+
+@pytest.mark.parametrize(("length", "keys"), [(7, 7), (8, 8), (7, 10), (6, 9)])
+@pytest.mark.parametrize("kind", ["causal", "all", "mask", "mask of keys"])
+def test_lengths_made_even_change_nothing(length, keys, kind):
+    random = np.random.default_rng(0)
+    keys = length if kind == "causal" else keys
+    q, k, v = (jnp.asarray(random.normal(size=(2, n, 2, 8)), jnp.float32) for n in (length, keys, keys))
+    shapes = {"mask": (2, 1, length, keys), "mask of keys": (2, 1, 1, keys)}
+    mask = jnp.asarray(random.random(shapes[kind]) < 0.7).at[..., 0].set(True) if kind in shapes else None
+
+    def by(attention):
+        return jax.grad(lambda *x: jnp.sin(attention(*x)).sum(), argnums=(0, 1, 2))(q, k, v)
+
+    found = by(lambda *x: of_even_lengths(*x, kind == "causal", mask, "xla"))
+    expected = by(lambda *x: attend(*x, causal=kind == "causal", mask=mask))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
 def test_pairs_and_documents_are_read_whole(tmp_path):

@@ -41,12 +41,9 @@ def attend(
         mask = same if mask is None else mask & same
     if where == "cpu":
         return _attend_matrices(q, k, v, causal, mask)
-    flash = where == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
-    if mask is not None:  # cuDNN takes it as a bias, of even lengths alone
-        flash &= q.shape[1] % 2 == k.shape[1] % 2 == 0
-    return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal, implementation="cudnn" if flash else "xla"
-    )  # fmt: skip
+    if where == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0:
+        return of_even_lengths(q, k, v, causal, mask, "cudnn")
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="xla")
 
 
 def _on_shards(q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None) -> jax.Array:
@@ -88,6 +85,28 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None
         documents = jnp.pad(documents, ((0, 0), (0, padded - length)), constant_values=-1)
         out = jax.vmap(lambda q, k, v, d: kernel(q, k, v, kernels.SegmentIds(d, d)))(q, k, v, documents)
     return einops.rearrange(out, "b n t h -> b t n h")[:, :length, :, :width]
+
+
+def of_even_lengths(
+    q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, mask: jax.Array | None, implementation: str
+) -> jax.Array:
+    """JAX's own attention, shapes as in ``attend``, odd lengths padded: cuDNN has a gradient for even ones alone."""
+    length, keys = q.shape[1], k.shape[1]
+    if length % 2 == keys % 2 == 0 or length == 1:  # one token, of an answer, has no gradient
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    lengths = {}
+    if mask is not None:
+        mask = jnp.pad(
+            mask, ((0, 0), (0, 0), (0, mask.shape[2] > 1 and length % 2), (0, mask.shape[3] > 1 and keys % 2))
+        )
+    elif not causal:  # causality hides what is padded
+        whole = jnp.full(len(q), 1, jnp.int32)
+        lengths = {"query_seq_lengths": whole * length, "key_value_seq_lengths": whole * keys}
+    out = jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=causal, implementation=implementation, **lengths
+    )  # fmt: skip
+    return out[:, :length]
 
 
 def _attend_matrices(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, mask: jax.Array | None) -> jax.Array:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from sphinx_jax.config import ConfigError, ModelConfig, unknown
+from sphinx_jax.config import ModelConfig, unknown
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate import engine
 from sphinx_jax.model.blueprint import Leaves, blueprint
@@ -30,28 +30,9 @@ from sphinx_jax.train import flops
 from sphinx_jax.train.collectives import Collective, collectives, moved
 from sphinx_jax.train.program import abstract_batches, abstract_kept, abstract_state, program
 from sphinx_jax.train.stage import TrainStage, shapes, throughput
+from sphinx_jax.train.topologies import Chip, lowering_for
 
-GIB = 2**30
 PROMPT, ANSWER = 512, 512  # text tokens of the prefill and decode steps
-
-
-@dataclass(frozen=True)
-class Chip:
-    """One device as JAX counts them, which is a chip; from the vendors' data sheets."""
-
-    kind: str
-    flops: float  # bf16 dense, a second
-    hbm: float  # bytes that a program may use, as the compiler says
-    bandwidth: float  # bytes a second, of the memory
-    links: float  # bytes a second, of all links between chips, one direction
-
-
-CHIPS = {
-    "v4": Chip("TPU v4", 275e12, 30.75 * GIB, 1228e9, 300e9),
-    "v5e": Chip("TPU v5 lite", 197e12, 15.75 * GIB, 819e9, 200e9),
-    "v5p": Chip("TPU v5", 459e12, 95.74 * GIB, 2765e9, 600e9),
-    "v6e": Chip("TPU v6 lite", 918e12, 31.25 * GIB, 1640e9, 400e9),
-}
 
 
 @dataclass
@@ -81,30 +62,6 @@ class Need:
     def activation_bytes(self) -> int:
         """Everything that is not state: activations, gradients, gathered weights, buffers of collectives."""
         return self.peak_bytes - self.parameter_bytes - self.optimizer_bytes
-
-
-def open_topology(name: str) -> tuple[Sequence[jax.Device], Chip]:
-    """Devices of a TPU topology such as ``v5e:16x16``, none of which is here.
-
-    Raises ConfigError for a name that libtpu does not know, or without libtpu.
-    """
-    chip = CHIPS.get(name.partition(":")[0])
-    if chip is None or ":" not in name:
-        raise unknown("topology", name, [f"{kind}:{'4x4x4' if kind in ('v4', 'v5p') else '16x16'}" for kind in CHIPS])
-    from jax.experimental.topologies import get_topology_desc
-
-    kind, _, sizes = name.partition(":")
-    options = {}
-    if set(sizes.split("x")) == {"1"}:  # hosts have four chips and more, but for machines of one
-        options["chips_per_host_bounds"] = [1, 1, 1]
-    if kind == "v4":  # the two cores of a chip as one device, as Cloud TPU gives them
-        options["chip_config_name"] = "megacore"
-    try:
-        return get_topology_desc(platform="tpu", topology_name=name, **options).devices, chip
-    except Exception as error:
-        if "libtpu" in str(error) or isinstance(error, ImportError):
-            raise ConfigError("compiling for a TPU takes its compiler; pip install 'sphinx_jax[tpu]'") from error
-        raise ConfigError(f"topology {name}: {str(error).splitlines()[0]}") from error
 
 
 def train_need(recipe: Recipe, name: str, devices: Sequence[jax.Device], chip: Chip, find_largest: bool) -> Need:
@@ -218,7 +175,7 @@ def _compile(
 ) -> Need:  # fmt: skip
     """Lower and compile; ``worth`` and ``work``: FLOPs of all devices, of the model and with what is computed again."""
     devices = mesh.size
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), lowering_for(mesh):
         lowered = lower()
         try:
             compiled = lowered.compile()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.recipe import parse
-from sphinx_jax.train.ahead import GIB, Chip, Need, inference_needs, open_topology, train_need, train_stages
+from sphinx_jax.train.ahead import Need, inference_needs, train_need, train_stages
+from sphinx_jax.train.topologies import GIB, Chip, open_topology
 
 TABLE = {
     name: ("v5e:16x16", "v6e:8x8", "v5p:4x4x4")

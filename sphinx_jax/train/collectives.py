@@ -19,7 +19,7 @@ _CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\][^{]*\{([^}]*)\})")
 _AXIS = re.compile(r"'([^']+)'(?:=|:\(\d+\))?(\d+)?")  # 'a'=8 in a mesh; 'a', or a part of it, 'a':(2)4, in a group
 _ALL = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
-# a TPU's reduce-scatter is written as an all-reduce of which each device then takes its slice, in a computation so named
+# a TPU's reduce-scatter is an all-reduce of which each device then takes its slice, in a computation of such a name
 _SCATTERED = "all-reduce-scatter"
 _COLLECTIVE = re.compile(rf" ({'|'.join(KINDS)})(-start)?\(")
 
