@@ -199,6 +199,15 @@ def test_depthwise_paths_agree_with_a_plain_loop(side):
     padded = np.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
     expected = sum(padded[:, i : i + side, j : j + side] * kernel[i, j] for i in range(7) for j in range(7))
     np.testing.assert_allclose(depthwise(jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-4)
+    # it is linear in each of the two: the gradient of a weighted sum is the sum with the other argument's shifts
+    above = rng.normal(size=x.shape).astype(np.float32)
+    of_x, of_kernel = jax.grad(lambda x, k: (depthwise(x, k) * above).sum(), argnums=(0, 1))(x, kernel)
+    turned = np.pad(above, ((0, 0), (3, 3), (3, 3), (0, 0)))
+    shifts = [(i, j) for i in range(7) for j in range(7)]
+    want_x = sum(turned[:, i : i + side, j : j + side] * kernel[6 - i, 6 - j] for i, j in shifts)
+    want = [(padded[:, i : i + side, j : j + side] * above).sum((0, 1, 2)) for i, j in shifts]
+    np.testing.assert_allclose(of_x, want_x, atol=1e-4)
+    np.testing.assert_allclose(of_kernel, np.reshape(want, kernel.shape), atol=1e-3)
 
 
 def test_isolated_turns_answer_as_if_alone(tiny):

@@ -6,6 +6,11 @@ A mix of two checkpoints of 0.7 GB beside a copy of the same bytes, from a cold 
 The training step beside the same decoder in transformers and PyTorch (pip install torch), and the frozen encoders:
   python tools/benchmark.py train --dim 512 --layers 4 --batch 8 --length 256
 
+The step of a recipe on what is here, with fresh weights and made-up rows: milliseconds, tokens a second, MFU.
+A GPU holds a few layers of the 13B model, and a layer is what is measured:
+  python tools/benchmark.py step --config configs/sphinx_1k.py --stage finetune --config.model.decoder.layers=6 \\
+      --config.stage.finetune.batch=8 --config.stage.finetune.text_batch=8
+
 What fewer bits cost a recipe's model on held-out data:
   python tools/benchmark.py quantise --workdir runs/quickstart
 """
@@ -35,9 +40,17 @@ def arguments() -> argparse.Namespace:
     train.add_argument("--length", type=int, default=256, help="tokens of each (default: %(default)s)")
     train.add_argument("--views", type=int, default=8, help="pictures for the encoders (default: %(default)s)")
     train.add_argument("--rounds", type=int, default=5, help="of which the best counts (default: %(default)s)")
+    step = kinds.add_parser(
+        "step", help="the training step of a recipe; also takes --config, --config.key=value, --stage and --smoke",
+        allow_abbrev=False,
+    )  # fmt: skip
+    step.add_argument("--steps", type=int, default=10, help="that are timed (default: %(default)s)")
     few = kinds.add_parser("quantise", help="the held-out loss of a recipe's model in 8 and 4 bits")
     few.add_argument("--workdir", type=Path, required=True, help="of a recipe that was run, e.g. runs/quickstart")
-    return parser.parse_args()
+    args, args.recipe = parser.parse_known_args()
+    if args.recipe and args.kind != "step":
+        parser.error(f"unrecognized arguments: {' '.join(args.recipe)}")
+    return args
 
 
 def compare_mix(args: argparse.Namespace) -> Iterator[str]:
@@ -68,8 +81,23 @@ def compare_train(args: argparse.Namespace) -> Iterator[str]:
             yield pair.line()
 
 
+def measure_step(args: argparse.Namespace) -> Iterator[str]:
+    from absl import flags
+
+    from sphinx_jax import main, recipe, smoke
+    from sphinx_jax.train import step_benchmark
+
+    main.parse(["benchmark.py", *args.recipe])
+    if main.CONFIG.value is None or not flags.FLAGS.stage:
+        raise ValueError("give --config and --stage, e.g. --config configs/sphinx_1k.py --stage finetune")
+    values = main.CONFIG.value.to_dict()
+    values = smoke.smoke(values) if flags.FLAGS.smoke else values
+    yield from step_benchmark.measure(recipe.parse(values, origins=False), flags.FLAGS.stage, args.steps)
+
+
 if __name__ == "__main__":
     with plain_errors():
         args = arguments()
-        for line in {"mix": compare_mix, "train": compare_train, "quantise": compare_quantised}[args.kind](args):
+        work = {"mix": compare_mix, "train": compare_train, "step": measure_step, "quantise": compare_quantised}
+        for line in work[args.kind](args):
             print(line, flush=True)

@@ -1,0 +1,72 @@
+"""The step of a recipe's stage on the devices that are here, with made-up rows: seconds, tokens a second, MFU.
+
+The same program as training runs, less the data: for sizing a run, and for finding out what a setting costs.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.recipe import PLAYGROUND, Recipe, mesh_of
+from sphinx_jax.sharding import RULES
+from sphinx_jax.train.ahead import train_stages
+from sphinx_jax.train.program import abstract_batches, program, start
+from sphinx_jax.train.stage import shapes, throughput
+
+
+def measure(recipe: Recipe, stage: str, steps: int) -> Iterator[str]:
+    """Lines about ``steps`` steps of a stage that starts from fresh weights, the first two not counted.
+
+    Raises ConfigError for a stage that does not train.
+    """
+    next(train_stages(recipe, stage))
+    s, model, mesh = recipe.settings[stage], recipe.model, mesh_of(recipe, jax.devices(), [stage])
+    made = program(model, stage, s, mesh)
+    state = start(made, model, s, blueprint(model).init(mesh, recipe.seed), mesh)
+    tokenizer = load_tokenizer(PLAYGROUND / "tokenizer.model")  # rows have the same shapes with any
+    rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    random = np.random.default_rng(recipe.seed)
+    batches = {
+        kind: {
+            name: jax.device_put(_made_up(name, x.shape, x.dtype, model.decoder.vocab_size, random), rows)
+            for name, x in batch.items()
+        }
+        for kind, batch in abstract_batches(s, shapes(model, s), tokenizer, mesh).items()
+    }
+    seconds = []
+    with jax.set_mesh(mesh):
+        for _ in range(steps + 2):
+            begun = time.perf_counter()
+            state, metrics = made.step(state, batches, np.float32(s.rate))
+            loss = float(metrics["loss"])
+            seconds.append(time.perf_counter() - begun)
+    worth = throughput(model, s)
+    best, usual = min(seconds[2:]), statistics.median(seconds[2:])
+    devices = len(jax.devices())
+    parts = ", ".join(f"{size} {kind} rows in {made.parts[kind]} parts" for kind, size in s.rows().items())
+    yield f"{stage}: {parts}; {devices} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
+    yield f"  first step {seconds[0]:.1f} s with its compilation, best {best * 1e3:,.1f} ms, median {usual * 1e3:,.1f} ms"
+    yield (
+        f"  {worth.tokens / usual / devices:,.0f} tokens/s and {worth.flops / usual / devices / 1e12:,.2f} TFLOP/s a "
+        f"device, MFU {worth.flops / usual / devices / worth.peak:.1%}; loss {loss:.3f}"
+    )
+    used = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    if any(used):
+        yield f"  {max(used) / 2**30:.2f} GiB at most on a device"
+
+
+def _made_up(name: str, shape: tuple[int, ...], dtype: np.dtype, words: int, random: np.random.Generator) -> np.ndarray:
+    """Rows without padding: every position a word, every word labelled, one document."""
+    if name in ("tokens", "labels"):
+        return random.integers(3, words, shape).astype(dtype)
+    if name == "pixels":
+        return random.integers(0, 255, shape).astype(dtype)
+    return np.ones(shape, dtype) if name == "weights" else np.zeros(shape, dtype)

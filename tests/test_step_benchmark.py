@@ -1,0 +1,35 @@
+"""The step of a recipe, timed with made-up rows."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "step", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_a_step_is_timed_and_its_rows_counted():
+    said = run("--config=configs/sphinx_7b.py", "--stage=finetune", "--smoke", "--steps=2",
+               "--config.stage.finetune.length=64")  # fmt: skip
+    assert said.returncode == 0, said.stderr[-2000:]
+    head, times, rates = said.stdout.splitlines()
+    assert head.startswith("finetune: 8 image rows in 2 parts, 8 text rows in 2 parts; 1 x")
+    best, median = (float(ms.replace(",", "")) for ms in re.search(r"best (\S+) ms, median (\S+) ms", times).groups())
+    assert 0 < best <= median
+    # fresh weights know nothing: a mean of log(1280) for the pictures' text, and as much for the text alone
+    assert float(rates.rpartition(" ")[2]) == pytest.approx(2 * 7.15, abs=0.3)
+
+
+def test_a_step_needs_a_stage_that_trains():
+    said = run("--config=configs/sphinx_7b.py", "--stage=mix")
+    assert said.returncode == 1 and "unknown training stage 'mix'" in said.stderr, said.stderr
+    said = run("--config=configs/sphinx_7b.py")
+    assert said.returncode == 1 and "give --config and --stage" in said.stderr, said.stderr
