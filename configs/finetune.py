@@ -6,7 +6,8 @@ python -m sphinx_jax.main --config configs/finetune.py:FOLDER,lora=16,nf4 --conf
 
 FOLDER is what tools/convert_checkpoint.py wrote, or any checkpoint of this project.  The list is of the published form,
 YAML with META: [{path: conversations.jsonl, root: pictures/}, …].  int8 and nf4 keep the frozen decoder in few bits.
-Hyper-parameters are the published ones of stage 2; LoRA's rate † is this project's choice.
+It computes in bfloat16; on a CPU --config.model.dtype=float32 is faster.  Hyper-parameters are the published ones of
+stage 2; LoRA's rate † is this project's choice.
 """
 
 import json
@@ -25,15 +26,15 @@ def get_config(what: str = "") -> ConfigDict:
     if not folder:
         raise ConfigError("say what to fine-tune: --config configs/finetune.py:FOLDER, or FOLDER,lora=16")
     described = Path(folder) / "model.json"
-    if folder in FAMILY:  # what it would take, before there are weights: tools/compile_ahead.py
-        model = to_dict(family(folder)) | {"dtype": "bfloat16"}
-    elif described.is_file():
+    if described.is_file():
         model = json.loads(described.read_text())
+    elif folder in FAMILY:  # what it would take, before there are weights: tools/compile_ahead.py
+        model = to_dict(family(folder))
     else:
         raise ConfigError(f"{folder} is no checkpoint (it has no model.json); tools/convert_checkpoint.py makes one")
     c = ConfigDict()
     c.title = f"Fine-tuning {folder}"
-    c.model = model
+    c.model = model | {"dtype": "bfloat16"}
     c.tokenizer = folder
     c.data = {"playground": None, "meta": {"train": "data/finetune.yaml"}}
     c.mesh = {"tensor": 0, "expert": 0}

@@ -64,7 +64,7 @@ def sphinx(model: str, device_rows: int) -> ConfigDict:
             "start": "pretrain_real", "steps": 20_000, "rate": 5e-6, "floor": 0.0, "warmup": 100,  # †
             "domains": {"synthetic": 1.0},
         },
-        "mix": {"kind": "mix", "real": "pretrain_real", "synthetic": "continue_synthetic", "batch": 64},
+        "mix": {"kind": "mix", "real": "pretrain_real", "synthetic": "continue_synthetic", "batch": 128},
         "finetune": finetune(model, device_rows, "mix", 2e-5, 128, 0.03),
     }  # fmt: skip
     return c
@@ -86,7 +86,7 @@ def sphinx_x(model: str, device_rows: int, aligned: tuple[str, ...], rate: float
 
 
 def finetune(model: str, device_rows: int, start: str, rate: float, batch: int, warmup_epochs: float) -> dict:
-    """One epoch of the mix of tasks: pictures and, for each, a quarter as many † rows of text alone."""
+    """One epoch of the mix of tasks: pictures and, with them, as many † rows of text alone."""
     return _step(model, device_rows) | {
         "start": start, "epochs": 1.0, "batch": batch, "length": 512, "domains": {"*": 1.0},
         "text_batch": batch, "text_length": 512,  # †

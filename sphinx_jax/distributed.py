@@ -7,17 +7,20 @@ within, without a Python exception; the parent is what is left to say so, and ho
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
-from sphinx_jax.command import LOST
+from sphinx_jax.command import LOST, Stopped, plain_errors
 from sphinx_jax.config import ConfigError
 
 CHILD = "SPHINX_JAX_CHILD"  # set for the process that does the work
@@ -98,6 +101,8 @@ def supervise(workdir: Path, newest: Callable[[Path], tuple[str, int] | None]) -
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: child.send_signal(number))
     status = child.wait()
+    if status == -signal.SIGTERM:  # before there was a step to save
+        return 128 + signal.SIGTERM
     if status >= 0 and status not in (LOST, 128 + signal.SIGABRT):
         return status
     how = f"was ended by {signal.Signals(-status).name}" if status < 0 else "lost the others"
@@ -111,12 +116,49 @@ def supervise(workdir: Path, newest: Callable[[Path], tuple[str, int] | None]) -
     return LOST
 
 
+def agree(problem: str | None) -> None:
+    """Every process learns here whether process 0 has met a ``problem``.  Raises ConfigError in all of them if so."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        failed = bool(multihost_utils.broadcast_one_to_all(np.asarray(problem is not None)))
+        if failed and problem is None:
+            problem = "process 0 cannot begin; its own message says why"
+    if problem is not None:
+        raise ConfigError(problem)
+
+
 def barrier(name: str) -> None:
     """Every process waits here for the others."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def leaving_alone() -> Iterator[None]:
+    """A process that fails within ends at once: JAX would wait minutes for the others, which wait for it.
+
+    It also ends with its parent, which is the process that people see and kill.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # Linux has it
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    try:
+        yield
+    except Stopped:  # all of them leave
+        raise
+    except BaseException:
+        try:
+            with plain_errors():
+                raise
+        except SystemExit as end:
+            print(end.code, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 @contextlib.contextmanager

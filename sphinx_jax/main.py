@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "sphinx_jax" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     from sphinx_jax import distributed, recipe
-    from sphinx_jax.checkpoint.store import as_path
+    from sphinx_jax.paths import as_path
 
     workdir = as_path(_WORKDIR.value or Path("runs") / (f"{file.stem}-smoke" if _SMOKE.value else file.stem))
     cluster = distributed.find_cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _DISTRIBUTED.value)
@@ -59,7 +60,8 @@ def main(argv: list[str]) -> None:
         from sphinx_jax.smoke import smoke
 
         values = smoke(values)
-    recipe.run(recipe.parse(values), workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
+    with contextlib.nullcontext() if cluster is None else distributed.leaving_alone():
+        recipe.run(recipe.parse(values), workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
 
 
 def parse_profile(text: str) -> range:

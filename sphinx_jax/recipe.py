@@ -25,8 +25,9 @@ from sphinx_jax.config import ConfigError, ModelConfig, from_dict, unknown
 from sphinx_jax.data.sources import Data, DataConfig
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
-from sphinx_jax.distributed import barrier
+from sphinx_jax.distributed import agree, barrier
 from sphinx_jax.model.blueprint import Leaves, blueprint
+from sphinx_jax.paths import as_path
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train.features import FeatureCache, cache_features
 from sphinx_jax.train.numbers import order_numbers
@@ -131,8 +132,13 @@ def _check_origins(name: str, stage: Any, known: dict[str, Any]) -> None:
         origin = getattr(stage, key, None)
         if not origin or origin in ("parts", "fresh", *known):
             continue
-        if not Path(origin).exists():
-            raise unknown(f"{key} of stage {name}", origin, ["parts", "fresh", *known])
+        if not as_path(origin).exists():
+            if "/" not in origin:
+                raise unknown(f"{key} of stage {name}", origin, ["parts", "fresh", *known])
+            raise ConfigError(
+                f"{key} of stage {name}: there is no {origin}; tools/convert_checkpoint.py makes such a folder of "
+                f"published weights, and --config.stage.{name}.{key}=FOLDER names another"
+            )
         if not store.is_complete(origin):
             raise store.BadCheckpoint(f"{key} of stage {name}: {origin} is not a complete checkpoint")
 
@@ -170,7 +176,7 @@ class Run:
         """The folder that ``start`` names: ``parts``, a stage of this recipe, or a path."""
         if start == "parts":
             return PARTS
-        folder = store.newest(self.folder(start) / "checkpoints") if start in self.recipe.settings else Path(start)
+        folder = store.newest(self.folder(start) / "checkpoints") if start in self.recipe.settings else as_path(start)
         if folder is None or not store.is_complete(folder):
             raise store.BadCheckpoint(f"there is no complete checkpoint of {start!r} yet; run that stage first")
         return folder
@@ -217,6 +223,7 @@ def run(
         raise unknown("stage", only, recipe.settings)
     leader = jax.process_index() == 0
     quiet = quiet or not leader
+    problem = None
     try:
         # a chat makes nothing, not even the workdir
         if not leader:
@@ -225,8 +232,10 @@ def run(
             workdir.mkdir(parents=True, exist_ok=True)
             _settle(recipe, workdir)
     except OSError as error:
-        raise ConfigError(f"cannot write to workdir {workdir}: {error.strerror}; give another --workdir") from None
-    barrier("settled")
+        problem = f"cannot write to workdir {workdir}: {error.strerror}; give another --workdir"
+    except ConfigError as error:
+        problem = str(error)
+    agree(problem)
     this = Run(recipe, workdir, quiet, profile)
     todo = [only] if only else [name for name in recipe.stages if not done(this, name)]
     if not quiet:
@@ -258,7 +267,12 @@ def progress_of(workdir: Path) -> tuple[str, int] | None:
     )
     if not found:
         return None
-    folder, newest = max(found, key=lambda pair: (pair[1] / store.RECIPE).stat().st_mtime)
+
+    def written(pair: tuple[Path, Path]) -> float:
+        seen = (pair[1] / store.RECIPE).stat()
+        return getattr(seen, "st_mtime", None) or seen.mtime
+
+    folder, newest = max(found, key=written)
     return folder.parent.name, int(newest.name)
 
 

@@ -32,6 +32,26 @@ def test_a_checkpoint_gives_back_what_went_in(saved, mesh):
         np.testing.assert_array_equal(found[path], leaf)
 
 
+def test_an_object_store_takes_checkpoints_too(tmp_path, mesh, monkeypatch):
+    """Its paths are no ``pathlib.Path``, their ``stat`` says less."""
+    from etils import epath
+
+    from sphinx_jax import recipe
+    from sphinx_jax.data import tokenizer
+
+    for module in (store, tokenizer, recipe):
+        monkeypatch.setattr(module, "as_path", epath.Path)
+    workdir = epath.Path(tmp_path)
+    for step in (2, 10):
+        store.save(workdir / "tune" / "checkpoints" / str(step), born(CONFIG), CONFIG, TOKENIZER, {"made_by": "test"})
+    assert recipe.progress_of(workdir) == ("tune", 10)
+    store.keep_newest(workdir / "tune" / "checkpoints", 1)
+    left = store.newest(workdir / "tune" / "checkpoints")
+    assert left.name == "10" and not (workdir / "tune" / "checkpoints" / "2").exists()
+    assert store.read_tokenizer(left).encode("a cat") == TOKENIZER.encode("a cat")
+    assert store.restore(left, mesh).keys() == born(CONFIG).keys()
+
+
 def test_state_is_plain_orbax_under_clean_paths(saved):
     from orbax.checkpoint import v1 as ocp
 

@@ -137,6 +137,33 @@ def test_a_signal_to_one_process_ends_all_at_the_same_saved_step(recipe, alone, 
     np.testing.assert_allclose(losses(workdir), alone, rtol=2e-4)
 
 
+@pytest.mark.slow
+def test_settings_that_are_refused_end_every_process_at_once(recipe, alone, tmp_path):
+    workdir = tmp_path / "settled"
+    (process,) = start(recipe, workdir, 1)
+    assert finish(process) == 0
+    begun = time.perf_counter()
+    processes = start(recipe, workdir, 2, "--config.stage.tune.rate=0.5")
+    assert [finish(p) for p in processes] == [1, 1], processes[0].log.read_text()
+    assert time.perf_counter() - begun < 60  # nobody waits for the others
+    assert "was made with settings.tune.rate" in processes[0].log.read_text()
+    assert "its own message says why" in processes[1].log.read_text()
+
+
+@pytest.mark.slow
+def test_nothing_goes_on_without_the_process_that_people_see(recipe, tmp_path):
+    processes = start(recipe, tmp_path / "orphans", 2)
+    wait_for(tmp_path / "orphans" / "tune" / "checkpoints" / "4" / "recipe.json", processes[0])
+    left = [pid for process in processes for pid in children(process)]
+    for process in processes:
+        process.kill()
+        process.wait()
+    ended = time.perf_counter() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in left):
+        assert time.perf_counter() < ended
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("environment", "found"),
     [

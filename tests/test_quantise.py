@@ -99,6 +99,7 @@ def test_one_config_fine_tunes_a_converted_folder(folder, meta, tmp_path, option
 
     values = finetune.get_config(f"{folder}{options}").to_dict()
     values["data"]["meta"]["train"] = str(meta)
+    values["model"]["dtype"] = "float32"
     values["stage"]["finetune"] |= {"batch": 4, "length": 96, "epochs": 4.0, "rate": 1e-2, "log_every": 4}
     run = recipe.run(recipe.parse(values), tmp_path / "w", quiet=True)
     history = [json.loads(line) for line in (tmp_path / "w/finetune/history.jsonl").read_text().splitlines()]

@@ -171,7 +171,7 @@ def test_training_stops_at_bad_steps_in_a_row_wherever_log_lines_fall(bad, stopp
     def train():
         loop.run(
             tmp_path, "stage", loop.LoopSettings(len(bad), log_every=3, bad_steps=3),
-            TrainState({}, None, {}), step, lambda step: 0.1, lambda start: batches, plan=PLAN, config=CONFIG,
+            lambda: TrainState({}, None, {}), step, lambda step: 0.1, lambda start: batches, plan=PLAN, config=CONFIG,
             tokenizer=None, mesh=mesh, recipe={}, throughput=loop.Throughput(1, 1.0, 1.0),
             identify=lambda n: {"image": [f"row {n}"]}, quiet=True,
         )  # fmt: skip
@@ -196,7 +196,7 @@ def test_slow_data_is_named_once_and_chosen_steps_are_traced(tmp_path, mesh, mon
         return state, {"loss": 1.0, "norm": 1.0, "finite": True}
 
     loop.run(
-        tmp_path, "stage", loop.LoopSettings(6, log_every=2), TrainState({}, None, {}), step, lambda step: 0.1,
+        tmp_path, "stage", loop.LoopSettings(6, log_every=2), lambda: TrainState({}, None, {}), step, lambda step: 0.1,
         lambda start: iter(slow, None), plan=PLAN, config=CONFIG, tokenizer=None, mesh=mesh, recipe={},
         throughput=loop.Throughput(1, 1.0, 1.0), profile=range(4, 9), quiet=True,
     )  # fmt: skip
@@ -266,7 +266,7 @@ state = TrainState(trainable, jax.jit(optimizer.init)(trainable), frozen)
 data = lambda start: task_mix({"image": (rows(sources(), TOKENIZER, Shape(160, 32, 2, True), 0), 4)}, start=start)
 settings = loop.LoopSettings(steps, log_every=1, save_every=save_every)
 with plain_errors():
-    loop.run(folder, "t", settings, state, make_step(PLAN, optimizer),
+    loop.run(folder, "t", settings, lambda: state, make_step(PLAN, optimizer),
              lambda s: np.float32(learning_rate(s, peak=1e-3, steps=steps, warmup=2)), data, plan=PLAN, config=CONFIG,
              tokenizer=TOKENIZER, mesh=mesh, recipe={"made_by": "test"},
              throughput=loop.Throughput(1, 1.0, 1.0), quiet=True)

@@ -37,6 +37,7 @@ _TABLE = flags.DEFINE_string("table", None, "Add the rows that this file does no
 
 
 def main(argv: list[str]) -> None:
+    from sphinx_jax.smoke import smoke
     from sphinx_jax.train import ahead_report
 
     if len(argv) > 1:
@@ -46,8 +47,10 @@ def main(argv: list[str]) -> None:
         return ahead_report.fill(_TABLE.value)
     if CONFIG.value is None or not _TOPOLOGY.value:
         raise ValueError("give --config and --topology, e.g. --config configs/sphinx_1k.py --topology v5e:16x16")
-    stage = flags.FLAGS.stage
-    ahead_report.report(CONFIG.value.to_dict(), _TOPOLOGY.value, stage, largest=_LARGEST.value, as_json=_JSON.value)
+    values = smoke(CONFIG.value.to_dict()) if flags.FLAGS.smoke else CONFIG.value.to_dict()
+    ahead_report.report(
+        values, _TOPOLOGY.value, flags.FLAGS.stage, largest=_LARGEST.value, as_json=_JSON.value
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from sphinx_jax.distributed import barrier
 from sphinx_jax.model.blueprint import Blueprint, Leaves, blueprint, flatten, unflatten
+from sphinx_jax.paths import as_path, remove
 
 CHUNK_BYTES = 8 * 2**20  # any leaf can then be read slice by slice
 MODEL, RECIPE = "model.json", "recipe.json"
@@ -29,23 +30,6 @@ MODEL, RECIPE = "model.json", "recipe.json"
 
 class BadCheckpoint(ValueError):
     """A folder that is not a complete checkpoint of the model asked for."""
-
-
-def as_path(folder: str | Path) -> Path:
-    """A folder here (absolute), or in an object store such as gs://."""
-    if "://" in str(folder):
-        from etils import epath
-
-        return epath.Path(folder)
-    return Path(folder).absolute()
-
-
-def remove(folder: Path) -> None:
-    """Delete a folder, if it is there, with all that is in it."""
-    if isinstance(folder, Path):
-        shutil.rmtree(folder, ignore_errors=True)
-    elif folder.exists():
-        folder.rmtree()
 
 
 def _orbax():
@@ -151,8 +135,12 @@ def describe(folder: Path, config: ModelConfig | None, tokenizer: Tokenizer | No
         (folder / MODEL).write_text(model_config.to_json(config))
     if tokenizer is not None:
         tokenizer.save(folder)
+    made = json.dumps(recipe, indent=2)
+    if not isinstance(folder, Path):  # a store shows an object once it is whole
+        (folder / RECIPE).write_text(made)
+        return
     draft = folder / f"{RECIPE}.draft"
-    draft.write_text(json.dumps(recipe, indent=2))
+    draft.write_text(made)
     draft.replace(folder / RECIPE)
 
 

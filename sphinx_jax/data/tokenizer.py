@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any, Protocol
+
+from sphinx_jax.paths import as_path
 
 Span = tuple[int, int]
 
@@ -56,7 +57,7 @@ class Tokenizer(Protocol):
 
 
 def has_tokenizer(folder: str | PathLike[str]) -> bool:
-    return any((Path(folder) / name).is_file() for name in (_SENTENCEPIECE_FILE, _JSON_FILE))
+    return any((as_path(folder) / name).is_file() for name in (_SENTENCEPIECE_FILE, _JSON_FILE))
 
 
 def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
@@ -69,7 +70,7 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     Raises:
       BadTokenizer: nothing there, or not a tokenizer.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
         for name in (_SENTENCEPIECE_FILE, _JSON_FILE):
             if (path / name).is_file():
@@ -122,7 +123,7 @@ class _Shared:
         return []
 
     def save(self, folder: str | PathLike[str]) -> None:
-        folder = Path(folder)
+        folder = as_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (folder / name).write_bytes(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.recipe import parse
+from sphinx_jax.recipe import Recipe, parse
 from sphinx_jax.train.ahead import Need, inference_needs, train_need, train_stages
 from sphinx_jax.train.topologies import GIB, Chip, open_topology
 
@@ -38,7 +39,10 @@ def report(
 
 
 def fill(path: str | Path) -> None:
-    """Compile every row of ``TABLE`` that the file of JSON lines does not have, and draw the table beside it."""
+    """Compile every row of ``TABLE`` that the file of JSON lines does not have, and draw the table beside it.
+
+    A row of a recipe that has changed since is compiled again.
+    """
     path = Path(path)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for config, topologies in TABLE.items():
@@ -46,19 +50,26 @@ def fill(path: str | Path) -> None:
         for topology in topologies:
             wanted = [s for s in train_stages(recipe) if s != "continue_synthetic"]  # the same step as pretrain_real
             for stage in (*wanted, "inference"):
-                if any((r["config"], r["topology"], r["stage"]) == (config, topology, stage) for r in rows):
+                key = {"config": config, "topology": topology, "stage": stage, "recipe": _digest(recipe, stage)}
+                if any(key.items() <= row.items() for row in rows):
                     continue
+                rows = [r for r in rows if (r["config"], r["topology"], r["stage"]) != (config, topology, stage)]
                 print(f"{config} {stage} on {topology}", file=sys.stderr, flush=True)
                 devices, chip = open_topology(topology)
                 if stage == "inference":
                     found = {kind: _entry(n) for kind, n in inference_needs(recipe, devices, chip).items()}
                 else:
                     found = {"train": _entry(train_need(recipe, stage, devices, chip, False))}
-                rows.append({"config": config, "topology": topology, "stage": stage, "hbm_bytes": chip.hbm, **found})
-                with path.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+                rows.append({**key, "hbm_bytes": chip.hbm, **found})
+                path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
                 path.with_suffix(".md").write_text(draw(rows))
     path.with_suffix(".md").write_text(draw(rows))
+
+
+def _digest(recipe: Recipe, stage: str) -> str:
+    """Short for what a row depends on: model, mesh and the stage's settings (of ``inference`` model and mesh alone)."""
+    parts = (recipe.model, recipe.mesh, recipe.settings.get(stage))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> str:

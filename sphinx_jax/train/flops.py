@@ -19,7 +19,9 @@ from sphinx_jax.model.blueprint import count_parameters
 # bf16 dense FLOP/s of one device as jax counts devices, from the vendors' data sheets
 PEAKS = {
     "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
-    "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": 835e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12, "NVIDIA A100": 312e12, "NVIDIA A10": 125e12, "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12,
+    "NVIDIA GeForce RTX 4090": 165e12, "NVIDIA GeForce RTX 3090": 71e12, "Tesla T4": 65e12, "Tesla V100": 125e12,
 }  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def run(
     folder: Path,
     name: str,
     settings: LoopSettings,
-    state: TrainState,
+    begin: Callable[[], TrainState],
     step_fn: Callable,
     rate: Callable[[int], Any],
     data: Callable[[int], Iterator[Any]],
@@ -74,7 +74,7 @@ def run(
     profile: range | None = None,
     quiet: bool = False,
 ) -> TrainState:
-    """Train from the newest checkpoint in ``folder``/checkpoints, or from ``state``, to the last step.
+    """Train from the newest checkpoint in ``folder``/checkpoints, or from the state that ``begin`` makes, to the end.
 
     Writes ``history.jsonl`` (one line a log step), TensorBoard events and checkpoints into ``folder``; a checkpoint
     holds the state after its step, whose number is also the position in the data, so a resumed run repeats and skips
@@ -82,6 +82,7 @@ def run(
     on the step before: nothing here waits for a step but a log line.
 
     Args:
+      begin: called once; nothing else should hold the arrays of what it returns, which the steps write over.
       data: number of a step -> batches from there on, this process's share of the rows.
       identify: number of a step, from 0 -> what its batch was made of, as JSON.
       profile: steps, from 0, of which ``folder``/profile gets a trace for XProf and TensorBoard.
@@ -94,10 +95,13 @@ def run(
     leader = jax.process_index() == 0
     start = 0
     found = store.newest(checkpoints.folder)
+    state = begin()
     if found is not None:
         start = int(found.name)
-        trainable = store.restore(found, mesh, plan, only=state.trainable)
-        state = TrainState(trainable, store.restore_training(found, state.optimizer), state.frozen)
+        paths, frozen, slots = list(state.trainable), state.frozen, jax.tree.map(_abstract, state.optimizer)
+        state = None  # what trains is read in its place, not beside it
+        trainable = store.restore(found, mesh, plan, only=paths)
+        state = TrainState(trainable, store.restore_training(found, slots), frozen)
         _log.info("%s resumes at step %d", name, start)
     history = _History(folder, start, leader)
     line = _Line(name, settings.steps, quiet or not leader)
@@ -153,7 +157,7 @@ def run(
                 saving = time.perf_counter()
                 checkpoints.save(step + 1, state)
                 window.saving += time.perf_counter() - saving
-            if leaving and step + 1 < settings.steps:
+            if leaving:
                 left = step + 1
                 break
         checkpoints.wait()
@@ -162,6 +166,10 @@ def run(
     if left is not None:
         raise Stopped(f"{name}: stopped by SIGTERM; step {left} is saved, and the same command goes on from there")
     return state
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
 class _Checkpoints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -76,6 +77,12 @@ def _rule(
     make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
     if make is None or not callable(make):
         raise unknown("optimizer", name, ["adamw", "muon", "adafactor", "lion", "sgd", "adam", "lamb", "sm3"])
+    taken = inspect.signature(make).parameters
+    for key, value in (("weight_decay", weight_decay), ("mask", mask)):
+        if key in taken:
+            settings = {key: value} | settings
+    if weight_decay and "weight_decay" not in taken:
+        raise ConfigError(f"optimizer {name} does not take weight_decay {weight_decay}; see its optimizer_settings")
     return make(1.0, **settings)
 
 

@@ -131,7 +131,6 @@ class _Rows(grain.transforms.RandomMap):
 def train_encoders(run: Run, name: str, settings: EncodersStage) -> None:
     s, model, mesh = settings, run.recipe.model, run.mesh
     plan = Blueprint(lambda rngs: Parts(model, PHRASE_TOKENS, CAPTION_TOKENS, rngs=rngs))
-    leaves = plan.init(mesh, run.recipe.seed)
     optimizer = make_optimizer(
         s.optimizer, plan.specs, clip=s.clip, weight_decay=s.weight_decay,
         **({"adam_learning_rate": s.adam_rate} if s.optimizer == "muon" else {}),
@@ -156,10 +155,14 @@ def train_encoders(run: Run, name: str, settings: EncodersStage) -> None:
     rate = functools.partial(learning_rate, peak=s.rate, steps=s.steps, warmup=s.warmup)
     tokens = 2 * s.batch * (1 + model.grid**2)
     encoders = sum(spec.size for path, spec in plan.specs.items() if path.startswith("encoders/"))
-    with jax.set_mesh(mesh):
-        state = TrainState(leaves, jax.jit(optimizer.init)(leaves), {})
+
+    def begin() -> TrainState:
+        leaves = plan.init(mesh, run.recipe.seed)
+        with jax.set_mesh(mesh):
+            return TrainState(leaves, jax.jit(optimizer.init)(leaves), {})
+
     loop.run(
-        run.folder(name), name, loop.LoopSettings(s.steps, s.log_every, s.save_every), state, step,
+        run.folder(name), name, loop.LoopSettings(s.steps, s.log_every, s.save_every), begin, step,
         lambda step: (np.float32(rate(step)), np.uint32(step)), lambda step: iter(named[step:].to_iter_dataset()),
         plan=plan, config=model, tokenizer=run.tokenizer, mesh=mesh,
         recipe={"made_by": "encoders", "stage": name, "settings": asdict(s)},

@@ -63,11 +63,13 @@ def _program(
 
 
 def start(program: Program, model: ModelConfig, s: TrainStage, leaves: Leaves, mesh: Mesh) -> TrainState:
-    """The state before the first step.  What is frozen is kept in the compute dtype, or in fewer bits."""
+    """The state before the first step, which takes the leaves over: what is frozen goes into the compute dtype, or into
+    fewer bits, and out of ``leaves``."""
     trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
     slots = state_shardings(program.optimizer, _abstract(trainable), mesh)
     with jax.set_mesh(mesh):
-        frozen = {p: _kept(p, x, model, s.quantize) for p, x in leaves.items() if p not in trainable}
+        # taken out one by one, so that none is there in two forms at once
+        frozen = {p: _kept(p, leaves.pop(p), model, s.quantize) for p in list(leaves) if p not in trainable}
         return TrainState(trainable, jax.jit(program.optimizer.init, out_shardings=slots)(trainable), frozen)
 
 

@@ -72,6 +72,8 @@ class TrainStage:
         for name in ("batch", "length", "text_length", "accumulate", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} of a train stage must be at least 1, not {getattr(self, name)}")
+        if self.epochs and self.pack_text and not self.domains:
+            raise ConfigError("how many rows an epoch of packed text has shows only once it is read; give steps")
         if self.device_rows and self.accumulate > 1:
             raise ConfigError("a train stage takes accumulate or device_rows, not both")
         if not self.domains and not self.text_batch:
@@ -97,11 +99,10 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     s, model, mesh = settings, run.recipe.model, run.mesh
     made = program(model, name, s, mesh)
     folder = run.folder(name)
-    leaves = run.leaves(s.start, frozen_dtypes(model, s))
-    state = start(made, model, s, leaves, mesh)
+    held = [run.leaves(s.start, frozen_dtypes(model, s))]
     sources = {}
     if s.domains:
-        sources["image"] = image_sources(run, s, leaves)
+        sources["image"] = image_sources(run, s, held[0])
     if s.text_batch:
         sources["text"] = run.data.texts(s.split)
     s = with_steps(s, sources)
@@ -125,7 +126,8 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
         return task_mix(streams, start=step, process=process, processes=processes, workers=s.workers)
 
     loop.run(
-        folder, name, loop.LoopSettings(s.steps, s.log_every, s.save_every, s.keep), state, made.step,
+        folder, name, loop.LoopSettings(s.steps, s.log_every, s.save_every, s.keep),
+        lambda: start(made, model, s, held.pop(), mesh), made.step,
         lambda step: np.float32(learning_rate(step, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor)), data,
         plan=blueprint(model), config=model, tokenizer=run.tokenizer, mesh=mesh,
         recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},

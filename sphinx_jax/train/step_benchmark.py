@@ -53,7 +53,7 @@ def measure(recipe: Recipe, stage: str, steps: int) -> Iterator[str]:
     devices = len(jax.devices())
     parts = ", ".join(f"{size} {kind} rows in {made.parts[kind]} parts" for kind, size in s.rows().items())
     yield f"{stage}: {parts}; {devices} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
-    yield f"  first step {seconds[0]:.1f} s with its compilation, best {best * 1e3:,.1f} ms, median {usual * 1e3:,.1f} ms"
+    yield f"  first step {seconds[0]:.1f} s, compiled; best {best * 1e3:,.1f} ms, median {usual * 1e3:,.1f} ms"
     yield (
         f"  {worth.tokens / usual / devices:,.0f} tokens/s and {worth.flops / usual / devices / 1e12:,.2f} TFLOP/s a "
         f"device, MFU {worth.flops / usual / devices / worth.peak:.1%}; loss {loss:.3f}"

@@ -1,0 +1,24 @@
+"""Folders here, or in an object store."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+def as_path(folder: str | os.PathLike[str]) -> Path:
+    """A folder here (absolute), or in an object store such as gs://, which then has the same methods."""
+    if "://" in os.fspath(folder):
+        from etils import epath
+
+        return epath.Path(folder)
+    return Path(folder).absolute()
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder, if it is there, with all that is in it."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        folder.rmtree()
