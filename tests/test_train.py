@@ -17,6 +17,7 @@ import pytest
 from conftest import born, tiny_config
 
 from sphinx_jax.checkpoint import store
+from sphinx_jax.config import ConfigError
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.model.blueprint import FROZEN, LeafSpec, blueprint, matches
 from sphinx_jax.recipe import PLAYGROUND
@@ -25,6 +26,7 @@ from sphinx_jax.train import loop
 from sphinx_jax.train import step as step_module
 from sphinx_jax.train.numbers import order_numbers
 from sphinx_jax.train.optimizer import decays, learning_rate, make_optimizer, muon_dimensions
+from sphinx_jax.train.stage import TrainStage
 from sphinx_jax.train.step import TrainState, make_step
 
 CONFIG = tiny_config()
@@ -65,6 +67,33 @@ def test_every_optimizer_learns_a_batch_and_leaves_the_encoders_alone(name, mesh
     assert losses[-1] < losses[0] - 0.3
     for path, leaf in state.frozen.items():
         np.testing.assert_array_equal(leaf, before[path])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "lion", "lamb"])
+def test_matrices_decay_and_norms_do_not(name):
+    specs = {
+        p: LeafSpec(shape, jnp.float32, (None,) * len(shape)) for p, shape in (("a/kernel", (4, 4)), ("a/scale", (4,)))
+    }
+    leaves = {p: jnp.ones(s.shape) for p, s in specs.items()}
+    still = jax.tree.map(jnp.zeros_like, leaves)
+
+    def moved(decay):
+        optimizer = make_optimizer(name, specs, clip=1.0, weight_decay=decay)
+        return optimizer.update(still, optimizer.init(leaves), leaves)[0]
+
+    assert not any(np.any(x) for x in moved(0.0).values())
+    assert np.all(np.asarray(moved(0.1)["a/kernel"]) < 0) and not np.any(moved(0.1)["a/scale"])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adafactor"])
+def test_a_decay_that_would_do_nothing_is_refused(name):
+    with pytest.raises(ConfigError, match=f"optimizer {name} does not take weight_decay 0.1"):
+        make_optimizer(name, trainable_specs(), clip=1.0, weight_decay=0.1)
+
+
+def test_epochs_of_packed_text_alone_are_refused():
+    with pytest.raises(ConfigError, match="give steps"):
+        TrainStage(start="fresh", epochs=1.0, text_batch=8, pack_text=True)
 
 
 def test_optimizer_state_is_for_what_trains():
@@ -242,6 +271,7 @@ import numpy as np
 from conftest import DATA
 from test_task_mix import sources, TOKENIZER
 from sphinx_jax.checkpoint import store
+from sphinx_jax.config import ConfigError
 from sphinx_jax.command import plain_errors
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.data.rows import Shape
@@ -253,6 +283,7 @@ from sphinx_jax.recipe import PLAYGROUND
 from sphinx_jax.train import loop
 from sphinx_jax.train.numbers import order_numbers
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
+from sphinx_jax.train.stage import TrainStage
 from sphinx_jax.train.step import TrainState, make_step
 from test_train import CONFIG, PLAN, trainable_specs
 import jax

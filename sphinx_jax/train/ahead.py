@@ -222,9 +222,10 @@ def _recomputed(model: ModelConfig, s: TrainStage) -> float:
 
 def _share(tree: Any) -> int:
     """Bytes of abstract arrays on one device."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    sizes = (
+        math.prod(x.sharding.shard_shape(x.shape)) * jax.dtypes.itemsize_bits(x.dtype) for x in jax.tree.leaves(tree)
     )  # fmt: skip
+    return sum(sizes) // 8
 
 
 def _gathered(leaves: Leaves, mesh: Mesh, model: ModelConfig) -> int:

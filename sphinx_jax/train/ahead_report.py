@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from sphinx_jax.recipe import Recipe, parse
 from sphinx_jax.train.ahead import Need, inference_needs, train_need, train_stages
 from sphinx_jax.train.topologies import GIB, Chip, open_topology
@@ -63,6 +65,7 @@ def fill(path: str | Path) -> None:
                 rows.append({**key, "hbm_bytes": chip.hbm, **found})
                 path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
                 path.with_suffix(".md").write_text(draw(rows))
+                jax.clear_caches()  # programs of the row before take gigabytes
     path.with_suffix(".md").write_text(draw(rows))
 
 

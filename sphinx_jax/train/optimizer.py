@@ -68,10 +68,9 @@ def _rule(
     mask = {path: decays(path) for path in specs}
     if name == "muon":
         dimensions = {path: muon_dimensions(path, spec) for path, spec in specs.items()}
-        return optax.contrib.muon(
-            1.0, weight_decay=weight_decay, weight_decay_mask=mask, muon_weight_dimension_numbers=dimensions,
-            adam_weight_decay=weight_decay, **settings,
-        )  # fmt: skip
+        # its own decay has a mask for what Muon takes alone, and would reach the norms, which Adam takes
+        rule = optax.contrib.muon(1.0, muon_weight_dimension_numbers=dimensions, **settings)
+        return optax.chain(rule, optax.add_decayed_weights(-weight_decay, mask)) if weight_decay else rule
     if name == "adamw":
         return optax.adamw(1.0, weight_decay=weight_decay, mask=mask, **({"b1": 0.9, "b2": 0.95} | settings))
     make = getattr(optax, name, None) or getattr(optax.contrib, name, None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,13 +113,13 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
         kind: (rows(sources[kind], run.tokenizer, shaped[kind], seeds[kind]), size) for kind, size in sizes.items()
     }
 
+    @functools.cache
+    def named(kind: str) -> Sequence[str]:
+        return names(sources[kind], run.tokenizer, shaped[kind], seeds[kind])
+
     def identify(step: int) -> dict[str, list[str]]:
         """What the rows of a batch are made of; step n takes the n-th batch of the global stream."""
-        found = {}
-        for kind, size in sizes.items():
-            named = names(sources[kind], run.tokenizer, shaped[kind], seeds[kind])
-            found[kind] = [named[i] for i in range(step * size, (step + 1) * size)]
-        return found
+        return {k: [named(k)[i] for i in range(step * size, (step + 1) * size)] for k, size in sizes.items()}
 
     process, processes = row_share(mesh)
 
