@@ -149,7 +149,9 @@ def leaving_alone() -> Iterator[None]:
         yield
     except Stopped:  # all of them leave
         raise
-    except BaseException:
+    except BaseException as error:
+        # what the runtime raises where another is gone looks like any failure of its own
+        status = LOST if isinstance(error, RuntimeError) else 1
         try:
             with plain_errors():
                 raise
@@ -161,7 +163,7 @@ def leaving_alone() -> Iterator[None]:
         sys.stderr.flush()
         if jax.process_index() == 0:
             time.sleep(2)  # all meet through it: those that fail alike have their say first
-        os._exit(1)
+        os._exit(status)
 
 
 @contextlib.contextmanager
