@@ -55,10 +55,11 @@ def collectives(text: str) -> list[Collective]:
         # an exchange that goes on beside other work is written where it starts, where it goes on and where it ends
         if found and not (channel and channel[1] in seen):
             seen.add(channel and channel[1])
-            kind, size = found[1], _size(found[1], bool(found[2]), right[: found.start() + 1], right, devices)
+            kind, group = found[1], _group(right, devices)
+            size = _size(kind, bool(found[2]), right[: found.start() + 1], group)
             if kind == "all-reduce" and current.startswith(_SCATTERED):
                 kind, size = "reduce-scatter", size / 2
-            ops[current].append((kind, _group(right, devices), int(size)))
+            ops[current].append((kind, group, int(size)))
         loop = _LOOP.search(right)
         if loop:
             trips = _TRIPS.search(right)
@@ -94,8 +95,8 @@ def moved(found: list[Collective]) -> int:
     return sum(c.bytes for c in found)
 
 
-def _size(kind: str, begun: bool, shape: str, line: str, devices: int) -> float:
-    """Bytes that a device receives in one exchange by the usual ring.
+def _size(kind: str, begun: bool, shape: str, group: int) -> float:
+    """Bytes that a device receives in one exchange of a group by the usual ring.
 
     Several arrays sent as one are summed.  The start of a gather, a scatter or a permutation lists what is sent beside
     what comes of it.
@@ -104,7 +105,7 @@ def _size(kind: str, begun: bool, shape: str, line: str, devices: int) -> float:
     for dtype, bits, dims in _SHAPE.findall(shape):
         width = 1 if dtype == "pred" else int(bits) / 8
         sizes.append(math.prod(map(int, filter(None, dims.split(",")))) * width)
-    group, size = _group(line, devices), sum(sizes)
+    size = sum(sizes)
     if kind == "collective-permute":
         return max(sizes, default=0) if begun else size
     if kind == "reduce-scatter":

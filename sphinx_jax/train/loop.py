@@ -24,6 +24,7 @@ from sphinx_jax.distributed import barrier
 from sphinx_jax.model.blueprint import Blueprint, Leaves
 from sphinx_jax.sharding import RULES, row_share
 from sphinx_jax.train.preemption import Preemption
+from sphinx_jax.train.program import abstract
 from sphinx_jax.train.step import TrainState
 
 _log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def run(
     state = begin()
     if found is not None:
         start = int(found.name)
-        paths, frozen, slots = list(state.trainable), state.frozen, jax.tree.map(_abstract, state.optimizer)
+        paths, frozen, slots = list(state.trainable), state.frozen, abstract(state.optimizer)
         state = None  # what trains is read in its place, not beside it
         trainable = store.restore(found, mesh, plan, only=paths)
         state = TrainState(trainable, store.restore_training(found, slots), frozen)
@@ -168,10 +169,6 @@ def run(
     return state
 
 
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
 class _Checkpoints:
     """The checkpoints of a stage; one at a time is being written beside the steps."""
 
@@ -239,7 +236,7 @@ class _Window:
             "data_wait": self.waited / seconds,
             "checkpoint_wait": self.saving / seconds,
             "goodput": len(finite) / len(metrics) * max(0.0, 1 - (self.waited + self.saving) / seconds),
-            **_memory(),
+            **peak_memory(),
             "not_finite": len(metrics) - len(finite),
             "skipped": self.skipped,
         }
@@ -257,7 +254,7 @@ class _Window:
         return entry
 
 
-def _memory() -> dict[str, float]:
+def peak_memory() -> dict[str, float]:
     """The most bytes in use on the fullest device so far, in GiB; a CPU does not say."""
     used = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
     return {"memory_gib": max(used) / 2**30} if any(used) else {}

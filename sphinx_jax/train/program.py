@@ -66,7 +66,7 @@ def start(program: Program, model: ModelConfig, s: TrainStage, leaves: Leaves, m
     """The state before the first step, which takes the leaves over: what is frozen goes into the compute dtype, or into
     fewer bits, and out of ``leaves``."""
     trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
-    slots = state_shardings(program.optimizer, _abstract(trainable), mesh)
+    slots = state_shardings(program.optimizer, abstract(trainable), mesh)
     with jax.set_mesh(mesh):
         # taken out one by one, so that none is there in two forms at once
         frozen = {p: _kept(p, leaves.pop(p), model, s.quantize) for p in list(leaves) if p not in trainable}
@@ -130,5 +130,6 @@ def abstract_batches(
     return batches
 
 
-def _abstract(leaves: Leaves) -> dict[str, jax.ShapeDtypeStruct]:
-    return {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for p, x in leaves.items()}
+def abstract(tree: Any) -> Any:
+    """Shapes, dtypes and layout of a tree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

@@ -18,6 +18,7 @@ from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.recipe import PLAYGROUND, Recipe, mesh_of
 from sphinx_jax.sharding import RULES
 from sphinx_jax.train.ahead import train_stages
+from sphinx_jax.train.loop import peak_memory
 from sphinx_jax.train.program import abstract_batches, program, start
 from sphinx_jax.train.stage import shapes, throughput
 
@@ -58,9 +59,8 @@ def measure(recipe: Recipe, stage: str, steps: int) -> Iterator[str]:
         f"  {worth.tokens / usual / devices:,.0f} tokens/s and {worth.flops / usual / devices / 1e12:,.2f} TFLOP/s a "
         f"device, MFU {worth.flops / usual / devices / worth.peak:.1%}; loss {loss:.3f}"
     )
-    used = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
-    if any(used):
-        yield f"  {max(used) / 2**30:.2f} GiB at most on a device"
+    for size in peak_memory().values():
+        yield f"  {size:.2f} GiB at most on a device"
 
 
 def _made_up(name: str, shape: tuple[int, ...], dtype: np.dtype, words: int, random: np.random.Generator) -> np.ndarray:

@@ -13,6 +13,7 @@ from jax.experimental.topologies import get_topology_desc
 from jax.sharding import Mesh
 
 from sphinx_jax.config import ConfigError, unknown
+from sphinx_jax.train.flops import PEAKS
 
 GIB = 2**30
 
@@ -22,19 +23,23 @@ class Chip:
     """One device as JAX counts them, which is a chip; from the vendors' data sheets."""
 
     kind: str
-    flops: float  # bf16 dense, a second
     hbm: float  # bytes that a program may use
     bandwidth: float  # bytes a second, of the memory
     links: float  # bytes a second, of all links between chips, one direction
 
+    @property
+    def flops(self) -> float:
+        """bf16 dense, a second."""
+        return PEAKS[self.kind]
+
 
 # memory of a TPU as its compiler says, of a GPU what JAX takes at XLA_PYTHON_CLIENT_MEM_FRACTION=.95
 CHIPS = {
-    "v4": Chip("TPU v4", 275e12, 30.75 * GIB, 1228e9, 300e9),
-    "v5e": Chip("TPU v5 lite", 197e12, 15.75 * GIB, 819e9, 200e9),
-    "v5p": Chip("TPU v5", 459e12, 95.74 * GIB, 2765e9, 600e9),
-    "v6e": Chip("TPU v6 lite", 918e12, 31.25 * GIB, 1640e9, 400e9),
-    "h100": Chip("NVIDIA H100", 989e12, 0.95 * 79.11 * GIB, 3352e9, 450e9),
+    "v4": Chip("TPU v4", 30.75 * GIB, 1228e9, 300e9),
+    "v5e": Chip("TPU v5 lite", 15.75 * GIB, 819e9, 200e9),
+    "v5p": Chip("TPU v5", 95.74 * GIB, 2765e9, 600e9),
+    "v6e": Chip("TPU v6 lite", 31.25 * GIB, 1640e9, 400e9),
+    "h100": Chip("NVIDIA H100", 0.95 * 79.11 * GIB, 3352e9, 450e9),
 }
 EXAMPLES = ("v4:4x4x4", "v5e:16x16", "v5p:4x4x4", "v6e:16x16", "h100:8", "h100:4x8")
 BETWEEN_HOSTS = 50e9  # bytes a second of a GPU's network card, 400 Gbit/s
