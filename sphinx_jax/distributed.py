@@ -129,6 +129,17 @@ def agree(problem: str | None) -> None:
         raise ConfigError(problem)
 
 
+def gather(mine: np.ndarray) -> np.ndarray:
+    """An array (n,) of each process -> (processes, n) of all of them, the same in each."""
+    if jax.process_count() == 1:
+        return mine[None]
+    from jax.experimental import multihost_utils
+
+    # as bytes: JAX would make 64 bits 32
+    found = multihost_utils.process_allgather(mine.view(np.uint8))
+    return np.ascontiguousarray(found).view(mine.dtype)
+
+
 def barrier(name: str) -> None:
     """Every process waits here for the others."""
     if jax.process_count() > 1:

@@ -181,8 +181,9 @@ class Run:
             raise store.BadCheckpoint(f"there is no complete checkpoint of {start!r} yet; run that stage first")
         return folder
 
-    def leaves(self, start: str, dtypes: Mapping[str, str] | None = None) -> Leaves:
-        """The model to start from, some leaves in dtypes of their own.
+    def leaves(self, start: str, dtypes: Mapping[str, str] | None = None, quantize: str = "") -> Leaves:
+        """The model to start from, some leaves in dtypes of their own, the decoder's matrices quantised where that is
+        asked for and a checkpoint on a disk is read.
 
         ``parts`` holds encoders and decoder: projections and tags are born here, as LoRA is where the start has none.
         """
@@ -194,11 +195,17 @@ class Run:
         folder = self.checkpoint(start)
         if start == "parts":
             return plan.init(self.mesh, self.recipe.seed) | store.restore_parts(folder, self.mesh, model)
-        if not model.decoder.lora_rank or store.read_config(folder).decoder.lora_rank:
-            return store.restore(folder, self.mesh, plan, dtypes=dtypes)
-        bare = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, lora_rank=0))
-        leaves = store.restore(folder, self.mesh, blueprint(bare), dtypes=dtypes)
-        return leaves | plan.init(self.mesh, self.recipe.seed, only=plan.specs.keys() - leaves.keys())
+        lacks_lora = model.decoder.lora_rank and not store.read_config(folder).decoder.lora_rank
+        decoder = dataclasses.replace(model.decoder, lora_rank=0) if lacks_lora else model.decoder
+        stored = blueprint(dataclasses.replace(model, decoder=decoder))
+        if quantize and isinstance(folder, Path):
+            from sphinx_jax.checkpoint.few_bits import restore_quantised
+
+            leaves = restore_quantised(folder, self.mesh, stored, quantize, dtypes or {})
+        else:
+            leaves = store.restore(folder, self.mesh, stored, dtypes=dtypes)
+        born = plan.specs.keys() - leaves.keys()
+        return leaves | plan.init(self.mesh, self.recipe.seed, only=born) if born else leaves
 
     def features(self, leaves: Leaves, split: str, domain: str) -> FeatureCache | None:
         """What the frozen encoders see in the pictures of one split and domain; made once, kept in the workdir.

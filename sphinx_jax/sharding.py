@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import jax
@@ -112,3 +113,11 @@ def platform() -> str:
     there = jax.sharding.get_abstract_mesh().abstract_device
     name = there.platform if there is not None else jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+def has_cudnn_attention() -> bool:
+    """Whether the GPUs that programs are being made for are NVIDIA's, from Ampere on: older ones and AMD's lack it."""
+    if jax.sharding.get_abstract_mesh().abstract_device is not None:  # those that are not here are Hopper's
+        return True
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return bool(re.fullmatch(r"\d+\.\d+", capability)) and float(capability) >= 8

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sphinx_jax import distributed
 from sphinx_jax.command import LOST
@@ -19,6 +20,7 @@ from sphinx_jax.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
 STEPS = 24
+BROKEN = (7, 20, 33)  # of 40 pictures
 RECIPE = """
 from sphinx_jax.config import family, to_dict
 from sphinx_jax.smoke import nano
@@ -27,11 +29,11 @@ from ml_collections import ConfigDict
 def get_config():
     c = ConfigDict()
     c.model = to_dict(nano(family("sphinx_tiny_1k")))
-    c.data = {"playground": "nano", "folder": "FOLDER"}
+    c.data = {"playground": None, "meta": {"train": "FOLDER/list.yaml"}}
     c.stages = ("tune",)
     c.mesh = {"tensor": 1}
     c.stage = {"tune": {
-        "kind": "train", "start": "fresh", "steps": STEPS, "batch": 8, "length": 96, "domains": {"real": 1.0},
+        "kind": "train", "start": "fresh", "steps": STEPS, "batch": 8, "length": 96, "domains": {"*": 1.0},
         "text_batch": 4, "text_length": 48, "pack_text": True, "rate": 1e-3, "log_every": 1, "save_every": 4, "keep": 9,
     }}
     return c
@@ -42,16 +44,28 @@ def get_config():
 def recipe(tmp_path_factory):
     root = tmp_path_factory.mktemp("distributed")
     file = root / "recipe.py"
-    file.write_text(RECIPE.replace("FOLDER", str(root / "data")).replace("STEPS", str(STEPS)))
+    file.write_text(RECIPE.replace("FOLDER", str(root)).replace("STEPS", str(STEPS)))
+    random, items = np.random.default_rng(0), []
+    for i in range(40):
+        Image.fromarray(random.integers(0, 255, (40, 30, 3), np.uint8)).save(root / f"{i}.png")
+        words = " ".join(random.choice(["red", "blue", "star", "square", "left", "of"], random.integers(2, 30)))
+        talk = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": words}]
+        items += [{"image": f"{i}.png", "conversations": talk}, {"text": f"{words} again"}]
+    for i in BROKEN:
+        (root / f"{i}.png").write_bytes(b"no picture")
+    (root / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    (root / "list.yaml").write_text(f"META:\n  - {{path: items.jsonl, root: {root}}}\n")
     return file
 
 
 @pytest.fixture(scope="module")
 def alone(recipe):
     """The losses of one process."""
-    (process,) = start(recipe, recipe.parent / "alone", 1)
+    workdir = recipe.parent / "alone"
+    (process,) = start(recipe, workdir, 1)
     assert finish(process) == 0, process.log.read_text()
-    return losses(recipe.parent / "alone")
+    assert 12 <= sum(history(workdir, "skipped")) <= 15  # 192 rows: all 40 pictures four times, and 32 of them again
+    return losses(workdir)
 
 
 def start(recipe, workdir, count, *more):
@@ -77,11 +91,16 @@ def finish(process):
     return process.wait(timeout=300)
 
 
-def losses(workdir):
+def history(workdir, name):
+    """A number of every step."""
     lines = (workdir / "tune" / "history.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
     assert [entry["step"] for entry in entries] == [*range(1, len(entries) + 1)]
-    return [entry["loss"] for entry in entries]
+    return [entry[name] for entry in entries]
+
+
+def losses(workdir):
+    return history(workdir, "loss")
 
 
 def wait_for(path, process):
@@ -101,6 +120,7 @@ def test_several_processes_learn_as_one_does(recipe, alone, tmp_path, count, ten
     processes = start(recipe, workdir, count, f"--config.mesh.tensor={tensor}")
     assert [finish(p) for p in processes] == [0] * count, processes[0].log.read_text()
     np.testing.assert_allclose(losses(workdir), alone, rtol=2e-4)
+    assert history(workdir, "skipped") == history(recipe.parent / "alone", "skipped")
     assert "tune 24/24" in processes[0].log.read_text() and "tune" not in processes[1].log.read_text()
 
 

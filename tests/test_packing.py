@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import DATA, born, tiny_config
 
+from sphinx_jax import recipe
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import BadItem, Item, parse_item
 from sphinx_jax.data.packing import PackedRows
@@ -64,6 +65,28 @@ def test_the_position_is_the_whole_state(start, processes):
         part = task_mix({"text": (stream, 8)}, start=start, process=process, processes=processes)
         for step in range(start, 10):
             np.testing.assert_array_equal(next(part)["text"]["tokens"], whole[step][process::processes])
+
+
+def test_lengths_are_counted_once_and_again_where_texts_or_tokenizer_change(tmp_path, monkeypatch):
+    counted = []
+
+    def pack(texts, tokenizer=TOKENIZER):
+        counted.clear()
+        packed = PackedRows(Source("t", texts), tokenizer, Shape(16, packed=True), 0, tmp_path / "lengths")
+        return packed, len(counted)
+
+    measure = PackedRows._measure
+    monkeypatch.setattr(PackedRows, "_measure", lambda self, n: counted.append(n) or measure(self, n))
+    first, count = pack(TEXTS)
+    again, recount = pack(TEXTS)
+    assert (count, recount) == (len(TEXTS), 0)
+    np.testing.assert_array_equal(again[7]["tokens"], first[7]["tokens"])
+    assert pack([*TEXTS[1:], "another"])[1] == len(TEXTS)
+    assert pack([*TEXTS[:-1], "x " * 41])[1] == len(TEXTS)
+    assert pack(TEXTS, load_tokenizer(recipe.PLAYGROUND / "tokenizer.model"))[1] == len(TEXTS)
+    np.save(first.file, first.lengths + 1)
+    with pytest.raises(ValueError, match=f"when it was measured; delete {first.file}"):
+        pack(TEXTS)[0][0]
 
 
 def test_bad_texts_are_left_out_and_pictures_options_refused(caplog):

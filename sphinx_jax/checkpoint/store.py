@@ -22,7 +22,7 @@ from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from sphinx_jax.distributed import barrier
 from sphinx_jax.model.blueprint import Blueprint, Leaves, blueprint, flatten, unflatten
-from sphinx_jax.paths import as_path, remove
+from sphinx_jax.paths import as_path, remove, write_whole
 
 CHUNK_BYTES = 8 * 2**20  # any leaf can then be read slice by slice
 MODEL, RECIPE = "model.json", "recipe.json"
@@ -135,13 +135,7 @@ def describe(folder: Path, config: ModelConfig | None, tokenizer: Tokenizer | No
         (folder / MODEL).write_text(model_config.to_json(config))
     if tokenizer is not None:
         tokenizer.save(folder)
-    made = json.dumps(recipe, indent=2)
-    if not isinstance(folder, Path):  # a store shows an object once it is whole
-        (folder / RECIPE).write_text(made)
-        return
-    draft = folder / f"{RECIPE}.draft"
-    draft.write_text(made)
-    draft.replace(folder / RECIPE)
+    write_whole(folder / RECIPE, json.dumps(recipe, indent=2).encode())
 
 
 def is_complete(folder: str | Path) -> bool:
@@ -182,20 +176,26 @@ def restore(
     folder = as_path(folder)
     stored = read_config(folder)
     ocp, context = _orbax()
-    expected = (plan or blueprint(stored)).abstract(mesh, dtypes)
+    plan = plan or blueprint(stored)
+    expected = plan.abstract(mesh, dtypes)
     with context:
         found = flatten(ocp.metadata(folder, "state").metadata)
-        wrong = sorted(expected.keys() ^ found.keys())
-        if wrong:
-            raise BadCheckpoint(f"{folder} holds another model: {len(wrong)} leaves differ, the first is {wrong[0]}")
-        for path, leaf in expected.items():
-            if tuple(found[path].shape) != leaf.shape:
-                raise BadCheckpoint(
-                    f"{folder} holds another model: {path} is {tuple(found[path].shape)}, the config wants {leaf.shape}"
-                )
+        check_leaves(folder, plan, {path: tuple(leaf.shape) for path, leaf in found.items()})
         wanted = {p: x if only is None or p in only else ocp.PLACEHOLDER for p, x in expected.items()}
         found = flatten(ocp.load(folder, unflatten(wanted), checkpointable_name="state"))
         return {path: leaf for path, leaf in found.items() if only is None or path in only}
+
+
+def check_leaves(folder: Path, plan: Blueprint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises BadCheckpoint where leaves of these shapes are not exactly those of ``plan``."""
+    wrong = sorted(plan.specs.keys() ^ shapes.keys())
+    if wrong:
+        raise BadCheckpoint(f"{folder} holds another model: {len(wrong)} leaves differ, the first is {wrong[0]}")
+    for path, spec in plan.specs.items():
+        if shapes[path] != spec.shape:
+            raise BadCheckpoint(
+                f"{folder} holds another model: {path} is {shapes[path]}, the config wants {spec.shape}"
+            )
 
 
 def restore_parts(folder: str | Path, mesh: Mesh, config: ModelConfig) -> Leaves:

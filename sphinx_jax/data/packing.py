@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import jax
 import numpy as np
 
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import BadItem, encode_conversation
 from sphinx_jax.data.rows import Row, Rows, Shape, Source, domain_id, task_ids
 from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.distributed import gather
+from sphinx_jax.paths import write_whole
 from sphinx_jax.progress import progress
 
 _log = logging.getLogger(__name__)
@@ -23,14 +29,17 @@ class PackedRows(Sequence):
 
     Every epoch is all texts in an order of its own, one after the other, each from its BOS to its EOS; row n is what
     lies from n times its length on.  ``documents`` numbers the texts of a row from 1: they do not see each other.
+
+    Where a row begins follows from the lengths of all texts before it.  The processes of a run count a share of them
+    each, once: ``kept`` is the folder that has them for the next run.
     """
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, shape: Shape, seed: int):
+    def __init__(self, source: Source, tokenizer: Tokenizer, shape: Shape, seed: int, kept: Path | None = None):
         if shape.isolate_turns or shape.turns is not None:
             raise ConfigError("packed rows hold whole texts; leave turns and isolate_turns to pictures")
         self.rows, self.source, self.seed = Rows(source, tokenizer, shape), source, seed
-        texts = progress(range(len(source.eligible)), desc=f"measuring {source.name}", unit="text")
-        self.lengths = np.array([self._measure(number) for number in texts])
+        self.file = kept and kept / f"{source.name}-{self._digest()}.npy"
+        self.lengths = self._lengths()
         self.total = int(self.lengths.sum())
         if not self.total:
             raise ValueError(f"data set {source.name} has no text that can be used")
@@ -41,7 +50,13 @@ class PackedRows(Sequence):
     def __getitem__(self, n: int) -> Row:
         parts = []
         for document, (number, first, last) in enumerate(self.pieces(n), 1):
-            part = {name: values[first:last] for name, values in self.columns(number).items()}
+            columns = self.columns(number)
+            if len(columns["tokens"]) != self.lengths[number]:
+                raise ValueError(
+                    f"{self.source.name_of(number)} has {len(columns['tokens'])} tokens, not {self.lengths[number]} as "
+                    f"when it was measured; delete {self.file}"
+                )
+            part = {name: values[first:last] for name, values in columns.items()}
             parts.append(part | {"documents": part["documents"] * document})
         row = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return row | {"skipped": np.zeros((), bool)}
@@ -69,6 +84,31 @@ class PackedRows(Sequence):
         else:
             encoded = encode_conversation(item.turns, self.rows.tokenizer, sys.maxsize, task_ids=task_ids(item))
         return self.rows.columns(encoded, domain_id(getattr(item, "domain", "")))
+
+    def _lengths(self) -> np.ndarray:
+        """Tokens of every text."""
+        count, process, processes = len(self.source.eligible), jax.process_index(), jax.process_count()
+        if gather(np.array([self.file is not None and self.file.exists()])).all():
+            return np.load(io.BytesIO(self.file.read_bytes()))
+        mine = np.zeros(-(-count // processes), np.int64)
+        texts = range(process, count, processes)
+        for at, number in enumerate(progress(texts, desc=f"measuring {self.source.name}", unit="text")):
+            mine[at] = self._measure(number)
+        lengths = gather(mine).T.ravel()[:count]
+        if self.file is not None and process == 0:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            content = io.BytesIO()
+            np.save(content, lengths)
+            write_whole(self.file, content.getvalue())
+        return lengths
+
+    def _digest(self) -> str:
+        """Of all that the lengths depend on."""
+        found = hashlib.sha256(repr(sorted(self.rows.tokenizer.files.items())).encode())
+        for index in self.source.eligible:
+            item = self.source.items[int(index)]
+            found.update(repr(item if isinstance(item, str) else (item.text, item.turns)).encode())
+        return found.hexdigest()[:16]
 
     def _measure(self, number: int) -> int:
         try:

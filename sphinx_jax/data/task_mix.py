@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import grain
 from absl import flags
@@ -30,23 +31,32 @@ class _Name(grain.transforms.Map):
         return self.source.name_of(number)
 
 
-def rows(sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: int) -> grain.MapDataset:
-    """The endless global stream of rows of one kind (all with pictures, or all without)."""
+def rows(
+    sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: int, kept: Path | None = None
+) -> grain.MapDataset:
+    """The endless global stream of rows of one kind (all with pictures, or all without).
+
+    ``kept``: the folder where packing keeps the lengths of texts, which take long to count.
+    """
     if shape.packed:
-        return _mixed(sources, [grain.MapDataset.source(p) for p in _packed(sources, tokenizer, shape, seed)])
+        return _mixed(sources, [grain.MapDataset.source(p) for p in _packed(sources, tokenizer, shape, seed, kept)])
     return _mixed(sources, [i.random_map(Rows(s, tokenizer, shape)) for i, s in _shuffled(sources, seed)])
 
 
-def names(sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: int) -> grain.MapDataset:
+def names(
+    sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: int, kept: Path | None = None
+) -> grain.MapDataset:
     """What the rows at the same positions of the stream are made of."""
     if shape.packed:
-        packed = _packed(sources, tokenizer, shape, seed)
+        packed = _packed(sources, tokenizer, shape, seed, kept)
         return _mixed(sources, [grain.MapDataset.range(sys.maxsize).map(p.names) for p in packed])
     return _mixed(sources, [items.map(_Name(source)) for items, source in _shuffled(sources, seed)])
 
 
-def _packed(sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: int) -> list[PackedRows]:
-    return [PackedRows(source, tokenizer, shape, seed + 1000 * n) for n, source in enumerate(_usable(sources))]
+def _packed(
+    sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: int, kept: Path | None
+) -> list[PackedRows]:
+    return [PackedRows(source, tokenizer, shape, seed + 1000 * n, kept) for n, source in enumerate(_usable(sources))]
 
 
 def _shuffled(sources: Sequence[Source], seed: int) -> Iterator[tuple[grain.MapDataset, Source]]:

@@ -35,6 +35,8 @@ class Tokenizer(Protocol):
     """Begin of sequence; the end-of-sequence id where the vocabulary has none, as in the reference."""
     eos_id: int
     vocab_size: int
+    files: Mapping[str, bytes]
+    """What it was made from."""
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Token ids of `text`, with BOS before and EOS after where asked."""

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -17,14 +17,14 @@ from jax.sharding import Mesh
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.convert import known_dtype
+from sphinx_jax.checkpoint.few_bits import quantised, restore_quantised
 from sphinx_jax.checkpoint.foreign import Foreign, is_foreign, open_foreign
-from sphinx_jax.checkpoint.stream import Reader
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.sphinx import Sphinx
-from sphinx_jax.model.blueprint import blueprint
-from sphinx_jax.model.quantise import MATRICES, check_kind, from_host
+from sphinx_jax.model.blueprint import Blueprint, blueprint
+from sphinx_jax.model.quantise import check_kind
 from sphinx_jax.sharding import make_mesh
 
 
@@ -65,8 +65,9 @@ def from_pretrained(
     if len(folders) > 1 or is_foreign(folders[0]):
         found = open_foreign(folders, model=model, config=config, tokenizer=tokenizer, quick_gelu=quick_gelu)
         config = _with_dtype(found.config, compute)
-        leaves = place(found, mesh) if quantize is None else _quantised(found.leaves(), config, quantize, mesh)
-        return Sphinx(config, leaves, found.tokenizer, mesh)
+        if quantize is None:
+            return Sphinx(config, place(found, mesh), found.tokenizer, mesh)
+        return Sphinx(config, quantised(found.leaves(), mesh, *_few(config, quantize)), found.tokenizer, mesh)
     given = {"model": model, "config": config, "quick_gelu": quick_gelu}
     if named := [key for key, value in given.items() if value is not None]:
         raise ValueError(f"{named[0]} is for published folders; {folders[0]} is a checkpoint that says it itself")
@@ -79,37 +80,13 @@ def from_pretrained(
     config = _with_dtype(store.read_config(found), compute)
     if quantize is None:
         return Sphinx(config, store.restore(found, mesh), words, mesh)
-    reader = Reader(found)
-    stored = ((path, _Layers(reader, path) if path in MATRICES else reader.read(path)) for path in reader.leaves)
-    return Sphinx(config, _quantised(stored, config, quantize, mesh), words, mesh)
+    return Sphinx(config, restore_quantised(found, mesh, *_few(config, quantize)), words, mesh)
 
 
-class _Layers:
-    """A stored leaf, read a layer at a time."""
-
-    def __init__(self, reader: Reader, path: str):
-        self.reader, self.path = reader, path
-
-    def __len__(self) -> int:
-        return self.reader.leaves[self.path].shape[0]
-
-    def __getitem__(self, part: slice) -> np.ndarray:
-        return self.reader.read(self.path, (part,))
-
-
-def _quantised(
-    stored: Iterable[tuple[str, np.ndarray | _Layers]], config: ModelConfig, kind: str, mesh: Mesh
-) -> dict[str, Any]:
-    """Leaves on a mesh, none of them there in more bits than it is kept in."""
-    plan, leaves = blueprint(config), {}
-    shardings = plan.shardings(mesh)
-    for path, leaf in stored:
-        if path in MATRICES:
-            layers = (leaf[i : i + 1] for i in range(len(leaf)))
-            leaves[path] = from_host(path, layers, kind, plan.specs[path].axes, mesh)
-        else:
-            leaves[path] = jax.device_put(leaf.astype(config.dtype), shardings[path])
-    return leaves
+def _few(config: ModelConfig, kind: str) -> tuple[Blueprint, str, dict[str, str]]:
+    """What is loaded in few bits: the model, their kind, and all else in the compute dtype."""
+    plan = blueprint(config)
+    return plan, kind, dict.fromkeys(plan.specs, config.dtype)
 
 
 def place(found: Foreign, mesh: Mesh) -> dict[str, jax.Array]:

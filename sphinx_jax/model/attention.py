@@ -1,7 +1,7 @@
 """Attention, one function for every part of the model: the fastest that each platform has.
 
 A CPU gets plain matrix products, a GPU cuDNN's flash attention and a TPU the splash kernel; neither of these two ever
-holds the scores.  What a kernel does not do (masks that are data, float32) XLA does.
+holds the scores.  What a kernel does not do (masks that are data, float32), or a GPU before Ampere, XLA does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from sphinx_jax.sharding import partition_spec, platform
+from sphinx_jax.sharding import has_cudnn_attention, partition_spec, platform
 
 MASKED = -1e30  # finite, so that a row that sees nothing gives numbers and not NaN
 LANES = 128  # width of a TPU's registers, to which the splash kernel's blocks keep
@@ -41,7 +41,8 @@ def attend(
         mask = same if mask is None else mask & same
     if where == "cpu":
         return _attend_matrices(q, k, v, causal, mask)
-    if where == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0:
+    kernel_has = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
+    if where == "gpu" and kernel_has and has_cudnn_attention():
         return of_even_lengths(q, k, v, causal, mask, "cudnn")
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="xla")
 
@@ -97,9 +98,8 @@ def of_even_lengths(
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
     lengths = {}
     if mask is not None:
-        mask = jnp.pad(
-            mask, ((0, 0), (0, 0), (0, mask.shape[2] > 1 and length % 2), (0, mask.shape[3] > 1 and keys % 2))
-        )
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], length, keys))
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, length % 2), (0, keys % 2)))
     elif not causal:  # causality hides what is padded
         whole = jnp.full(len(q), 1, jnp.int32)
         lengths = {"query_seq_lengths": whole * length, "key_value_seq_lengths": whole * keys}

@@ -56,6 +56,17 @@ def whole(leaf: qwix.QArray, dtype: Any) -> jax.Array:
     return qwix.dequantize(leaf.replace(scale=leaf.scale.astype(dtype)))
 
 
+def on_host(leaf: qwix.QArray, dtype: Any) -> jax.Array:
+    """The same in the host's memory; a device makes one layer of it at a time."""
+
+    @jax.jit
+    def layer(leaf: qwix.QArray, number: jax.Array) -> jax.Array:
+        return whole(jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number), leaf), dtype)
+
+    layers = np.concatenate([np.asarray(layer(leaf, np.int32(number))) for number in range(len(leaf.qvalue))])
+    return jax.device_put(layers, jax.local_devices(backend="cpu")[0])
+
+
 def is_quantised(leaf: Any) -> bool:
     return isinstance(leaf, qwix.QArray)
 

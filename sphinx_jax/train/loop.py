@@ -20,7 +20,7 @@ from sphinx_jax.command import Stopped
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.rows import DOMAINS, TASKS
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.distributed import barrier
+from sphinx_jax.distributed import barrier, gather
 from sphinx_jax.model.blueprint import Blueprint, Leaves
 from sphinx_jax.sharding import RULES, row_share
 from sphinx_jax.train.preemption import Preemption
@@ -133,7 +133,7 @@ def run(
             leaving = preemption.due(step + 1)
             last = step + 1 == settings.steps or leaving
             if (step + 1) % settings.log_every == 0 or last:
-                entry = window.summary(step + 1, throughput)
+                entry = window.summary(step + 1, throughput, shares)
                 for number, finite in enumerate(window.finite, window.first + 1):
                     bad = 0 if finite else bad + 1
                     if bad >= settings.bad_steps:
@@ -188,9 +188,11 @@ class _Checkpoints:
         """Leaves as others read them: what is quantised as the numbers that training saw."""
         if all(isinstance(leaf, jax.Array) for leaf in leaves.values()):
             return leaves
-        from sphinx_jax.model.quantise import is_quantised, whole
+        from sphinx_jax.model.quantise import is_quantised, on_host, whole
 
-        return {path: whole(x, self.config.dtype) if is_quantised(x) else x for path, x in leaves.items()}
+        # a device that trains in few bits may have no room for more; of many each makes its share
+        plain = on_host if jax.process_count() == 1 else whole
+        return {path: plain(x, self.config.dtype) if is_quantised(x) else x for path, x in leaves.items()}
 
     def wait(self) -> None:
         if self._wait is not None:
@@ -204,9 +206,10 @@ class _Checkpoints:
 class _Window:
     """Metrics between two log lines; read from the device only when a line is due.
 
-    Of the time between them the host waits for data a share of ``data_wait`` and for a checkpoint, the one before or
-    the arrays of this one, a share of ``checkpoint_wait``; the rest is compute.  ``goodput`` is the share of the time
-    that went into steps which counted: what is left of these waits, less the steps that were not finite.
+    Of the time between them the host (of many the slowest) waits for data a share of ``data_wait`` and for a
+    checkpoint, the one before or the arrays of this one, a share of ``checkpoint_wait``; the rest is compute.
+    ``goodput`` is the share of the time that went into steps which counted: what is left of these waits, less the steps
+    that were not finite.
     """
 
     def __init__(self, step: int):
@@ -219,9 +222,13 @@ class _Window:
         self.skipped += skipped
         self.waited += waited
 
-    def summary(self, step: int, throughput: Throughput) -> dict[str, float]:
+    def summary(self, step: int, throughput: Throughput, shares: int) -> dict[str, float]:
+        """``shares``: that the processes feed of a batch; those that feed the same one leave out the same items."""
         metrics = jax.device_get(self.metrics)
         seconds = time.perf_counter() - self.started
+        found = gather(np.array([self.skipped, self.waited, self.saving]))
+        skipped = round(found[:, 0].sum() * shares / len(found))
+        waited, saving = found[:, 1:].max(axis=0)  # the slowest process sets the pace
         steps = step - self.first
         self.finite = [bool(m["finite"]) for m in metrics]
         finite = [m for m in metrics if m["finite"]]
@@ -233,12 +240,12 @@ class _Window:
             "seconds": seconds,
             "tokens_per_second": throughput.tokens * steps / seconds,
             "mfu": throughput.flops * steps / seconds / throughput.peak / jax.device_count(),
-            "data_wait": self.waited / seconds,
-            "checkpoint_wait": self.saving / seconds,
-            "goodput": len(finite) / len(metrics) * max(0.0, 1 - (self.waited + self.saving) / seconds),
+            "data_wait": float(waited / seconds),
+            "checkpoint_wait": float(saving / seconds),
+            "goodput": len(finite) / len(metrics) * float(max(0.0, 1 - (waited + saving) / seconds)),
             **peak_memory(),
             "not_finite": len(metrics) - len(finite),
-            "skipped": self.skipped,
+            "skipped": skipped,
         }
         for name in finite[0].get("losses", ()) if finite else ():
             entry[f"loss/part/{name}"] = float(np.mean([m["losses"][name] for m in finite]))

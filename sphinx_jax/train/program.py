@@ -78,12 +78,12 @@ def frozen_dtypes(model: ModelConfig, s: TrainStage) -> dict[str, str]:
     return {p: model.dtype for p in blueprint(model).specs if matches(p, s.frozen)}
 
 
-def _kept(path: str, leaf: jax.Array, model: ModelConfig, quantize: str) -> Any:
+def _kept(path: str, leaf: Any, model: ModelConfig, quantize: str) -> Any:
     if quantize:
         from sphinx_jax.model import quantise
 
         if path in quantise.MATRICES:
-            return quantise.quantise(path, leaf, quantize)
+            return leaf if quantise.is_quantised(leaf) else quantise.quantise(path, leaf, quantize)
     return leaf.astype(model.dtype)
 
 

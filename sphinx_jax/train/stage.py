@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,7 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     s, model, mesh = settings, run.recipe.model, run.mesh
     made = program(model, name, s, mesh)
     folder = run.folder(name)
-    held = [run.leaves(s.start, frozen_dtypes(model, s))]
+    held = [run.leaves(s.start, frozen_dtypes(model, s), s.quantize)]
     sources = {}
     if s.domains:
         sources["image"] = image_sources(run, s, held[0])
@@ -109,13 +109,12 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     s = with_steps(s, sources)
     sizes, shaped = s.rows(), shapes(model, s)
     seeds = {"image": run.recipe.seed, "text": run.recipe.seed + 1}
-    streams = {
-        kind: (rows(sources[kind], run.tokenizer, shaped[kind], seeds[kind]), size) for kind, size in sizes.items()
-    }
 
-    @functools.cache
-    def named(kind: str) -> Sequence[str]:
-        return names(sources[kind], run.tokenizer, shaped[kind], seeds[kind])
+    def stream(of: Callable[..., Sequence], kind: str) -> Sequence:
+        return of(sources[kind], run.tokenizer, shaped[kind], seeds[kind], run.workdir / "lengths")
+
+    streams = {kind: (stream(rows, kind), size) for kind, size in sizes.items()}
+    named = functools.cache(functools.partial(stream, names))
 
     def identify(step: int) -> dict[str, list[str]]:
         """What the rows of a batch are made of; step n takes the n-th batch of the global stream."""
