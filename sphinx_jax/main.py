@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -55,13 +56,18 @@ def main(argv: list[str]) -> None:
         if distributed.CHILD not in os.environ:
             sys.exit(distributed.supervise(workdir, recipe.progress_of))
         distributed.connect(cluster, _HEARTBEAT.value)
-    values = CONFIG.value.to_dict()
-    if _SMOKE.value:
-        from sphinx_jax.smoke import smoke
-
-        values = smoke(values)
     with contextlib.nullcontext() if cluster is None else distributed.leaving_alone():
-        recipe.run(recipe.parse(values), workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
+        recipe.run(recipe.parse(recipe_values()), workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
+
+
+def recipe_values() -> dict[str, Any]:
+    """What the flags say of the recipe, for ``recipe.parse``; at nano size with --smoke."""
+    values = CONFIG.value.to_dict()
+    if not _SMOKE.value:
+        return values
+    from sphinx_jax.smoke import smoke
+
+    return smoke(values)
 
 
 def parse_profile(text: str) -> range:

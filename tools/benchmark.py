@@ -84,15 +84,14 @@ def compare_train(args: argparse.Namespace) -> Iterator[str]:
 def measure_step(args: argparse.Namespace) -> Iterator[str]:
     from absl import flags
 
-    from sphinx_jax import main, recipe, smoke
+    from sphinx_jax import main, recipe
     from sphinx_jax.train import step_benchmark
 
     main.parse(["benchmark.py", *args.recipe])
     if main.CONFIG.value is None or not flags.FLAGS.stage:
         raise ValueError("give --config and --stage, e.g. --config configs/sphinx_1k.py --stage finetune")
-    values = main.CONFIG.value.to_dict()
-    values = smoke.smoke(values) if flags.FLAGS.smoke else values
-    yield from step_benchmark.measure(recipe.parse(values, origins=False), flags.FLAGS.stage, args.steps)
+    parsed = recipe.parse(main.recipe_values(), origins=False)
+    yield from step_benchmark.measure(parsed, flags.FLAGS.stage, args.steps)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several of these may
 from absl import app, flags, logging
 
 from sphinx_jax.command import plain_errors
-from sphinx_jax.main import CONFIG, parse
+from sphinx_jax.main import CONFIG, parse, recipe_values
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "What to compile for, e.g. v5e:16x16.")
 _JSON = flags.DEFINE_bool("json", False, "End with one JSON object on a line of its own.")
@@ -37,7 +37,6 @@ _TABLE = flags.DEFINE_string("table", None, "Add the rows that this file does no
 
 
 def main(argv: list[str]) -> None:
-    from sphinx_jax.smoke import smoke
     from sphinx_jax.train import ahead_report
 
     if len(argv) > 1:
@@ -47,9 +46,8 @@ def main(argv: list[str]) -> None:
         return ahead_report.fill(_TABLE.value)
     if CONFIG.value is None or not _TOPOLOGY.value:
         raise ValueError("give --config and --topology, e.g. --config configs/sphinx_1k.py --topology v5e:16x16")
-    values = smoke(CONFIG.value.to_dict()) if flags.FLAGS.smoke else CONFIG.value.to_dict()
     ahead_report.report(
-        values, _TOPOLOGY.value, flags.FLAGS.stage, largest=_LARGEST.value, as_json=_JSON.value
+        recipe_values(), _TOPOLOGY.value, flags.FLAGS.stage, largest=_LARGEST.value, as_json=_JSON.value
     )  # fmt: skip
 
 
