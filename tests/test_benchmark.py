@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("torch")
 
 from sphinx_jax.config import DecoderConfig
-from sphinx_jax.train import benchmark
+from sphinx_jax.train import benchmark, encoder_benchmark
 
 SMALL = DecoderConfig(dim=64, layers=2, heads=2, kv_heads=1, vocab_size=96, multiple_of=32)
 
@@ -26,3 +26,18 @@ def test_both_sides_agree_before_they_are_timed(monkeypatch):
     monkeypatch.setattr(benchmark, "_same_weights", wrong)
     with pytest.raises(benchmark.Apart, match="loss"):
         benchmark.decoder(SMALL, 2, 16, rounds=1)
+
+
+@pytest.mark.slow
+def test_encoders_are_timed_where_they_see_the_same(monkeypatch):
+    pairs = list(encoder_benchmark.encoders(2, 1, width=64, layers=2))
+    assert [len(pair.theirs) for pair in pairs] == [1, 1, 1, 1]
+    right = encoder_benchmark._ours
+
+    def wrong(*args):
+        plan, leaves = right(*args)
+        return plan, {path: leaf * 1.1 for path, leaf in leaves.items()}
+
+    monkeypatch.setattr(encoder_benchmark, "_ours", wrong)
+    with pytest.raises(benchmark.Apart, match="CLIP: features differ"):
+        next(encoder_benchmark.encoders(2, 1, width=64, layers=2))

@@ -69,7 +69,7 @@ def compare_quantised(args: argparse.Namespace) -> Iterator[str]:
 
 def compare_train(args: argparse.Namespace) -> Iterator[str]:
     from sphinx_jax.config import DecoderConfig
-    from sphinx_jax.train import benchmark
+    from sphinx_jax.train import benchmark, encoder_benchmark
 
     yield benchmark.HEADER
     if args.what != "encoders":
@@ -77,7 +77,7 @@ def compare_train(args: argparse.Namespace) -> Iterator[str]:
         for pair in benchmark.decoder(config, args.batch, args.length, args.rounds):
             yield pair.line()
     if args.what != "decoder":
-        for pair in benchmark.encoders(args.views, args.rounds):
+        for pair in encoder_benchmark.encoders(args.views, args.rounds):
             yield pair.line()
 
 

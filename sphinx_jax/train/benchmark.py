@@ -20,9 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.checkpoint import convert, store
-from sphinx_jax.config import ConfigError, ConvNextConfig, DecoderConfig, ModelConfig, clip_config, dinov2_config
-from sphinx_jax.model.blueprint import Blueprint, Leaves, blueprint
-from sphinx_jax.model.encoders import Clip, ConvNext, DinoV2
+from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig
+from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.sharding import make_mesh, platform
 from sphinx_jax.train.optimizer import make_optimizer
 from sphinx_jax.train.step import TrainState, token_losses, update
@@ -87,7 +86,7 @@ def decoder(config: DecoderConfig, batch: int, length: int, rounds: int) -> list
     model = ModelConfig("llama", config, dtype=peer.dtype)
     leaves = blueprint(model).init(make_mesh())
     tokens = np.random.default_rng(0).integers(3, config.vocab_size, (batch, length)).astype(np.int32)
-    theirs, how = _compiled(torch, _same_weights(model, leaves).to(peer.device))
+    theirs, how = compiled(torch, _same_weights(model, leaves).to(peer.device), "sdpa")
     words = torch.from_numpy(tokens.astype(np.int64)).to(peer.device)
 
     def loss_of(leaves: Leaves, tokens: jax.Array) -> jax.Array:
@@ -133,53 +132,9 @@ def decoder(config: DecoderConfig, batch: int, length: int, rounds: int) -> list
         peer.wait()
 
     # leaves are given away by the first step, so the gradient is timed before
-    pairs = [_timed("forward + backward", lambda: jax.block_until_ready(gradient(leaves, tokens)), their_gradient,
+    pairs = [timed("forward + backward", lambda: jax.block_until_ready(gradient(leaves, tokens)), their_gradient,
                     rounds, how)]  # fmt: skip
-    return [*pairs, _timed("whole step, AdamW", our_step, their_step, rounds, how)]
-
-
-def encoders(images: int, rounds: int, width: int = 256, layers: int = 6) -> list[Pair]:
-    """Frozen encoders over ``images`` views: forward alone, smaller than the published ones (ConvNeXt: its "tiny").
-
-    Weights are random on both sides: of the same shapes, not the same.
-    """
-    peer = Torch()
-    torch = peer.module
-    import transformers as hf
-
-    heads, depths, dims = width // 64, (3, 3, 9, 3), (96, 192, 384, 768)
-    ours = {
-        "CLIP": (Clip, clip_config(width, layers, heads), 224),
-        "DINOv2": (DinoV2, dinov2_config(width, layers, heads, position_grid=16), 224),
-        "ConvNeXt": (ConvNext, ConvNextConfig(depths, dims), 256),
-    }
-    shared = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "image_size": 224}
-    theirs = {
-        "CLIP": hf.CLIPVisionModel(hf.CLIPVisionConfig(**shared, patch_size=14, intermediate_size=4 * width)),
-        "DINOv2": hf.Dinov2Model(hf.Dinov2Config(**shared, patch_size=14, use_swiglu_ffn=True)),
-        "ConvNeXt": hf.ConvNextModel(hf.ConvNextConfig(depths=list(depths), hidden_sizes=list(dims))),
-    }
-    pairs = []
-    for name, (cls, config, size) in ours.items():
-        views = np.random.default_rng(0).normal(size=(images, size, size, 3)).astype(np.float32)
-        plan = Blueprint(lambda rngs, cls=cls, config=config: cls(config, rngs=rngs))
-        leaves = {path: leaf.astype(peer.dtype) for path, leaf in plan.init(make_mesh()).items()}
-        run = jax.jit(lambda leaves, views, plan=plan: plan.bind(leaves)(views))
-        model, how = _compiled(torch, theirs[name].eval().to(peer.device, getattr(torch, peer.dtype)))
-        placed = jax.device_put(jnp.asarray(views, peer.dtype))
-        given = torch.from_numpy(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))
-        given = given.to(peer.device, getattr(torch, peer.dtype))
-
-        def ours_forward(run=run, leaves=leaves, placed=placed) -> None:
-            jax.block_until_ready(run(leaves, placed))
-
-        def their_forward(model=model, given=given) -> None:
-            with torch.inference_mode():
-                model(pixel_values=given)
-            peer.wait()
-
-        pairs.append(_timed(f"{name}, {images} views", ours_forward, their_forward, rounds, how))
-    return pairs
+    return [*pairs, timed("whole step, AdamW", our_step, their_step, rounds, how)]
 
 
 def _same_weights(model: ModelConfig, leaves: Leaves):
@@ -195,18 +150,19 @@ def _same_weights(model: ModelConfig, leaves: Leaves):
         return LlamaForCausalLM.from_pretrained(Path(root) / "theirs", attn_implementation="sdpa", dtype="float32")
 
 
-def _compiled(torch, module) -> tuple[Callable, str]:
-    """Compiled where PyTorch can (it needs a C++ compiler), else as it is; and which."""
+def compiled(torch, work: Callable, attention: str) -> tuple[Callable, str]:
+    """Compiled where PyTorch can (it needs a C++ compiler), else as it is; and what it is, with its ``attention``."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.compile(lambda x: x + 1)(torch.ones(2))
-        return torch.compile(module), "torch.compile, sdpa"
+        return torch.compile(work), ", ".join(filter(None, ("torch.compile", attention)))
     except Exception as error:
-        return module, f"eager, sdpa; torch.compile failed here: {str(error).splitlines()[0][:60]}"
+        why = f"torch.compile failed here: {str(error).splitlines()[0][:60]}"
+        return work, f"{', '.join(filter(None, ('not compiled', attention)))}; {why}"
 
 
-def _timed(name: str, ours: Callable, theirs: Callable, rounds: int, peer: str) -> Pair:
+def timed(name: str, ours: Callable, theirs: Callable, rounds: int, peer: str) -> Pair:
     """Both once to compile, then one after the other."""
     ours(), theirs()
     seconds = ([], [])
