@@ -11,6 +11,9 @@ A GPU holds a few layers of the 13B model, and a layer is what is measured:
   python tools/benchmark.py step --config configs/sphinx_1k.py --stage finetune --config.model.decoder.layers=6 \\
       --config.stage.finetune.batch=8 --config.stage.finetune.text_batch=8
 
+What a checkpoint costs that is written beside the steps, by windows of steps with one and without:
+  python tools/benchmark.py saves --config configs/sphinx_tiny_1k.py --stage align --smoke --folder /tmp/saves
+
 What fewer bits cost a recipe's model on held-out data:
   python tools/benchmark.py quantise --workdir runs/quickstart
 """
@@ -18,6 +21,7 @@ What fewer bits cost a recipe's model on held-out data:
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sphinx_jax.checkpoint import mix_benchmark
 from sphinx_jax.command import plain_errors
@@ -45,10 +49,14 @@ def arguments() -> argparse.Namespace:
         allow_abbrev=False,
     )  # fmt: skip
     step.add_argument("--steps", type=int, default=10, help="that are timed (default: %(default)s)")
+    saves = kinds.add_parser("saves", help="what a checkpoint costs; also takes what step takes", allow_abbrev=False)
+    saves.add_argument("--folder", type=Path, required=True, help="for the checkpoints; ends with one of them")
+    saves.add_argument("--steps", type=int, default=20, help="in a window (default: %(default)s)")
+    saves.add_argument("--rounds", type=int, default=3, help="windows of each sort (default: %(default)s)")
     few = kinds.add_parser("quantise", help="the held-out loss of a recipe's model in 8 and 4 bits")
     few.add_argument("--workdir", type=Path, required=True, help="of a recipe that was run, e.g. runs/quickstart")
     args, args.recipe = parser.parse_known_args()
-    if args.recipe and args.kind != "step":
+    if args.recipe and args.kind not in ("step", "saves"):
         parser.error(f"unrecognized arguments: {' '.join(args.recipe)}")
     return args
 
@@ -82,21 +90,35 @@ def compare_train(args: argparse.Namespace) -> Iterator[str]:
 
 
 def measure_step(args: argparse.Namespace) -> Iterator[str]:
+    from sphinx_jax.train import step_benchmark
+
+    yield from step_benchmark.measure(*stage_of(args.recipe), args.steps)
+
+
+def measure_saves(args: argparse.Namespace) -> Iterator[str]:
+    from sphinx_jax.train import step_benchmark
+
+    yield from step_benchmark.measure_saves(*stage_of(args.recipe), args.steps, args.rounds, args.folder)
+
+
+def stage_of(flags_given: list[str]) -> tuple[Any, str]:
+    """The recipe, and the stage of it, that flags name."""
     from absl import flags
 
     from sphinx_jax import main, recipe
-    from sphinx_jax.train import step_benchmark
 
-    main.parse(["benchmark.py", *args.recipe])
+    main.parse(["benchmark.py", *flags_given])
     if main.CONFIG.value is None or not flags.FLAGS.stage:
         raise ValueError("give --config and --stage, e.g. --config configs/sphinx_1k.py --stage finetune")
-    parsed = recipe.parse(main.recipe_values(), origins=False)
-    yield from step_benchmark.measure(parsed, flags.FLAGS.stage, args.steps)
+    return recipe.parse(main.recipe_values(), origins=False), flags.FLAGS.stage
 
 
 if __name__ == "__main__":
     with plain_errors():
         args = arguments()
-        work = {"mix": compare_mix, "train": compare_train, "step": measure_step, "quantise": compare_quantised}
+        work = {
+            "mix": compare_mix, "train": compare_train, "step": measure_step, "saves": measure_saves,
+            "quantise": compare_quantised,
+        }  # fmt: skip
         for line in work[args.kind](args):
             print(line, flush=True)

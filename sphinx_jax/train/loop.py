@@ -92,7 +92,7 @@ def run(
       TrainingStopped: after too many steps in a row that are not finite; ``bad_steps.json`` names their batches.
       Stopped: on SIGTERM, after a checkpoint of the step at hand.
     """
-    checkpoints = _Checkpoints(folder / "checkpoints", settings.keep, config, tokenizer, recipe)
+    checkpoints = Checkpoints(folder / "checkpoints", settings.keep, config, tokenizer, recipe)
     leader = jax.process_index() == 0
     start = 0
     found = store.newest(checkpoints.folder)
@@ -169,7 +169,7 @@ def run(
     return state
 
 
-class _Checkpoints:
+class Checkpoints:
     """The checkpoints of a stage; one at a time is being written beside the steps."""
 
     def __init__(self, folder: Path, keep: int, config: ModelConfig, tokenizer: Tokenizer, recipe: dict):

@@ -1,4 +1,4 @@
-"""The step of a recipe's stage on the devices that are here, with made-up rows: seconds, tokens a second, MFU.
+"""The step of a recipe's stage on the devices that are here, with made-up rows: what it takes, and what a save adds.
 
 The same program as training runs, less the data: for sizing a run, and for finding out what a setting costs.
 """
@@ -8,19 +8,24 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.checkpoint import store
+from sphinx_jax.config import ConfigError, ModelConfig
+from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.recipe import PLAYGROUND, Recipe, mesh_of
 from sphinx_jax.sharding import RULES
 from sphinx_jax.train.ahead import train_stages
-from sphinx_jax.train.loop import peak_memory
-from sphinx_jax.train.program import abstract_batches, program, start
-from sphinx_jax.train.stage import shapes, throughput
+from sphinx_jax.train.loop import Checkpoints, peak_memory
+from sphinx_jax.train.program import Program, abstract_batches, program, start
+from sphinx_jax.train.stage import TrainStage, shapes, throughput
+from sphinx_jax.train.step import TrainState
 
 
 def measure(recipe: Recipe, stage: str, steps: int) -> Iterator[str]:
@@ -28,20 +33,7 @@ def measure(recipe: Recipe, stage: str, steps: int) -> Iterator[str]:
 
     Raises ConfigError for a stage that does not train.
     """
-    next(train_stages(recipe, stage))
-    s, model, mesh = recipe.settings[stage], recipe.model, mesh_of(recipe, jax.devices(), [stage])
-    made = program(model, stage, s, mesh)
-    state = start(made, model, s, blueprint(model).init(mesh, recipe.seed), mesh)
-    tokenizer = load_tokenizer(PLAYGROUND / "tokenizer.model")  # rows have the same shapes with any
-    rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
-    random = np.random.default_rng(recipe.seed)
-    batches = {
-        kind: {
-            name: jax.device_put(_made_up(name, x.shape, x.dtype, model.decoder.vocab_size, random), rows)
-            for name, x in batch.items()
-        }
-        for kind, batch in abstract_batches(s, shapes(model, s), tokenizer, mesh).items()
-    }
+    s, model, mesh, made, state, batches, _ = _prepare(recipe, stage)
     seconds = []
     with jax.set_mesh(mesh):
         for _ in range(steps + 2):
@@ -61,6 +53,71 @@ def measure(recipe: Recipe, stage: str, steps: int) -> Iterator[str]:
     )
     for size in peak_memory().values():
         yield f"  {size:.2f} GiB at most on a device"
+
+
+def measure_saves(recipe: Recipe, stage: str, steps: int, rounds: int, folder: Path) -> Iterator[str]:
+    """Lines about what a checkpoint costs: ``steps`` steps with one that is written beside them and as many without, in
+    turn.
+
+    Raises ConfigError for a stage that does not train.
+    """
+    s, model, mesh, made, state, batches, tokenizer = _prepare(recipe, stage)
+    checkpoints = Checkpoints(folder, 1, model, tokenizer, {"made_by": "benchmark"})
+    without, beside, blocked, written = [], [], [], []
+    with jax.set_mesh(mesh):
+        for number in range(-1, 2 * rounds):  # the first compiles
+            begun = time.perf_counter()
+            if saving := number % 2 == 0:
+                checkpoints.save(number, state)
+                blocked.append(time.perf_counter() - begun)
+            for _ in range(steps):
+                state, metrics = made.step(state, batches, np.float32(s.rate))
+                jax.block_until_ready(metrics)
+                if saving and len(written) < len(blocked) and store.is_complete(folder / str(number)):
+                    written.append(time.perf_counter() - begun)
+            ((beside if saving else without) if number >= 0 else []).append(time.perf_counter() - begun)
+            if saving and len(written) < len(blocked):
+                raise ConfigError(f"{steps} steps took {beside[-1]:.1f} s and the checkpoint longer; give more --steps")
+            checkpoints.wait()
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    cost = statistics.median(beside) - statistics.median(without)
+    yield (
+        f"{stage}: {steps} steps in {statistics.median(without):.1f} s, with a checkpoint of {size / 2**30:.2f} GiB in "
+        f"{statistics.median(beside):.1f} s (medians of {rounds})"
+    )
+    wait, complete = statistics.median(blocked), statistics.median(written)
+    yield (
+        f"  steps wait {wait:.2f} s for it; it is complete after {complete:.1f} s; "
+        f"in all {cost:.2f} s, {cost / 120:.1%} of two minutes, {cost / 300:.1%} of five"
+    )
+
+
+class _Prepared(NamedTuple):
+    settings: TrainStage
+    model: ModelConfig
+    mesh: Mesh
+    program: Program
+    state: TrainState
+    batches: dict[str, dict[str, jax.Array]]
+    tokenizer: Tokenizer
+
+
+def _prepare(recipe: Recipe, stage: str) -> _Prepared:
+    next(train_stages(recipe, stage))
+    s, model, mesh = recipe.settings[stage], recipe.model, mesh_of(recipe, jax.devices(), [stage])
+    made = program(model, stage, s, mesh)
+    state = start(made, model, s, blueprint(model).init(mesh, recipe.seed), mesh)
+    tokenizer = load_tokenizer(PLAYGROUND / "tokenizer.model")  # rows have the same shapes with any
+    rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    random = np.random.default_rng(recipe.seed)
+    batches = {
+        kind: {
+            name: jax.device_put(_made_up(name, x.shape, x.dtype, model.decoder.vocab_size, random), rows)
+            for name, x in batch.items()
+        }
+        for kind, batch in abstract_batches(s, shapes(model, s), tokenizer, mesh).items()
+    }
+    return _Prepared(s, model, mesh, made, state, batches, tokenizer)
 
 
 def _made_up(name: str, shape: tuple[int, ...], dtype: np.dtype, words: int, random: np.random.Generator) -> np.ndarray:
