@@ -11,7 +11,6 @@ stage 2; LoRA's rate † is this project's choice.
 """
 
 import json
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -19,13 +18,14 @@ from sphinx_jax.config import FAMILY, ConfigError, family, to_dict, unknown
 from sphinx_jax.model.blueprint import FROZEN
 from sphinx_jax.model.lora import BASE
 from sphinx_jax.model.quantise import KINDS
+from sphinx_jax.paths import located
 
 
 def get_config(what: str = "") -> ConfigDict:
     folder, *options = what.split(",")
     if not folder:
         raise ConfigError("say what to fine-tune: --config configs/finetune.py:FOLDER, or FOLDER,lora=16")
-    described = Path(folder) / "model.json"
+    described = located(folder) / "model.json"
     if described.is_file():
         model = json.loads(described.read_text())
     elif folder in FAMILY:  # what it would take, before there are weights: tools/compile_ahead.py

@@ -7,5 +7,5 @@ from configs import published
 
 def get_config() -> ConfigDict:
     return published.sphinx_x(
-        "sphinx_moe_1k", 2, ("encoders/*", "decoder/*", "embedding_mix/qformer_proj/*"), rate=5e-6
+        "sphinx_moe_1k", 1, ("encoders/*", "decoder/*", "embedding_mix/qformer_proj/*"), rate=5e-6
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
 from sphinx_jax.command import plain_errors
 
@@ -87,6 +89,10 @@ def parse(argv: list[str]) -> list[str]:
             sys.path.append(str(folder.parent))
     try:
         return flags.FLAGS(argv)
+    except UnsupportedOperationError as error:
+        named = re.search(r"field config\.(\S+)", str(error))
+        what = named[1] if named else error
+        raise ValueError(f"{what} is None in the recipe; give it there, not as a flag") from None
     except KeyError as error:  # a path that ends nowhere in the recipe, e.g. --config.stag.finetune.steps
         raise ValueError(f"unknown setting {error.args[0]}") from error
     except SyntaxError as error:

@@ -7,13 +7,29 @@ import shutil
 from pathlib import Path
 
 
-def as_path(folder: str | os.PathLike[str]) -> Path:
-    """A folder here (absolute), or in an object store such as gs://, which then has the same methods."""
-    if "://" in os.fspath(folder):
-        from etils import epath
+def in_store(name: str | os.PathLike[str]) -> bool:
+    """Whether a path lies in an object store, such as gs://bucket/folder."""
+    return "://" in os.fspath(name)
 
-        return epath.Path(folder)
-    return Path(folder).absolute()
+
+def located(name: str | os.PathLike[str]) -> Path:
+    """A path here, or in an object store: no ``pathlib.Path`` then, with the same methods."""
+    if not in_store(name):
+        return Path(name)
+    from etils import epath
+
+    return epath.Path(name)
+
+
+def as_path(folder: str | os.PathLike[str]) -> Path:
+    """The same, absolute."""
+    found = located(folder)
+    return found.absolute() if isinstance(found, Path) else found
+
+
+def joined(root: str | os.PathLike[str], name: str) -> Path:
+    """What is called ``name`` in a folder: it may name its own place, here or in a store."""
+    return located(name) if in_store(name) else located(root) / name
 
 
 def write_whole(file: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import json
 import math
@@ -34,6 +35,7 @@ from sphinx_jax.train.numbers import order_numbers
 
 PLAYGROUND = Path(__file__).parent / "data" / "playground"
 PARTS = PLAYGROUND / "parts"
+CACHE = Path.home() / ".cache" / "sphinx_jax"
 
 # kind -> module and name of (settings dataclass, function (Run, stage name, settings) -> None)
 KINDS = {
@@ -160,13 +162,20 @@ class Run:
     def folder(self, stage: str) -> Path:
         return self.workdir / stage
 
+    @property
+    def local(self) -> Path:
+        """A disk for what can be made again: the workdir, or a folder of this machine where that is in a store."""
+        if isinstance(self.workdir, Path):
+            return self.workdir
+        return CACHE / hashlib.sha256(str(self.workdir).encode()).hexdigest()[:16]
+
     @functools.cached_property
     def mesh(self) -> Mesh:
         return mesh_of(self.recipe, jax.devices())
 
     @functools.cached_property
     def data(self) -> Data:
-        return Data(self.recipe.data, self.workdir)
+        return Data(self.recipe.data, self.local)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -208,14 +217,14 @@ class Run:
         return leaves | plan.init(self.mesh, self.recipe.seed, only=born) if born else leaves
 
     def features(self, leaves: Leaves, split: str, domain: str) -> FeatureCache | None:
-        """What the frozen encoders see in the pictures of one split and domain; made once, kept in the workdir.
+        """What the frozen encoders see in the pictures of one split and domain; made once and kept.
 
         None in a run of several processes, whose steps take pixels: the cache is for small machines.
         """
         if jax.process_count() > 1:
             return None
         items = self.data.items(split, domain)
-        folder = self.workdir / "features" / f"{domain}-{split}"
+        folder = self.local / "features" / f"{domain}-{split}"
         return cache_features(folder, items, leaves, self.recipe.model, f"encoding {domain} {split} pictures")
 
 

@@ -31,6 +31,7 @@ from sphinx_jax.checkpoint import orbax_files, store
 from sphinx_jax.checkpoint.store import CHUNK_BYTES, BadCheckpoint
 from sphinx_jax.config import ModelConfig, unknown
 from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.paths import located
 
 UNFINISHED = "unfinished.json"
 IN_FLIGHT_BYTES = 16 * 2**20  # of chunks being written; they take about twice as much memory
@@ -78,6 +79,8 @@ class Reader:
     tree: orbax_files.Tree
 
     def __init__(self, folder: str | Path):
+        if not isinstance(located(folder), Path):
+            raise BadCheckpoint(f"{folder} is in an object store; copy it to a disk, from where it is read by slices")
         self.folder = Path(folder).resolve()
         if (self.folder / UNFINISHED).exists() and not store.is_complete(self.folder):
             raise BadCheckpoint(f"{self.folder} is unfinished; run again what was writing it")

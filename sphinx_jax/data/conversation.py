@@ -18,6 +18,7 @@ from typing import Any, overload
 import numpy as np
 
 from sphinx_jax.data.tokenizer import Span, Tokenizer
+from sphinx_jax.paths import joined, located
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -272,7 +273,7 @@ def read_items(path: str | PathLike[str], root: str | PathLike[str] | None = Non
       ValueError: no such file, not JSON, or nothing usable in it (BadItem); one line that names file and
         place.
     """
-    path = Path(path)
+    path = located(path)
     items, skipped = [], []
     for i, raw in enumerate(_read_raw(path)):
         try:
@@ -286,7 +287,7 @@ def read_items(path: str | PathLike[str], root: str | PathLike[str] | None = Non
     if root is None:
         root = _image_root(items, path.parent)
     if root is not None:
-        items = [replace(item, image=str(Path(root, item.image))) if item.image else item for item in items]
+        items = [replace(item, image=str(joined(root, item.image))) if item.image else item for item in items]
     return Items(items, skipped)
 
 
@@ -317,7 +318,7 @@ def _read_raw(path: Path) -> list[Any]:
 
 def _image_root(items: Sequence[Item], beside: Path) -> Path | None:
     first = next((item.image for item in items if isinstance(item.image, str)), None)
-    if first is None or Path(first).exists() or not (beside / first).exists():
+    if first is None or located(first).exists() or not joined(beside, first).exists():
         return None
     return beside
 
@@ -349,7 +350,7 @@ def read_meta(path: str | PathLike[str], seed: int = 0) -> list[MetaEntry]:
     """
     import yaml
 
-    path = Path(path)
+    path = located(path)
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -390,4 +391,4 @@ def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> Meta
 
 
 def _found(path: str, folders: Sequence[Path]) -> Path:
-    return next((folder / path for folder in folders if (folder / path).exists()), Path(path))
+    return next((file for folder in folders if (file := joined(folder, path)).exists()), located(path))

@@ -10,13 +10,13 @@ import io
 import math
 from collections.abc import Callable
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sphinx_jax.config import CLIP_MEAN, CLIP_STD
+from sphinx_jax.paths import located
 
 PAD_COLOUR = (122, 116, 104)
 """RGB of the padding: int(255 * CLIP_MEAN), so that it normalises to nearly nothing."""
@@ -49,7 +49,7 @@ def load_image(source: ImageSource) -> Image.Image:
     if isinstance(source, bytes):
         name, stream = f"an image of {len(source)} bytes", io.BytesIO(source)
     elif isinstance(source, str | PathLike):
-        path = Path(source)
+        path = located(source)
         name = f"image {path}"
         try:
             stream = io.BytesIO(path.read_bytes())

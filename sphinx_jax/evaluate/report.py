@@ -7,7 +7,6 @@ print(format_table(scores, colour=True), path)
 import base64
 import html
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -50,6 +49,7 @@ from sphinx_jax.evaluate.score_table import (
     number,
     score_rows,
 )
+from sphinx_jax.paths import write_whole
 
 __all__ = ["ReportError", "Sample", "format_table", "markdown_table", "write_report"]
 
@@ -101,16 +101,9 @@ def write_report(
         if data is None:
             (folder / name).unlink(missing_ok=True)
         else:
-            _write(folder / name, data)
-    _write(folder / "report.html", page.encode())
+            write_whole(folder / name, data)
+    write_whole(folder / "report.html", page.encode())
     return folder / "report.html"
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All of the file or none of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 def _encoded(image: Any, form: str, **options: Any) -> bytes:

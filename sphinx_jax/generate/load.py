@@ -25,6 +25,7 @@ from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import Blueprint, blueprint
 from sphinx_jax.model.quantise import check_kind
+from sphinx_jax.paths import located
 from sphinx_jax.sharding import make_mesh
 
 
@@ -100,7 +101,7 @@ def _folders(given: Any) -> list[Path]:
     paths = [given] if isinstance(given, str | os.PathLike) else given
     if not isinstance(paths, Sequence) or not paths or not all(isinstance(each, str | os.PathLike) for each in paths):
         raise BadArgument(f"folder must be a path, or a list of one path or more, not {short(given)}")
-    folders = [Path(each) for each in paths]
+    folders = [located(each) for each in paths]
     for folder in folders:
         if not folder.exists():
             raise store.BadCheckpoint(f"{folder} does not exist{_nearest(folder)}")

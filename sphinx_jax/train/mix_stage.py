@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.checkpoint.mix_settings import Mix
+from sphinx_jax.checkpoint.mix_settings import Mix, to_json
 from sphinx_jax.checkpoint.weight_mix import write
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.rows import Rows, Shape, Source
@@ -60,13 +61,12 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
         (folder / "beta.json").write_text(json.dumps(result, indent=2))
     barrier("judged")
     sources = [str(run.checkpoint(start)) for start in (s.real, s.synthetic)]
-    write(
-        as_mix(sources, [("*", np.array([chosen, 1 - chosen]))]),
-        folder / "checkpoints" / "0",
-        quiet=True,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
+    made, out = as_mix(sources, [("*", np.array([chosen, 1 - chosen]))]), folder / "checkpoints" / "0"
+    if isinstance(out, Path):
+        write(made, out, quiet=True, process=jax.process_index(), processes=jax.process_count())
+    else:  # a store takes whole objects, as Orbax writes them
+        mixed = jax.jit(lambda a, b: jax.tree.map(lambda x, y: (chosen * x + (1 - chosen) * y).astype(x.dtype), a, b))
+        store.save(out, mixed(*trees) | frozen, run.recipe.model, run.tokenizer, to_json(made))
     barrier("mixed")
     if not run.quiet:
         mean = np.mean([curves[domain] for domain in DOMAINS], axis=0)
