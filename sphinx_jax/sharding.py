@@ -86,6 +86,11 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh))
 
 
+def abstract(tree: Any) -> Any:
+    """Shapes, dtypes and layout of a tree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
 def row_share(mesh: Mesh) -> tuple[int, int]:
     """Which share of a batch's rows this process feeds, and how many shares there are.
 

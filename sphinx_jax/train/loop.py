@@ -22,9 +22,8 @@ from sphinx_jax.data.rows import DOMAINS, TASKS
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.distributed import barrier, gather
 from sphinx_jax.model.blueprint import Blueprint, Leaves
-from sphinx_jax.sharding import RULES, row_share
+from sphinx_jax.sharding import RULES, abstract, row_share
 from sphinx_jax.train.preemption import Preemption
-from sphinx_jax.train.program import abstract
 from sphinx_jax.train.step import TrainState
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sphinx_jax.config import ConfigError, ModelConfig
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.model.blueprint import Leaves, blueprint, matches
-from sphinx_jax.sharding import RULES, partition_spec
+from sphinx_jax.sharding import RULES, abstract, partition_spec
 from sphinx_jax.train.optimizer import make_optimizer, state_shardings
 from sphinx_jax.train.step import TrainState, make_step
 
@@ -128,8 +128,3 @@ def abstract_batches(
             for name, value in row.items() if name != "skipped"
         }  # fmt: skip
     return batches
-
-
-def abstract(tree: Any) -> Any:
-    """Shapes, dtypes and layout of a tree of arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
