@@ -148,7 +148,7 @@ def make_step(
         # laid out as the leaves are, a gradient is summed over devices straight into its shards
         return value, {path: constrain(g, *blueprint.specs[path].axes) for path, g in grads.items()}
 
-    def gradient_by_parts(state: TrainState, name: str, batch: Batch, counts: dict[str, jax.Array]):
+    def gradient_by_parts(state: TrainState, name: str, batch: Batch, counts: dict[str, jax.Array], so_far: Any):
         # rows i, i + parts, …: each device keeps the rows that it has
         cut = jax.tree.map(lambda x: einops.rearrange(x, "(b p) ... -> p b ...", p=parts_of[name]), batch)
 
@@ -156,16 +156,20 @@ def make_step(
             part = {key: constrain(x, "batch", *(None,) * (x.ndim - 1)) for key, x in part.items()}
             return jax.tree.map(jnp.add, total, gradient(state, {name: part}, counts)), None
 
-        shapes = jax.eval_shape(lambda: gradient(state, {name: jax.tree.map(lambda x: x[0], cut)}, counts))
-        return jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), cut)[0]
+        if so_far is None:
+            shapes = jax.eval_shape(lambda: gradient(state, {name: jax.tree.map(lambda x: x[0], cut)}, counts))
+            so_far = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(add, so_far, cut)[0]
 
     def step(state: TrainState, batches: dict[str, Batch], rate: jax.Array):
         # the denominators are known beforehand, so parts add up to exactly the mean over the whole batch
         counts = {n: jnp.maximum(token_weights(b).sum(), 1e-6) for n, b in batches.items()}
         whole = {name: batch for name, batch in batches.items() if parts_of[name] == 1}
-        found = [gradient(state, whole, counts)] if whole else []
-        found += [gradient_by_parts(state, n, b, counts) for n, b in batches.items() if n not in whole]
-        (loss, sums), grads = jax.tree.map(lambda *values: sum(values), *found)
+        total = gradient(state, whole, counts) if whole else None
+        for name, batch in batches.items():
+            if name not in whole:  # onto the sum of those before: a second one would be as large as the weights
+                total = gradient_by_parts(state, name, batch, counts, total)
+        (loss, sums), grads = total
         state, metrics = update(optimizer, state, loss, grads, rate)
         return state, metrics | {"sums": sums}
 
