@@ -4,16 +4,17 @@ python -m sphinx_jax.main --config configs/finetune.py:FOLDER --config.data.meta
 python -m sphinx_jax.main --config configs/finetune.py:FOLDER,lora=16 --config.data.meta.train=list.yaml
 python -m sphinx_jax.main --config configs/finetune.py:FOLDER,lora=16,nf4 --config.data.meta.train=list.yaml
 
-FOLDER is what tools/convert_checkpoint.py wrote, or any checkpoint of this project.  The list is of the published form,
-YAML with META: [{path: conversations.jsonl, root: pictures/}, …].  int8 and nf4 keep the frozen decoder in few bits.
-It computes in bfloat16; on a CPU --config.model.dtype=float32 is faster.  Hyper-parameters are the published ones of
-stage 2; LoRA's rate † is this project's choice.
+FOLDER is what tools/convert_checkpoint.py wrote, or a checkpoint or training stage of this project.  The list is of the
+published form, YAML with META: [{path: conversations.jsonl, root: pictures/}, …].  int8 and nf4 keep the frozen decoder
+in few bits.  It computes in bfloat16; on a CPU --config.model.dtype=float32 is faster.  Hyper-parameters are the
+published ones of stage 2; LoRA's rate † is this project's choice.
 """
 
 import json
 
 from ml_collections import ConfigDict
 
+from sphinx_jax.checkpoint import store
 from sphinx_jax.config import FAMILY, ConfigError, family, to_dict, unknown
 from sphinx_jax.model.blueprint import FROZEN
 from sphinx_jax.model.lora import BASE
@@ -25,28 +26,34 @@ def get_config(what: str = "") -> ConfigDict:
     folder, *options = what.split(",")
     if not folder:
         raise ConfigError("say what to fine-tune: --config configs/finetune.py:FOLDER, or FOLDER,lora=16")
-    described = located(folder) / "model.json"
-    if described.is_file():
-        model = json.loads(described.read_text())
+    # of a training stage's folder its newest checkpoint
+    start = store.newest(located(folder) / "checkpoints") or located(folder)
+    if (start / "model.json").is_file():
+        model = json.loads((start / "model.json").read_text())
     elif folder in FAMILY:  # what it would take, before there are weights: tools/compile_ahead.py
         model = to_dict(family(folder))
     else:
-        raise ConfigError(f"{folder} is no checkpoint (it has no model.json); tools/convert_checkpoint.py makes one")
+        raise ConfigError(
+            f"{folder} is no checkpoint (it has no model.json): give what tools/convert_checkpoint.py wrote, or the "
+            "folder of a training stage"
+        )
     c = ConfigDict()
     c.title = f"Fine-tuning {folder}"
     c.model = model | {"dtype": "bfloat16"}
-    c.tokenizer = folder
+    c.tokenizer = str(start)
     c.data = {"playground": None, "meta": {"train": "data/finetune.yaml"}}
     c.mesh = {"tensor": 0, "expert": 0}
     c.stages = ("finetune",)
     stage = {
-        "kind": "train", "start": folder, "epochs": 1.0, "batch": 128, "device_rows": 1, "length": 512,
+        "kind": "train", "start": str(start), "epochs": 1.0, "batch": 128, "device_rows": 1, "length": 512,
         "domains": {"*": 1.0}, "rate": 2e-5, "warmup_epochs": 0.03, "clip": 8.0, "weight_decay": 0.0, "remat": "full",
         "save_every": 500, "frozen": FROZEN,
     }  # fmt: skip
     for option in options:
         name, _, value = option.partition("=")
         if name == "lora":
+            if not (value or "16").isdigit():
+                raise ConfigError(f"lora={value}: the rank is a number, e.g. lora=16")
             c.model.decoder.lora_rank = int(value or 16)
             stage |= {"frozen": (*FROZEN, *BASE), "rate": 2e-4}  # †
         elif name in KINDS:

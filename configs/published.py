@@ -59,6 +59,7 @@ def sphinx(model: str, device_rows: int) -> ConfigDict:
     }  # fmt: skip
     c.stages = ("pretrain_real", "continue_synthetic", "mix", "finetune")
     c.stage = {
+        "chat": {"kind": "chat"},
         "pretrain_real": dict(pretrain) | {"start": start, "steps": 180_000, "domains": {"real": 1.0}},
         "continue_synthetic": dict(pretrain) | {
             "start": "pretrain_real", "steps": 20_000, "rate": 5e-6, "floor": 0.0, "warmup": 100,  # †
@@ -81,7 +82,8 @@ def sphinx_x(model: str, device_rows: int, aligned: tuple[str, ...], rate: float
         "rate": 1e-3, "warmup": 100, "clip": 8.0, "domains": {"*": 1.0}, "frozen": aligned,  # †
     }  # fmt: skip
     c.stages = ("align", "finetune")
-    c.stage = {"align": align, "finetune": finetune(model, device_rows, "align", rate, 256, 0.01)}
+    tuned = finetune(model, device_rows, "align", rate, 256, 0.01)
+    c.stage = {"align": align, "finetune": tuned, "chat": {"kind": "chat"}}
     return c
 
 

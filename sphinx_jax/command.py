@@ -12,15 +12,19 @@ LOST = 75  # exit status of a run that lost one of its processes: EX_TEMPFAIL, a
 
 
 class Stopped(Exception):
-    """Work that was asked to end early and did so in good order; the message says how it goes on."""
+    """Work that a signal asked to end early and that did so in good order; the message says how it goes on."""
+
+    def __init__(self, message: str, by: signal.Signals = signal.SIGTERM):
+        super().__init__(message)
+        self.by = by
 
 
 @contextlib.contextmanager
 def plain_errors(*more: type[Exception], stopped: str = "stopped; the same command goes on") -> Iterator[None]:
     """Errors that a person can mend (ValueError, OSError and ``more``) are one line; others keep their traceback.
 
-    All keep it where ``SPHINX_JAX_TRACEBACK`` is set.  Work that SIGTERM stopped ends with 143, as a shell counts that
-    signal: a scheduler that took the end for success would not start it again.
+    All keep it where ``SPHINX_JAX_TRACEBACK`` is set.  Work that SIGTERM stopped ends with 143 (Ctrl-C: 130), as a
+    shell counts signals: a scheduler that took the end for success would not start it again.
     """
     try:
         yield
@@ -30,6 +34,6 @@ def plain_errors(*more: type[Exception], stopped: str = "stopped; the same comma
         sys.exit(f"error: {' '.join(str(error).split())}")
     except Stopped as end:
         print(end, file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(128 + end.by)
     except KeyboardInterrupt:
         sys.exit(stopped)

@@ -23,6 +23,7 @@ class ConfigError(ValueError):
     """A configuration that names an unknown key or an impossible value."""
 
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 ATTENTION_MAPS, FFN_MAPS = ("q", "k", "v", "o"), ("gate", "up", "down")
 
 
@@ -211,6 +212,8 @@ class ModelConfig:
         return sum(w for w in widths if w)
 
     def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
         if not self.has_vision:
             return
         if not (self.clip or self.convnext or self.dinov2):

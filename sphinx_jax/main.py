@@ -86,9 +86,14 @@ def parse(argv: list[str]) -> list[str]:
         name, equals, file = given.lstrip("-").partition("=")
         if name == "config":  # recipes import each other by their folder's name, wherever the command runs
             folder = Path((file if equals else following).partition(":")[0]).resolve().parent
-            sys.path.append(str(folder.parent))
+            sys.path += [str(folder.parent), str(Path(__file__).parents[1])]
     try:
         return flags.FLAGS(argv)
+    except flags.IllegalFlagValueError as error:
+        if "Traceback" not in str(error) or os.environ.get("SPHINX_JAX_TRACEBACK"):
+            raise
+        # of what get_config() raised its own message, without the name of its class
+        raise ValueError(re.sub(r"^[\w.]+: ", "", str(error).rstrip().rpartition("\n")[2])) from None
     except UnsupportedOperationError as error:
         named = re.search(r"field config\.(\S+)", str(error))
         what = named[1] if named else error

@@ -241,10 +241,8 @@ def run(
     quiet = quiet or not leader
     problem = None
     try:
-        # a chat makes nothing, not even the workdir
-        if not leader:
-            pass
-        elif only is None or _kind(recipe.settings[only]) != "chat" or (workdir / "config.json").exists():
+        # a chat makes nothing, and asks the model that is there
+        if leader and (only is None or _kind(recipe.settings[only]) != "chat"):
             workdir.mkdir(parents=True, exist_ok=True)
             _settle(recipe, workdir)
     except OSError as error:

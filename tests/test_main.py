@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 def get_config():
     c = ConfigDict()
     c.seed = 0
-    c.model = {"name": "m", "views": None}
+    c.model = {"name": "m", "views": None, "dtype": "float32"}
     c.stages = ("first",)
     c.stage = {"first": {"kind": "train", "start": "fresh", "steps": 4, "text_batch": 2}}
     return c
@@ -196,12 +196,30 @@ def test_help_names_the_flags():
         (["--config", "simple.py", "--config.stage.frist.steps=3"], 'Did you mean "first"'),
         (["--config", "simple.py", "--config.stage.first.steps=few"], "steps=few"),
         (["--config", "simple.py", "--config.stage.first.stepz=3"], "did you mean 'steps'"),
+        (["--config", "simple.py", "--config.model.dtype=float33"], "unknown dtype 'float33'; did you mean 'float32'"),
+        (["--config", "refusing.py"], "error: this recipe wants a folder\n"),
         (["--config", "simple.py", "--config.model.views=3"], "model.views is None in the recipe; give it there"),
     ],
-    ids=["no config", "no file", "flag", "broken file", "profile", "argument", "stage", "value", "key", "none"],
+    ids=[
+        "no config",
+        "no file",
+        "flag",
+        "broken file",
+        "profile",
+        "argument",
+        "stage",
+        "value",
+        "key",
+        "dtype",
+        "refusing",
+        "none",
+    ],
 )
 def test_a_wrong_command_line_is_one_line(tmp_path, arguments, says):
     (tmp_path / "simple.py").write_text(SIMPLE)
+    (tmp_path / "refusing.py").write_text(
+        "import configs.published\n\ndef get_config():\n    raise ValueError('this recipe wants a folder')"
+    )
     (tmp_path / "broken.py").write_text("def get_config():\n    return (\n")
     out = python("-m", "sphinx_jax.main", *arguments, cwd=tmp_path)
     assert out.returncode == 1 and out.stdout == ""

@@ -52,6 +52,25 @@ def workdir(tmp_path_factory):
     return folder
 
 
+def test_a_list_whose_pictures_are_nowhere_is_no_success(tmp_path, caplog):
+    talk = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "a red thing"}]
+    items = [json.dumps({"image": f"{i}.png", "conversations": talk}) for i in range(8)]
+    (tmp_path / "items.jsonl").write_text("\n".join(items))
+    (tmp_path / "list.yaml").write_text("META:\n  - {path: items.jsonl, root: picturs}\n")
+    wrong = values() | {
+        "data": {"playground": None, "meta": {"train": str(tmp_path / "list.yaml")}},
+        "stages": ("real",),
+    }
+    wrong["stage"]["real"] |= {
+        "domains": {"*": 1.0}, "tasks": None, "cache_features": False, "steps": 40, "batch": 4, "text_batch": 0,
+        "log_every": 20,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"real: none of the \d+ image rows up to step 20 could be used.*list's root"):
+        recipe.run(recipe.parse(wrong), tmp_path / "w", quiet=True)
+    assert "image picturs/3.png does not exist" in caplog.text
+    assert not (tmp_path / "w" / "real" / "done.json").exists()
+
+
 def test_the_results_are_there_and_of_the_documented_form(workdir):
     assert (workdir / "report.html").stat().st_size > 10_000
     assert {p.name for p in workdir.glob("*.png")} == {"beta.png", "grid.png", "loss.png", "scores.png"}

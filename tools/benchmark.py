@@ -44,12 +44,14 @@ def arguments() -> argparse.Namespace:
     train.add_argument("--length", type=int, default=256, help="tokens of each (default: %(default)s)")
     train.add_argument("--views", type=int, default=8, help="pictures for the encoders (default: %(default)s)")
     train.add_argument("--rounds", type=int, default=5, help="of which the best counts (default: %(default)s)")
+    of_recipe = "also takes --config, --config.key=value, --stage and --smoke, as python -m sphinx_jax.main"
     step = kinds.add_parser(
-        "step", help="the training step of a recipe; also takes --config, --config.key=value, --stage and --smoke",
-        allow_abbrev=False,
-    )  # fmt: skip
+        "step", help=f"the training step of a recipe; {of_recipe}", description=of_recipe, allow_abbrev=False
+    )
     step.add_argument("--steps", type=int, default=10, help="that are timed (default: %(default)s)")
-    saves = kinds.add_parser("saves", help="what a checkpoint costs; also takes what step takes", allow_abbrev=False)
+    saves = kinds.add_parser(
+        "saves", help=f"what a checkpoint costs; {of_recipe}", description=of_recipe, allow_abbrev=False
+    )
     saves.add_argument("--folder", type=Path, required=True, help="for the checkpoints; ends with one of them")
     saves.add_argument("--steps", type=int, default=20, help="in a window (default: %(default)s)")
     saves.add_argument("--rounds", type=int, default=3, help="windows of each sort (default: %(default)s)")

@@ -10,7 +10,9 @@ One stage, with a setting changed, as JSON on the last line:
 The table docs/ahead.md, row by row; rows that are done are kept:
   python tools/compile_ahead.py --table docs/ahead.jsonl
 
-Topologies are named as Google Cloud does: v4:4x4x4, v5e:16x16, v5p:2x2x4, v6e:8x8.  A large model takes minutes.
+Topologies are named as Google Cloud does: v4:4x4x4, v5e:16x16, v5p:2x2x4, v6e:8x8; or hosts of H100s, h100:8 and
+h100:4x8 (pip install jax-cuda12-plugin).  A large model takes minutes.  --config, --config.key=value, --stage and
+--smoke are those of python -m sphinx_jax.main.
 """
 
 import os

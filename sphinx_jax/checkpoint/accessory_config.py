@@ -170,4 +170,4 @@ def _comparable(config: ModelConfig) -> dict[str, Any]:
     widths = {"kv_heads": c.num_kv_heads, "hidden_dim": c.ffn_dim, "head_width": c.head_dim}
     decoder = dataclasses.replace(c, multiple_of=0, ffn_multiplier=None, max_positions=0, **widths)
     views = config.views and dataclasses.replace(config.views, half_resize="")
-    return flatten(to_dict(dataclasses.replace(config, name="", dtype="", decoder=decoder, views=views)))
+    return flatten(to_dict(dataclasses.replace(config, name="", dtype="float32", decoder=decoder, views=views)))

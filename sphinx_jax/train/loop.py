@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import sys
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 DATA_WAIT = 0.5  # share of the time between two log lines above which data, not steps, set the pace
+UNUSABLE_ROWS = 16  # one after the other, and nothing between them: no data set has so many bad items in a row
 
 
 class TrainingStopped(ValueError):
@@ -88,8 +90,9 @@ def run(
       profile: steps, from 0, of which ``folder``/profile gets a trace for XProf and TensorBoard.
 
     Raises:
-      TrainingStopped: after too many steps in a row that are not finite; ``bad_steps.json`` names their batches.
-      Stopped: on SIGTERM, after a checkpoint of the step at hand.
+      TrainingStopped: after too many steps in a row that are not finite, whose batches ``bad_steps.json`` names, or
+        whose rows were all left out.
+      Stopped: on SIGTERM and Ctrl-C, after a checkpoint of the step at hand.
     """
     checkpoints = Checkpoints(folder / "checkpoints", settings.keep, config, tokenizer, recipe)
     leader = jax.process_index() == 0
@@ -102,12 +105,13 @@ def run(
         state = None  # what trains is read in its place, not beside it
         trainable = store.restore(found, mesh, plan, only=paths)
         state = TrainState(trainable, store.restore_training(found, slots), frozen)
-        _log.info("%s resumes at step %d", name, start)
+        if leader and not quiet:
+            print(f"{name}: all {start} steps are done" if start == settings.steps else f"{name}: on from step {start}")
     history = _History(folder, start, leader)
     line = _Line(name, settings.steps, quiet or not leader)
     data = data(start)
     window = _Window(start)
-    bad, left, waits, tracing = 0, None, False, False
+    bad, left, waits, tracing, unusable = 0, None, False, False, collections.Counter()
     rows, (_, shares) = NamedSharding(mesh, PartitionSpec(RULES["batch"])), row_share(mesh)
 
     def place(x: np.ndarray) -> jax.Array:
@@ -120,11 +124,11 @@ def run(
                 tracing = True
             waited = time.perf_counter()
             batches = next(data)
-            skipped = sum(int(b.pop("skipped", np.zeros(1)).sum()) for b in batches.values())
+            skipped = {kind: int(b.pop("skipped", np.zeros(1)).sum()) for kind, b in batches.items()}
             waited = time.perf_counter() - waited
             batches = jax.tree.map(place, batches)
             state, metrics = step_fn(state, batches, rate(step))
-            window.add(metrics, skipped, waited)
+            window.add(metrics, {kind: len(next(iter(b.values()))) for kind, b in batches.items()}, skipped, waited)
             if tracing and step in (profile[-1], settings.steps - 1):
                 jax.block_until_ready(metrics)
                 jax.profiler.stop_trace()
@@ -143,6 +147,13 @@ def run(
                         raise TrainingStopped(
                             f"{name}: the {bad} steps up to {number} had a loss or gradient that is not finite; "
                             f"{folder / 'bad_steps.json'} names their batches"
+                        )
+                for kind, count in window.usable.items():
+                    unusable[kind] = 0 if count else unusable[kind] + window.rows[kind]
+                    if unusable[kind] >= UNUSABLE_ROWS:
+                        raise TrainingStopped(
+                            f"{name}: none of the {unusable[kind]} {kind} rows up to step {step + 1} could be used; "
+                            "the log says why (where pictures do not exist, check the list's root)"
                         )
                 history.write(entry)
                 line.show(entry)
@@ -164,7 +175,10 @@ def run(
     history.close()
     line.close()
     if left is not None:
-        raise Stopped(f"{name}: stopped by SIGTERM; step {left} is saved, and the same command goes on from there")
+        by = preemption.signal
+        raise Stopped(
+            f"{name}: stopped by {by.name}; step {left} is saved, and the same command goes on from there", by
+        )
     return state
 
 
@@ -213,21 +227,27 @@ class _Window:
 
     def __init__(self, step: int):
         self.first, self.started = step, time.perf_counter()
-        self.metrics, self.skipped, self.waited, self.saving = [], 0, 0.0, 0.0
+        self.metrics, self.waited, self.saving = [], 0.0, 0.0
+        self.rows, self.skipped = collections.Counter(), collections.Counter()  # by kind; of this process alone
         self.finite: list[bool] = []  # of each step, once they are read
+        self.usable: dict[str, int] = {}  # rows of each kind in all processes, once they are read
 
-    def add(self, metrics: dict[str, Any], skipped: int, waited: float) -> None:
+    def add(self, metrics: dict[str, Any], rows: dict[str, int], skipped: dict[str, int], waited: float) -> None:
         self.metrics.append(metrics)
-        self.skipped += skipped
+        self.rows.update(rows)
+        self.skipped.update(skipped)
         self.waited += waited
 
     def summary(self, step: int, throughput: Throughput, shares: int) -> dict[str, float]:
         """``shares``: that the processes feed of a batch; those that feed the same one leave out the same items."""
         metrics = jax.device_get(self.metrics)
         seconds = time.perf_counter() - self.started
-        found = gather(np.array([self.skipped, self.waited, self.saving]))
-        skipped = round(found[:, 0].sum() * shares / len(found))
-        waited, saving = found[:, 1:].max(axis=0)  # the slowest process sets the pace
+        found = gather(np.array([self.waited, self.saving, *(self.skipped[kind] for kind in self.rows)]))
+        waited, saving = found[:, :2].max(axis=0)  # the slowest process sets the pace
+        left_out = dict(
+            zip(self.rows, (found[:, 2:].sum(axis=0) * shares / len(found)).round().astype(int), strict=True)
+        )
+        self.usable = {kind: count - int(left_out[kind]) for kind, count in self.rows.items()}
         steps = step - self.first
         self.finite = [bool(m["finite"]) for m in metrics]
         finite = [m for m in metrics if m["finite"]]
@@ -244,7 +264,7 @@ class _Window:
             "goodput": len(finite) / len(metrics) * float(max(0.0, 1 - (waited + saving) / seconds)),
             **peak_memory(),
             "not_finite": len(metrics) - len(finite),
-            "skipped": skipped,
+            "skipped": int(sum(left_out.values())),
         }
         for name in finite[0].get("losses", ()) if finite else ():
             entry[f"loss/part/{name}"] = float(np.mean([m["losses"][name] for m in finite]))
@@ -328,7 +348,7 @@ class _Line:
             left = (time.perf_counter() - self.started) / (step - self.first) * (self.steps - step)
         domains = " ".join(f"{d} {entry[f'loss/{d}']:.3f}" for d in DOMAINS if f"loss/{d}" in entry)
         text = (
-            f"{self.name} {step}/{self.steps}  loss {entry['loss']:.3f}  {domains}  "
+            f"{self.name} {step}/{self.steps}  loss {entry['loss']:.3f}  {domains}{'  ' if domains else ''}"
             f"{entry['tokens_per_second']:,.0f} tok/s  MFU {entry['mfu']:.0%}  "
             f"ETA {int(left) // 60}:{int(left) % 60:02d}"
         )
