@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     c.seed = 0
     c.model = to_dict(family("sphinx_nano"))
     c.data = {"playground": "quick"}
+    c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     c.stages = ("pretrain_real", "continue_synthetic", "mix", "finetune", "evaluate", "show")
     shared = {  # copied for each stage, so that a setting on the command line changes that stage alone
         "kind": "train", "batch": 16, "turns": 8, "isolate_turns": True, "length": 144, "text_batch": 4,
