@@ -83,7 +83,10 @@ def draw(rows: Sequence[dict[str, Any]]) -> str:
         "MFU at most |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    recipes = list(TABLE)
+    for row in sorted(
+        rows, key=lambda r: (recipes.index(r["config"]), r["topology"], r["stage"] == "inference", r["stage"])
+    ):
         for kind in ("train", "prefill", "decode"):
             if kind not in row:
                 continue
