@@ -26,8 +26,7 @@ def get_config(what: str = "") -> ConfigDict:
     folder, *options = what.split(",")
     if not folder:
         raise ConfigError("say what to fine-tune: --config configs/finetune.py:FOLDER, or FOLDER,lora=16")
-    # of a training stage's folder its newest checkpoint
-    start = store.newest(located(folder) / "checkpoints") or located(folder)
+    start = store.newest_in(located(folder))
     if (start / "model.json").is_file():
         model = json.loads((start / "model.json").read_text())
     elif folder in FAMILY:  # what it would take, before there are weights: tools/compile_ahead.py
@@ -52,9 +51,10 @@ def get_config(what: str = "") -> ConfigDict:
     for option in options:
         name, _, value = option.partition("=")
         if name == "lora":
-            if not (value or "16").isdigit():
-                raise ConfigError(f"lora={value}: the rank is a number, e.g. lora=16")
-            c.model.decoder.lora_rank = int(value or 16)
+            rank = value or "16"
+            if not rank.isdigit():
+                raise ConfigError(f"lora={rank}: the rank is a number, e.g. lora=16")
+            c.model.decoder.lora_rank = int(rank)
             stage |= {"frozen": (*FROZEN, *BASE), "rate": 2e-4}  # †
         elif name in KINDS:
             stage["quantize"] = name

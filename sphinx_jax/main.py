@@ -14,6 +14,7 @@ from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
 from sphinx_jax.command import plain_errors
+from sphinx_jax.paths import CACHE, as_path
 
 # not locked: a setting that the file leaves at its default can be given too; ``recipe.parse`` refuses unknown keys
 CONFIG = config_flags.DEFINE_config_file(
@@ -47,10 +48,9 @@ def main(argv: list[str]) -> None:
         raise FileNotFoundError(f"there is no recipe {file}; check --config")
     profile = parse_profile(_PROFILE.value) if _PROFILE.value else None
     # a second run finds its programs compiled
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "sphinx_jax" / "xla"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     from sphinx_jax import distributed, recipe
-    from sphinx_jax.paths import as_path
 
     workdir = as_path(_WORKDIR.value or Path("runs") / (f"{file.stem}-smoke" if _SMOKE.value else file.stem))
     cluster = distributed.find_cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _DISTRIBUTED.value)

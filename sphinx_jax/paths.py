@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+CACHE = Path.home() / ".cache" / "sphinx_jax"  # of what a machine can make again
+
 
 def in_store(name: str | os.PathLike[str]) -> bool:
     """Whether a path lies in an object store, such as gs://bucket/folder."""

@@ -28,14 +28,13 @@ from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sphinx_jax.distributed import agree, barrier
 from sphinx_jax.model.blueprint import Leaves, blueprint
-from sphinx_jax.paths import as_path
+from sphinx_jax.paths import CACHE, as_path
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train.features import FeatureCache, cache_features
 from sphinx_jax.train.numbers import order_numbers
 
 PLAYGROUND = Path(__file__).parent / "data" / "playground"
 PARTS = PLAYGROUND / "parts"
-CACHE = Path.home() / ".cache" / "sphinx_jax"
 
 # kind -> module and name of (settings dataclass, function (Run, stage name, settings) -> None)
 KINDS = {

@@ -69,15 +69,10 @@ def open_source(folder: str | Path) -> MixSource:
 
     Of a training stage's folder, its newest checkpoint.
     """
-    folder = newest_in(Path(folder)).resolve()
+    folder = store.newest_in(Path(folder)).resolve()
     if not folder.is_dir():
         raise store.missing(folder)
     return ForeignSource(folder) if is_foreign(folder) else OrbaxSource(folder)
-
-
-def newest_in(folder: Path) -> Path:
-    """The newest checkpoint of a training stage's folder; any other folder is itself."""
-    return store.newest(folder / "checkpoints") or folder
 
 
 def short_names(folders: Sequence[str]) -> list[str]:

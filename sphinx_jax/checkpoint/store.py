@@ -230,6 +230,11 @@ def newest(folder: str | Path) -> Path | None:
     return steps[-1][1] if steps else None
 
 
+def newest_in(folder: Path) -> Path:
+    """The newest checkpoint of a training stage's folder; any other folder is itself."""
+    return newest(folder / "checkpoints") or folder
+
+
 def keep_newest(folder: str | Path, count: int = 1) -> None:
     """Delete step-numbered checkpoints but the newest ``count`` complete ones."""
     steps = sorted((int(p.name), p) for p in as_path(folder).iterdir() if p.name.isdigit() and is_complete(p))

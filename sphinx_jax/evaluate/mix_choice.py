@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.foreign import is_foreign, open_foreign
 from sphinx_jax.checkpoint.mix_settings import Mix
-from sphinx_jax.checkpoint.mix_sources import newest_in, short_names
+from sphinx_jax.checkpoint.mix_sources import short_names
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConfigError, from_dict
 from sphinx_jax.evaluate import mix_figures
@@ -95,7 +96,7 @@ def choose(
         )
     run, stage = open_workdir(Path(workdir), quiet)
     # absolute, so that none is taken for a stage or for the recipe's own parts
-    folders = [str(newest_in(Path(folder)).resolve()) for folder in folders]
+    folders = [str(store.newest_in(Path(folder)).resolve()) for folder in folders]
     trees, frozen = apart(run, [_leaves(run, Path(folder)) for folder in folders])
     domains = DOMAINS if run.recipe.data.playground else ("*",)
     names = short_names(folders)

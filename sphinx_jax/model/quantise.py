@@ -58,13 +58,13 @@ def whole(leaf: qwix.QArray, dtype: Any) -> jax.Array:
 
 def on_host(leaf: qwix.QArray, dtype: Any) -> jax.Array:
     """The same in the host's memory; a device makes one layer of it at a time."""
+    layers = [np.asarray(_whole_layer(leaf, np.int32(number), dtype)) for number in range(len(leaf.qvalue))]
+    return jax.device_put(np.concatenate(layers), jax.local_devices(backend="cpu")[0])
 
-    @jax.jit
-    def layer(leaf: qwix.QArray, number: jax.Array) -> jax.Array:
-        return whole(jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number), leaf), dtype)
 
-    layers = np.concatenate([np.asarray(layer(leaf, np.int32(number))) for number in range(len(leaf.qvalue))])
-    return jax.device_put(layers, jax.local_devices(backend="cpu")[0])
+@functools.partial(jax.jit, static_argnames="dtype")
+def _whole_layer(leaf: qwix.QArray, number: jax.Array, dtype: Any) -> jax.Array:
+    return whole(jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number), leaf), dtype)
 
 
 def is_quantised(leaf: Any) -> bool:

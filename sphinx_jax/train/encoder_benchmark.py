@@ -20,7 +20,16 @@ from flax import nnx
 
 from sphinx_jax.checkpoint.foreign import Foreign
 from sphinx_jax.checkpoint.huggingface_encoders import open_encoder, read_encoder_config
-from sphinx_jax.config import CLIP_MEAN, CLIP_STD, DecoderConfig, ModelConfig, ViewsConfig, clip_config
+from sphinx_jax.config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DecoderConfig,
+    ModelConfig,
+    ViewsConfig,
+    clip_config,
+)
 from sphinx_jax.model.blueprint import Blueprint
 from sphinx_jax.model.encoders import Blip2, Clip, ConvNext, DinoV2
 from sphinx_jax.sharding import make_mesh
@@ -32,7 +41,6 @@ OURS: dict[str, Callable[[ModelConfig, nnx.Rngs], nnx.Module]] = {
     "blip2": lambda c, rngs: Blip2(c.blip2, c.qformer, rngs=rngs),
     "convnext": lambda c, rngs: ConvNext(c.convnext, rngs=rngs),
 }
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # transformers' keys of a ConvNeXt -> timm's, in which it is published for us
 TO_TIMM = (
     (r"^embeddings\.patch_embeddings", "stem.0"), (r"^embeddings\.layernorm", "stem.1"), (r"^layernorm", "head.norm"),

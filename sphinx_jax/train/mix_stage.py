@@ -14,7 +14,7 @@ import numpy as np
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.mix_settings import Mix, to_json
-from sphinx_jax.checkpoint.weight_mix import write
+from sphinx_jax.checkpoint.weight_mix import interpolate, write
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.tasks import INSTRUCTIONS
@@ -65,8 +65,8 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
     if isinstance(out, Path):
         write(made, out, quiet=True, process=jax.process_index(), processes=jax.process_count())
     else:  # a store takes whole objects, as Orbax writes them
-        mixed = jax.jit(lambda a, b: jax.tree.map(lambda x, y: (chosen * x + (1 - chosen) * y).astype(x.dtype), a, b))
-        store.save(out, mixed(*trees) | frozen, run.recipe.model, run.tokenizer, to_json(made))
+        mixed = jax.jit(interpolate)(trees, along([chosen]))
+        store.save(out, mixed | frozen, run.recipe.model, run.tokenizer, to_json(made))
     barrier("mixed")
     if not run.quiet:
         mean = np.mean([curves[domain] for domain in DOMAINS], axis=0)

@@ -64,21 +64,31 @@ def measure_saves(recipe: Recipe, stage: str, steps: int, rounds: int, folder: P
     s, model, mesh, made, state, batches, tokenizer = _prepare(recipe, stage)
     checkpoints = Checkpoints(folder, 1, model, tokenizer, {"made_by": "benchmark"})
     without, beside, blocked, written = [], [], [], []
+
+    def window(number: int | None = None) -> float:
+        """Seconds of the steps, with the checkpoint of this number beside them or with none."""
+        nonlocal state
+        begun, complete = time.perf_counter(), number is None
+        if number is not None:
+            checkpoints.save(number, state)
+            blocked.append(time.perf_counter() - begun)
+        for _ in range(steps):
+            state, metrics = made.step(state, batches, np.float32(s.rate))
+            jax.block_until_ready(metrics)
+            if not complete and store.is_complete(folder / str(number)):
+                complete = True
+                written.append(time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        if not complete:
+            raise ConfigError(f"{steps} steps took {seconds:.1f} s and the checkpoint longer; give more --steps")
+        checkpoints.wait()
+        return seconds
+
     with jax.set_mesh(mesh):
-        for number in range(-1, 2 * rounds):  # the first compiles
-            begun = time.perf_counter()
-            if saving := number % 2 == 0:
-                checkpoints.save(number, state)
-                blocked.append(time.perf_counter() - begun)
-            for _ in range(steps):
-                state, metrics = made.step(state, batches, np.float32(s.rate))
-                jax.block_until_ready(metrics)
-                if saving and len(written) < len(blocked) and store.is_complete(folder / str(number)):
-                    written.append(time.perf_counter() - begun)
-            ((beside if saving else without) if number >= 0 else []).append(time.perf_counter() - begun)
-            if saving and len(written) < len(blocked):
-                raise ConfigError(f"{steps} steps took {beside[-1]:.1f} s and the checkpoint longer; give more --steps")
-            checkpoints.wait()
+        window()  # compiles
+        for number in range(rounds):
+            beside.append(window(number))
+            without.append(window())
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     cost = statistics.median(beside) - statistics.median(without)
     yield (
