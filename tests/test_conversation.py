@@ -97,9 +97,8 @@ def test_labels_are_exactly_the_answers(turns):
     """What is learnt of each turn reads as its answer, whatever else in the conversation reads the same."""
     encoded = talk.encode_conversation(turns, TOKENIZER, 10_000)
     assert encoded.tokens[0] == TOKENIZER.bos_id and encoded.tokens[-1] == TOKENIZER.eos_id
-    labelled = encoded.labels != talk.IGNORE
-    np.testing.assert_array_equal(labelled, encoded.turn >= 0)
-    np.testing.assert_array_equal(encoded.labels[labelled], encoded.tokens[labelled])
+    np.testing.assert_array_equal(encoded.loss_mask, encoded.turn >= 0)
+    np.testing.assert_array_equal(encoded.labels, encoded.tokens * encoded.loss_mask)
     for i, (_, answer) in enumerate(turns):
         where = np.flatnonzero(encoded.turn == i)
         np.testing.assert_array_equal(np.diff(where), 1)
@@ -113,14 +112,14 @@ def test_labels_are_exactly_the_answers(turns):
 @given(TURNS, st.integers(1, 260))
 def test_cutting_only_drops_the_end(turns, room):
     whole = talk.encode_conversation(turns, TOKENIZER, 10_000)
-    if (whole.labels[:room] == talk.IGNORE).all():
+    if not whole.loss_mask[:room].any():
         with pytest.raises(talk.BadItem):
             talk.encode_conversation(turns, TOKENIZER, room)
         return
     cut = talk.encode_conversation(turns, TOKENIZER, room)
     assert len(cut) == min(room, len(whole))
     padded = talk.pad(cut, 300 + len(cut))
-    for name, fill in (("tokens", 0), ("labels", 0), ("mask", False), ("turn", -1), ("task", -1)):
+    for name, fill in (("tokens", 0), ("loss_mask", False), ("mask", False), ("turn", -1), ("task", -1)):
         np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name)[:room])
         np.testing.assert_array_equal(getattr(padded, name)[: len(cut)], getattr(cut, name))
         assert (getattr(padded, name)[len(cut) :] == fill).all()
@@ -139,16 +138,19 @@ def test_task_ids_follow_the_turns():
 class ZeroTokenizer:
     """Character codes, with the letter z as token 0: a vocabulary whose id 0 is ordinary text."""
 
-    bos_id, eos_id, vocab_size = 1, 2, 0x110000
+    bos_id, eos_id, unk_id, vocab_size = 1, 2, None, 0x110000
 
     def encode_with_spans(self, text):
         return [0 if c == "z" else ord(c) for c in text], [(i, i + 1) for i in range(len(text))]
 
 
-def test_token_zero_is_never_a_label_but_is_attended_to():
+@pytest.mark.parametrize("unknown", [None, 0])
+def test_token_zero_is_learnt_unless_it_stands_for_the_unknown(unknown, monkeypatch):
+    monkeypatch.setattr(ZeroTokenizer, "unk_id", unknown)
     encoded = talk.encode_conversation([("q", "xzy")], ZeroTokenizer(), 1000)
-    assert [chr(c) for c in encoded.labels if c] == [" ", "x", "y", "\n", "#", "#", "#"]
-    np.testing.assert_array_equal(encoded.turn >= 0, encoded.labels != talk.IGNORE)
+    learnt = [chr(c) if c else "z" for c in encoded.tokens[encoded.loss_mask]]
+    assert learnt == [" ", "x", *["z"] * (unknown is None), "y", "\n", "#", "#", "#"]
+    np.testing.assert_array_equal(encoded.turn >= 0, encoded.loss_mask)
     assert encoded.mask.all()
     assert (encoded.tokens == 0).sum() == 1
 

@@ -31,7 +31,7 @@ def test_an_epoch_is_every_token_once_and_nothing_else(length):
     assert packed.total == sum(len(columns["tokens"]) for columns in alone.values())
     count = -(-3 * packed.total // length)
     made = [packed[n] for n in range(count)]
-    tokens, labels = (np.concatenate([row[k] for row in made]) for k in ("tokens", "labels"))
+    tokens, learnt = (np.concatenate([row[k] for row in made]) for k in ("tokens", "loss_mask"))
     assert all(len(row["tokens"]) == length for row in made)
     for epoch in range(3):
         ours = tokens[epoch * packed.total : (epoch + 1) * packed.total]
@@ -40,7 +40,7 @@ def test_an_epoch_is_every_token_once_and_nothing_else(length):
         for number, end in zip(order, ends, strict=True):
             size = len(alone[number]["tokens"])
             np.testing.assert_array_equal(ours[end - size : end], alone[number]["tokens"])
-    assert (tokens[: packed.total] != 0).all() and (labels[tokens == TOKENIZER.bos_id] == 0).all()
+    assert (tokens[: packed.total] != 0).all() and not learnt[tokens == TOKENIZER.bos_id].any()
     assert not np.array_equal(packed._shuffled(0)[0], packed._shuffled(1)[0])
 
 
@@ -152,7 +152,7 @@ def test_pairs_and_documents_are_read_whole(tmp_path):
     made = Rows(Source("s", [pair]), TOKENIZER, Shape(24)).row(pair, 0, np.random.default_rng(0))
     tokens = [t for t in made["tokens"] if t]
     assert tokens == TOKENIZER.encode("A lighthouse at dusk.", bos=True, eos=True)
-    np.testing.assert_array_equal(made["labels"], np.where(np.arange(24) > 0, made["tokens"], 0))
+    np.testing.assert_array_equal(np.flatnonzero(made["loss_mask"]), np.arange(1, len(tokens)))
     assert (Source("s", [pair], task_weights={"vqa": 0.0}).eligible == [0]).all()
     for wrong in ({"text": ""}, {"text": 3}, {"image": 4, "text": "x"}, {"text": "\ud800"}):
         with pytest.raises(BadItem):

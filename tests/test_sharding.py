@@ -59,7 +59,7 @@ def batches(model):
     size, made = model.views.image_size, {}
     for kind, length in (("image", 12), ("text", 16)):
         tokens = random.integers(3, model.decoder.vocab_size, (8, length)).astype(np.int32)
-        made[kind] = {"tokens": tokens, "labels": tokens, "group": np.zeros_like(tokens)}
+        made[kind] = {"tokens": tokens, "loss_mask": np.ones_like(tokens, bool), "group": np.zeros_like(tokens)}
     made["image"]["pixels"] = random.integers(0, 255, (8, size, size, 3)).astype(np.uint8)
     made["text"]["documents"] = np.repeat([[1] * 5 + [2] * 11], 8, axis=0).astype(np.int32)
     return made
@@ -94,17 +94,20 @@ def test_answers_are_the_same_on_a_mesh():
     said = run_with_devices("""
         import jax, numpy as np
         from test_sharding import DENSE, MODELS
-        from conftest import born
+        from conftest import DATA, born
+        from sphinx_jax.data.tokenizer import load_tokenizer
         from sphinx_jax.generate import engine
+        from sphinx_jax.generate.stops import Stops
         from sphinx_jax.model.blueprint import blueprint
         from sphinx_jax.sharding import make_mesh
+        stops = Stops(load_tokenizer(DATA / "tokenizer.model"), ())
         for name in ("dense", "moe"):
             model, found = MODELS[name], []
             for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(1, 4, 2, 1), make_mesh(1, 2, 1, 4)):
                 leaves = {p: jax.device_put(x, blueprint(model).shardings(mesh)[p]) for p, x in born(model).items()}
                 prompts = [[1, *range(5, 5 + n)] for n in (3, 9, 4, 7, 2, 8, 5, 6)]
                 with jax.set_mesh(mesh):
-                    found.append(engine.generate(model, leaves, prompts, None, stops=[[2]], max_new_tokens=8))
+                    found.append(engine.generate(model, leaves, prompts, None, stops=stops, max_new_tokens=8))
             assert found[0] == found[1] == found[2], name
     """)
     assert "full rematerialization" not in said

@@ -72,7 +72,7 @@ def test_same_seed_same_stream_and_another_seed_another():
 def test_shapes_are_static():
     for batch in take(task_mix(stream()), 6):
         image, text = batch["image"], batch["text"]
-        assert image["tokens"].shape == image["labels"].shape == image["segments"].shape == (4, 200)
+        assert image["tokens"].shape == image["loss_mask"].shape == image["segments"].shape == (4, 200)
         assert image["pixels"].shape == (4, 16, 16, 3) and image["pixels"].dtype == np.uint8
         assert text["tokens"].shape == (2, 32)
 
@@ -124,14 +124,14 @@ def test_task_weights_choose_the_turns():
     weights = dict.fromkeys(TASKS, 0.0) | {"rec": 1.0}
     image = {"image": (rows(sources(task_weights=weights), TOKENIZER, SHAPE, 0), 8)}
     for batch in take(task_mix(image), 4):
-        groups = batch["image"]["group"][batch["image"]["labels"] > 0]
+        groups = batch["image"]["group"][batch["image"]["loss_mask"]]
         assert {TASKS[g // len(DOMAINS)] for g in groups} == {"rec"}
 
 
 def test_labels_are_the_drawn_turns_answers():
     source = Source("real", items("real"))
     row = Rows(source, TOKENIZER, Shape(200, 16, turns=1)).random_map(0, np.random.default_rng(3))
-    answer = TOKENIZER.decode(row["labels"][row["labels"] > 0].tolist())
+    answer = TOKENIZER.decode(row["tokens"][row["loss_mask"]].tolist())
     assert answer.strip().removesuffix("###").strip() in {a for _, a in source.items[0].turns}
 
 
@@ -143,9 +143,9 @@ def test_turn_power_weighs_answers_by_their_length(power):
     )
     for task in ("vqa", "reg"):
         mine = row["group"] // len(DOMAINS) == TASKS.index(task)
-        count = (mine & (row["labels"] > 0)).sum()
+        count = (mine & row["loss_mask"]).sum()
         assert row["weights"][mine].sum() == pytest.approx(count**power)
-    assert not row["weights"][row["labels"] == 0].any()
+    assert not row["weights"][~row["loss_mask"]].any()
 
 
 def test_a_bad_item_is_a_masked_row_counted_and_named(caplog):
@@ -153,7 +153,7 @@ def test_a_bad_item_is_a_masked_row_counted_and_named(caplog):
     mapping = Rows(Source("mine", broken), TOKENIZER, SHAPE)
     row = mapping.random_map(0, np.random.default_rng(0))
     good = Rows(sources()[0], TOKENIZER, SHAPE).random_map(0, np.random.default_rng(0))
-    assert row["skipped"] and not row["labels"].any()
+    assert row["skipped"] and not row["loss_mask"].any()
     assert {k: v.shape for k, v in row.items()} == {k: v.shape for k, v in good.items()}
     assert "broken-7" in caplog.text and "mine" in caplog.text
 

@@ -36,8 +36,7 @@ PLAN = blueprint(CONFIG)
 def batch(rows: int = 4, seed: int = 0, image: bool = True):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(3, 500, (rows, 12)).astype(np.int32)
-    labels = np.where(rng.random((rows, 12)) < 0.5, tokens, 0).astype(np.int32)
-    made = {"tokens": tokens, "labels": labels, "group": np.full((rows, 12), 7, np.int32)}
+    made = {"tokens": tokens, "loss_mask": rng.random((rows, 12)) < 0.5, "group": np.full((rows, 12), 7, np.int32)}
     if image:
         made["pixels"] = rng.integers(0, 255, (rows, 32, 32, 3)).astype(np.uint8)
     return {k: jnp.asarray(v) for k, v in made.items()}

@@ -28,8 +28,8 @@ HUMAN, ASSISTANT = " Human:", " Assistant:"
 STOP = "\n###"
 """Ends every message; a model that writes it has finished its answer."""
 
-IGNORE = 0
-"""The label of a position that is not learnt from, and the token id of padding."""
+PAD = 0
+"""The token id of padding. It may be a real token's as well (``!`` in LLaMA 3): masks, not ids, say what counts."""
 
 Turn = tuple[str, str | None]
 
@@ -72,13 +72,13 @@ def render(turns: Sequence[Turn], system: str = SYSTEM) -> tuple[str, list[Span]
 class Encoded:
     """A conversation as arrays; T is its own length, or the static one after `pad`.
 
-    Labels stand at their token's own position: shifting by one is the loss's business.
+    The loss mask stands at a token's own position: shifting by one is the loss's business.
     """
 
     tokens: np.ndarray
-    """(T,) int32: BOS, text, EOS; then `IGNORE`."""
-    labels: np.ndarray
-    """(T,) int32: the token where it belongs to an answer or to the `STOP` after it, elsewhere `IGNORE`."""
+    """(T,) int32: BOS, text, EOS; then `PAD`."""
+    loss_mask: np.ndarray
+    """(T,) bool: True where the token is learnt: it belongs to an answer or to the `STOP` after it."""
     mask: np.ndarray
     """(T,) bool: False on padding."""
     turn: np.ndarray
@@ -90,6 +90,11 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(T,) int32 as the release writes them: the token where it is learnt, 0 elsewhere (a token too in some)."""
+        return np.where(self.loss_mask, self.tokens, 0)
 
     def cut(self, start: int, length: int) -> Encoded:
         """At most `length` positions from `start` on."""
@@ -106,7 +111,7 @@ def encode_conversation(
 ) -> Encoded:
     """Tokens and labels of a conversation, cut to `max_tokens`.
 
-    Token id 0 and the last EOS are never labels. An overlong conversation loses its end, as in the reference.
+    The unknown token and the last EOS are never learnt. An overlong conversation loses its end, as in the reference.
 
     Args:
       turns: (question, answer) pairs.
@@ -128,7 +133,7 @@ def encode_conversation(
     turn = np.full(len(tokens), -1, np.int32)
     for i, (start, end) in enumerate(answers):
         # The blank before an answer is part of it: the prompt that the model will see ends at the colon.
-        turn[(ends > start - 1) & (starts < end) & (starts < ends) & (tokens != IGNORE)] = i
+        turn[(ends > start - 1) & (starts < end) & (starts < ends) & (tokens != tokenizer.unk_id)] = i
     if not answers:
         raise BadItem("the conversation has no answer to learn from")
     if not (turn[:max_tokens] >= 0).any():
@@ -140,13 +145,12 @@ def encode_conversation(
     task = np.full(len(tokens), -1, np.int32)
     if task_ids is not None:
         task = np.where(turn >= 0, np.asarray(task_ids, np.int32)[turn], task)
-    labels = np.where(turn >= 0, tokens, IGNORE)
     mask = np.ones(len(tokens), bool)
     # a turn begins where the message before it ended
     begins = [len(system) + 1 + len(STOP), *(end for _, end in answers)]
     segment = np.searchsorted(begins[: len(turns)], starts, side="right").astype(np.int32)
     segment[-1] = segment[-2]
-    return Encoded(*(array[:max_tokens] for array in (tokens, labels, mask, turn, task, segment)))
+    return Encoded(*(array[:max_tokens] for array in (tokens, turn >= 0, mask, turn, task, segment)))
 
 
 def pad(encoded: Encoded, length: int) -> Encoded:
@@ -158,7 +162,7 @@ def pad(encoded: Encoded, length: int) -> Encoded:
     missing = length - len(encoded)
     if missing < 0:
         raise ValueError(f"a conversation of {len(encoded)} tokens does not fit into {length}; cut it first")
-    fill = {"tokens": IGNORE, "labels": IGNORE, "mask": False, "turn": -1, "task": -1, "segment": -1}
+    fill = {"tokens": PAD, "loss_mask": False, "mask": False, "turn": -1, "task": -1, "segment": -1}
     return Encoded(**{k: np.pad(getattr(encoded, k), (0, missing), constant_values=value) for k, value in fill.items()})
 
 

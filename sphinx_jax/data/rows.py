@@ -11,7 +11,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from sphinx_jax.data.conversation import IGNORE, BadItem, Encoded, Item, encode_conversation, pad
+from sphinx_jax.data.conversation import BadItem, Encoded, Item, encode_conversation, pad
 from sphinx_jax.data.image import BadImage, load_image, padded_resize
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer
@@ -85,7 +85,7 @@ class Shape:
 
 
 class Rows(grain.transforms.RandomMap):
-    """Item -> row of a batch.  An item that cannot be used becomes a row without labels, named in the log."""
+    """Item -> row of a batch.  An item that cannot be used becomes a row that teaches nothing, named in the log."""
 
     def __init__(self, source: Source, tokenizer: Tokenizer, shape: Shape):
         self.source, self.tokenizer, self.shape = source, tokenizer, shape
@@ -109,7 +109,7 @@ class Rows(grain.transforms.RandomMap):
             spare = 0 if self.shape.image_size is not None else max(len(encoded) - room, 0)
             encoded = encoded.cut(int(rng.integers(0, spare + 1)), room)
             encoded.tokens[0] = self.tokenizer.bos_id
-            encoded.labels[0] = IGNORE
+            encoded.loss_mask[0] = False
         else:
             encoded = self.conversation(item, rng)
         row = self.finish(encoded, domain_id(getattr(item, "domain", "")))
@@ -133,27 +133,26 @@ class Rows(grain.transforms.RandomMap):
         return np.argsort(-keys)[: min(self.shape.turns, int((weights > 0).sum()))]
 
     def document(self, item: Item | str) -> Encoded:
-        """All of a text, every token of it a label but the first."""
+        """All of a text, every token of it learnt but the first and unknown ones."""
         text = item if isinstance(item, str) else item.text
         tokens = np.array(self.tokenizer.encode(text, bos=True, eos=True), np.int32)
-        labels = np.where(np.arange(len(tokens)) > 0, tokens, IGNORE)
+        learnt = (np.arange(len(tokens)) > 0) & (tokens != self.tokenizer.unk_id)
         nothing = np.zeros(len(tokens), np.int32)
         kind = int(isinstance(item, str) or item.image is None)
-        return Encoded(tokens, labels, labels > 0, nothing, nothing + kind, nothing)
+        return Encoded(tokens, learnt, np.ones(len(tokens), bool), nothing, nothing + kind, nothing)
 
     def columns(self, encoded: Encoded, domain: int) -> Row:
         """What a batch holds of every position."""
-        row = {"tokens": encoded.tokens, "labels": encoded.labels}
+        row = {"tokens": encoded.tokens, "loss_mask": encoded.loss_mask}
         row["group"] = np.where(encoded.task >= 0, encoded.task * len(DOMAINS) + domain, 0).astype(np.int32)
         if self.shape.packed:
             row["documents"] = np.ones(len(encoded), np.int32)
         if self.shape.isolate_turns:
             row["segments"] = encoded.segment
         if self.shape.turn_power != 1:
-            labelled = encoded.labels > 0
-            lengths = np.bincount(encoded.turn[labelled], minlength=1)[np.maximum(encoded.turn, 0)]
+            lengths = np.bincount(encoded.turn[encoded.loss_mask], minlength=1)[np.maximum(encoded.turn, 0)]
             weights = np.maximum(lengths, 1.0) ** (self.shape.turn_power - 1)
-            row["weights"] = np.where(labelled, weights, 0).astype(np.float32)
+            row["weights"] = np.where(encoded.loss_mask, weights, 0).astype(np.float32)
         return row
 
     def finish(self, encoded: Encoded, domain: int) -> Row:
@@ -167,8 +166,8 @@ class Rows(grain.transforms.RandomMap):
         return {"pixels": padded_resize(load_image(item.image), self.shape.image_size)}
 
     def masked(self, index: int) -> Row:
-        nothing = np.zeros(0, np.int32)
-        row = self.finish(Encoded(nothing, nothing, nothing, nothing, nothing, nothing), 0)
+        nothing, never = np.zeros(0, np.int32), np.zeros(0, bool)
+        row = self.finish(Encoded(nothing, never, never, nothing, nothing, nothing), 0)
         row["skipped"] = np.ones((), bool)
         if self.shape.image_size is not None:
             size = self.shape.image_size

@@ -7,7 +7,8 @@ byte. So a checkpoint never depends on the folder that its tokenizer came from.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Protocol
 
@@ -15,9 +16,8 @@ from sphinx_jax.paths import as_path
 
 Span = tuple[int, int]
 
-# Characters that rarely merge with what follows them, from the reference's `encode_wo_prefix_space`: the
-# tokens of a text in the middle of a line are those of PREFIX + text, less those of PREFIX.
-_PREFIXES = ("@", "\n", "\\", "=", ">", "`")
+_BLANK = "\u2581"  # as both kinds of files write it
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 _SENTENCEPIECE_FILE = "tokenizer.model"
 _JSON_FILE = "tokenizer.json"
@@ -34,6 +34,10 @@ class Tokenizer(Protocol):
     bos_id: int
     """Begin of sequence; the end-of-sequence id where the vocabulary has none, as in the reference."""
     eos_id: int
+    eos_ids: tuple[int, ...]
+    """All tokens that end an answer; `eos_id`, which ends a text that is learnt, is the first."""
+    unk_id: int | None
+    """Stands for what the vocabulary cannot spell; None where it spells everything."""
     vocab_size: int
     files: Mapping[str, bytes]
     """What it was made from."""
@@ -51,8 +55,12 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; BOS and EOS leave no trace. Raises ValueError for an id outside the vocabulary."""
 
-    def stop_sequences(self, text: str) -> list[list[int]]:
-        """Token sequences that spell `text`: as a word of its own, and glued to what stands before it."""
+    def pieces(self) -> list[bytes]:
+        """What each token adds to a text, in UTF-8; nothing for special tokens and the unknown one.
+
+        The bytes of a sequence, one after the other, are its text; at the beginning of one there may be a blank that
+        `decode` leaves out. A character of several tokens is whole only with the last of them.
+        """
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes the files that the tokenizer was made from, byte for byte; `load_tokenizer` reads them."""
@@ -95,7 +103,12 @@ class _Shared:
     files: Mapping[str, bytes]
     bos_id: int
     eos_id: int
+    unk_id: int | None = None
     vocab_size: int
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return (self.eos_id,)
 
     def _ids(self, text: str) -> list[int]:
         raise NotImplementedError
@@ -106,23 +119,12 @@ class _Shared:
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         return [self.bos_id] * bos + self._ids(text) + [self.eos_id] * eos
 
-    def stop_sequences(self, text: str) -> list[list[int]]:
-        if not text:
-            raise ValueError("the stop text is empty")
-        word = text.lstrip(" ")
-        glued = self._glued(text)
-        # A tokenizer without a blank of its own must be told that the word follows one.
-        own_blank = self._glued(word) != self._ids(word)
-        alone = self._ids(word if own_blank else " " + word)
-        return [alone, glued] if glued and glued != alone else [alone]
+    def pieces(self) -> list[bytes]:
+        """What each token adds to a text, in UTF-8; nothing for special tokens and the unknown one.
 
-    def _glued(self, text: str) -> list[int]:
-        for prefix in _PREFIXES:
-            ids, spans = self.encode_with_spans(prefix + text)
-            # A prefix that merged into the text says nothing about the text's own tokens.
-            if all(end <= len(prefix) or start >= len(prefix) for start, end in spans):
-                return [i for i, (_, end) in zip(ids, spans, strict=True) if end > len(prefix)]
-        return []
+        The bytes of a sequence, one after the other, are its text; at the beginning of one there may be a blank that
+        `decode` leaves out. A character of several tokens is whole only with the last of them.
+        """
 
     def save(self, folder: str | PathLike[str]) -> None:
         folder = as_path(folder)
@@ -160,6 +162,7 @@ class SentencePieceTokenizer(_Shared):
             raise BadTokenizer(f"{name} is not a sentencepiece model (is the download complete?)")
         self.files = {_SENTENCEPIECE_FILE: content}
         self.vocab_size = self._model.vocab_size()
+        self.unk_id = self._model.unk_id()
         self.eos_id = self._model.eos_id()
         if self.eos_id < 0:
             raise BadTokenizer(f"{name} has no end-of-sequence token; SPHINX needs one to end an answer")
@@ -177,11 +180,20 @@ class SentencePieceTokenizer(_Shared):
             return [], []
         mapping = self._model.encode(text, return_type="offset_mapping")
         ids, spans = list(mapping["ids"]), [tuple(span) for span in mapping["offsets"]]
-        own_blank = int(mapping["pieces"][0] == "\u2581" and spans[0] == (0, 0))
+        own_blank = int(mapping["pieces"][0] == _BLANK and spans[0] == (0, 0))
         return ids, spans[:own_blank] + _widened(spans[own_blank:])
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode(self._checked(ids))
+
+    def pieces(self) -> list[bytes]:
+        return [self._piece(i) for i in range(self.vocab_size)]
+
+    def _piece(self, i: int) -> bytes:
+        if self._model.is_control(i) or self._model.is_unknown(i) or self._model.is_unused(i):
+            return b""
+        piece = self._model.id_to_piece(i)
+        return bytes([int(piece[1:-1], 16)]) if self._model.is_byte(i) else piece.replace(_BLANK, " ").encode()
 
 
 class JsonTokenizer(_Shared):
@@ -210,6 +222,8 @@ class JsonTokenizer(_Shared):
         if eos is None:
             raise BadTokenizer(f"{name} has no end-of-sequence token; put the model's tokenizer_config.json beside it")
         bos = self._model.token_to_id(named["bos_token"]) if "bos_token" in named else None
+        unknown = getattr(self._model.model, "unk_token", None)
+        self.unk_id = None if unknown is None else self._model.token_to_id(unknown)
         self.eos_id = eos
         self.bos_id = eos if bos is None else bos
 
@@ -226,6 +240,47 @@ class JsonTokenizer(_Shared):
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode(self._checked(ids), skip_special_tokens=True)
+
+    def pieces(self) -> list[bytes]:
+        table = json.loads(self.files[_JSON_FILE])
+        added = {token["id"]: b"" if token["special"] else token["content"].encode() for token in table["added_tokens"]}
+        vocabulary = self._model.get_vocab(with_added_tokens=True)
+        spell = self._speller(table.get("decoder"))
+        spelt = {i: spell(token, i) for token, i in vocabulary.items() if i not in added} | added
+        if self.unk_id is not None:
+            spelt[self.unk_id] = b""
+        return [spelt.get(i, b"") for i in range(self.vocab_size)]
+
+    def _speller(self, decoder: Any) -> Callable[[str, int], bytes]:
+        """What turns a token of the vocabulary into bytes: the decoder of the file, taken a token at a time."""
+        steps = decoder["decoders"] if decoder and decoder["type"] == "Sequence" else [decoder] * bool(decoder)
+        kinds = {step["type"]: step for step in steps}
+        if "ByteLevel" in kinds:
+            return lambda token, _: b"".join(_BYTES.get(c) or c.encode() for c in token)
+        blank = kinds.get("Metaspace", {}).get("replacement") or _BLANK
+        if {"ByteFallback", "Metaspace"} & kinds.keys():
+
+            def spell(token: str, _: int) -> bytes:
+                if "ByteFallback" in kinds and _BYTE_TOKEN.fullmatch(token):
+                    return bytes([int(token[1:-1], 16)])
+                return token.replace(blank, " ").encode()
+
+            return spell
+        # of other decoders: what the token adds to one that stands before it
+        first = min(self._model.get_vocab(with_added_tokens=False).values())
+        before = self._model.decode([first])
+        return lambda _, i: self._model.decode([first, i]).removeprefix(before).encode()
+
+
+def _byte_characters() -> dict[str, bytes]:
+    """The characters that byte-level tokenizers write bytes as (GPT-2): printable ones as they are."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    shifted = {chr(256 + n): bytes([byte]) for n, byte in enumerate(others)}
+    return {chr(byte): bytes([byte]) for byte in printable} | shifted
+
+
+_BYTES = _byte_characters()
 
 
 def _special_tokens(files: Mapping[str, bytes], name: str) -> dict[str, str]:

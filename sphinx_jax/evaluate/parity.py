@@ -102,7 +102,7 @@ def compare(record: Path, images: Path) -> Iterator[tuple[str, float]]:
         hidden, logits = _decode(config, leaves, tokens, seen)
         yield "hidden", _apart(hidden[:, :cut], expected[f"{kind}__final_norm"][:, -cut:])
         yield "logits", _apart(logits, expected[f"{kind}_logits_full"])
-        batch = {"tokens": tokens[:, :cut], "labels": labels[:, :cut]} | (seen._asdict() if seen else {})
+        batch = {"tokens": tokens[:, :cut], "loss_mask": labels[:, :cut] > 0} | (seen._asdict() if seen else {})
         loss, balance = _loss(config, leaves, batch)
         yield "loss", _apart(loss, expected[f"{kind}_loss"])
         if balance is not None:
@@ -133,9 +133,9 @@ def _decode(config: ModelConfig, leaves: Leaves, tokens: jax.Array, features: Fe
 
 @functools.partial(jax.jit, static_argnames="config")
 def _loss(config: ModelConfig, leaves: Leaves, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-    """Cross-entropy, mean over the labelled tokens, and the load-balance loss."""
+    """Cross-entropy, mean over the tokens learnt, and the load-balance loss."""
     losses, balance = cross_entropy(blueprint(config).bind(leaves), batch)
-    return losses.sum() / (batch["labels"][:, 1:] > 0).sum(), balance
+    return losses.sum() / batch["loss_mask"][:, 1:].sum(), balance
 
 
 def _apart(ours: Any, theirs: Any) -> float:
@@ -218,7 +218,8 @@ def _decoding(
 def _greedy(found: Foreign, leaves: Leaves, features: Features | None, prompts: list[str], recorded: list) -> float:
     """Share of wrong tokens, the prompts in one batch and each alone."""
     prompts = [found.tokenizer.encode(prompt, bos=True) for prompt in prompts]
-    settings = {"stops": engine.stop_tokens(found.tokenizer), "max_new_tokens": max(map(len, recorded))}
+    stops = engine.stop_tokens(found.tokenizer)
+    settings = {"stops": stops, "max_new_tokens": max(map(len, recorded))}
     answers = engine.generate(found.config, leaves, prompts, features, **settings)
     for i, prompt in enumerate(prompts):
         one = None if features is None else jax.tree.map(lambda x, i=i: x[i : i + 1], features)
@@ -226,7 +227,7 @@ def _greedy(found: Foreign, leaves: Leaves, features: Features | None, prompts: 
     # the reference's budget counts from the end of the shortest prompt, so longer ones have fewer tokens on record
     pairs = [
         pair
-        for ours, theirs in zip(answers, recorded * 2, strict=True)
+        for ours, theirs in zip(map(stops.cut, answers), recorded * 2, strict=True)
         for pair in itertools.zip_longest(ours[: len(theirs)], theirs)
     ]
     return float(np.mean([ours != theirs for ours, theirs in pairs]))

@@ -15,11 +15,11 @@ from sphinx_jax.generate.load import last_checkpoint
 from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
 from sphinx_jax.model.quantise import KINDS, MATRICES, quantise
 from sphinx_jax.train.mix_stage import DOMAINS, batches_of
-from sphinx_jax.train.step import cross_entropy
+from sphinx_jax.train.step import loss_sums
 
 
 def losses(workdir: Path, split: str = "test") -> Iterator[tuple[str, float, float]]:
-    """Of float32, int8 and nf4: nats per labelled token over both domains, and the MiB of the decoder's matrices.
+    """Of float32, int8 and nf4: nats per token learnt over both domains, and the MiB of the decoder's matrices.
 
     Raises:
       ConfigError, BadCheckpoint: the workdir has no recipe with a mix stage, or no checkpoint yet.
@@ -34,7 +34,7 @@ def losses(workdir: Path, split: str = "test") -> Iterator[tuple[str, float, flo
 
     @jax.jit
     def sums(leaves, batch):
-        return jnp.stack([cross_entropy(plan.bind(leaves), batch)[0].sum(), (batch["labels"][:, 1:] > 0).sum()])
+        return loss_sums(plan.bind(leaves), batch)
 
     with jax.set_mesh(run.mesh):
         for kind in ("float32", *KINDS):

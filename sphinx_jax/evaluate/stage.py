@@ -129,7 +129,7 @@ def answer(
                     length=length,
                 )  # fmt: skip
                 for i, tokens in zip(chosen, out, strict=False):
-                    answers[i] = engine.decode_answer(tokenizer, tokens)
+                    answers[i] = stops.text(tokens)
                 bar.update(len(chosen))
     return answers
 

@@ -12,12 +12,19 @@ def sample(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_p: jax
     Top-p keeps the tokens whose cumulated probability before them is at most ``top_p`` (the reference's rule, so the
     first one always stays).
     """
-    greedy = logits.argmax(-1)
+
+    def greedy() -> jax.Array:
+        return logits.argmax(-1).astype(jnp.int32)
+
+    # a vocabulary is sorted for those alone who sample
+    return jax.lax.cond(temperature > 0, lambda: _sampled(logits, key, temperature, top_p), greedy)
+
+
+def _sampled(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
     probabilities = jax.nn.softmax(logits / jnp.maximum(temperature, 1e-6))
     order = jnp.argsort(-probabilities, axis=-1)
     ranked = jnp.take_along_axis(probabilities, order, axis=-1)
     before = jnp.cumsum(ranked, axis=-1) - ranked
     kept = jnp.where(before <= top_p, ranked, 0)
     choice = jax.random.categorical(key, jnp.log(kept), axis=-1)
-    sampled = jnp.take_along_axis(order, choice[:, None], axis=-1)[:, 0]
-    return jnp.where(temperature > 0, sampled, greedy).astype(jnp.int32)
+    return jnp.take_along_axis(order, choice[:, None], axis=-1)[:, 0].astype(jnp.int32)

@@ -16,6 +16,7 @@ from sphinx_jax.data.conversation import clean, render
 from sphinx_jax.data.image import ImageSource, load_image, padded_resize
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import arguments, engine
+from sphinx_jax.generate.stops import Stops
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, make_encode, matches
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.sharding import make_mesh
@@ -39,6 +40,11 @@ class Sphinx:
                 "the model came without a tokenizer; give tokenizer= (a tokenizer.model or tokenizer.json)"
             )
         return self._tokenizer
+
+    @functools.cached_property
+    def stops(self) -> Stops:
+        """What ends an answer: the template's stop text, and EOS."""
+        return engine.stop_tokens(self.tokenizer)
 
     def logits(self, tokens: np.ndarray, pixels: np.ndarray | None = None) -> np.ndarray:
         """(B, T) int32, (B, S, S, 3) CLIP-normalised float32 or None -> (B, T, V) float32.
@@ -93,10 +99,9 @@ class Sphinx:
         if not prompts:
             return []
         rows, features = self._inputs(prompts, images, max_new_tokens)
-        stops = engine.stop_tokens(self.tokenizer)
         with jax.set_mesh(self.mesh):
-            out = engine.generate(self.config, self.leaves, rows, features, stops=stops, **settings)
-        return [self.decode(tokens) for tokens in out]
+            out = engine.generate(self.config, self.leaves, rows, features, stops=self.stops, **settings)
+        return [self.stops.text(tokens) for tokens in out]
 
     def stream(
         self,
@@ -108,23 +113,26 @@ class Sphinx:
         top_p: float = 0.75,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Yield the text so far; what cannot be used is refused at the call."""
+        """Yield the text so far, in whole characters; what cannot be used is refused at the call."""
         settings = arguments.check_sampling(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
         )
         prompts = [arguments.check_text("prompt", prompt)]
         images = arguments.check_images(self.config, None if image is None else [image], prompts)
         (row,), features = self._inputs(prompts, images, max_new_tokens)
-        stops = engine.stop_tokens(self.tokenizer)
-        return self._decoded(engine.stream(self.config, self.leaves, row, features, stops=stops, **settings))
+        return self._decoded(engine.stream(self.config, self.leaves, row, features, stops=self.stops, **settings))
 
     def _decoded(self, steps: Iterator[list[int]]) -> Iterator[str]:
+        tokens, said = [], None
         while True:
             with jax.set_mesh(self.mesh):  # left before the yield: the caller has a mesh of their own
-                tokens = next(steps, None)
-            if tokens is None:
+                found = next(steps, None)
+            tokens = tokens if found is None else found
+            text = self.stops.text(tokens, whole=found is None)
+            if text != said:
+                yield (said := text)
+            if found is None:
                 return
-            yield self.decode(tokens)
 
     def score(
         self,
@@ -176,9 +184,6 @@ class Sphinx:
             return tokens
         _log.warning("a prompt of %d tokens was cut to its last %d", len(tokens), room - 1)
         return [*tokens[:1], *tokens[1 - room :]]
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return engine.decode_answer(self.tokenizer, tokens)
 
 
 def _shared(start: Sequence[int], whole: Sequence[int]) -> int:

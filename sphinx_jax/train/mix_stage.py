@@ -21,7 +21,7 @@ from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.distributed import barrier
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
 from sphinx_jax.train.mix_search import Judge, along, best, sweep
-from sphinx_jax.train.step import cross_entropy
+from sphinx_jax.train.step import loss_sums
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run
@@ -113,8 +113,7 @@ def judge_of(
     plan = blueprint(run.recipe.model)
 
     def loss(leaves: Leaves, batch: Any) -> jax.Array:
-        losses, _ = cross_entropy(plan.bind(leaves), batch)
-        return jnp.stack([losses.sum(), (batch["labels"][:, 1:] > 0).sum()])
+        return loss_sums(plan.bind(leaves), batch)
 
     return Judge(loss, trees, {domain: batches_of(run, s, frozen, split, domain) for domain in domains}, frozen)
 

@@ -50,20 +50,24 @@ def features_of(model: SphinxModel, batch: Batch) -> Features | None:
 
 
 def cross_entropy(model: SphinxModel, batch: Batch, remat: str = "none") -> tuple[jax.Array, jax.Array | None]:
-    """(B, T − 1) losses of the labelled tokens, 0 elsewhere; and the load-balance loss of a mixture of experts."""
+    """(B, T − 1) losses of the tokens learnt, 0 elsewhere; and the load-balance loss of a mixture of experts."""
     features = features_of(model, batch)
     hidden, balance = model.hidden(batch["tokens"], features, batch.get("segments"), batch.get("documents"), remat)
-    labels = batch["labels"][:, 1:]
-    losses = token_losses(model.decoder, hidden[:, :-1], labels)
-    return jnp.where(labels > 0, losses, 0), balance
+    losses = token_losses(model.decoder, hidden[:, :-1], batch["tokens"][:, 1:])
+    return jnp.where(batch["loss_mask"][:, 1:], losses, 0), balance
 
 
-def token_losses(decoder: Decoder, hidden: jax.Array, labels: jax.Array) -> jax.Array:
+def loss_sums(model: SphinxModel, batch: Batch) -> jax.Array:
+    """(2,) float32: the losses of a batch summed, and how many tokens they are of."""
+    return jnp.stack([cross_entropy(model, batch)[0].sum(), batch["loss_mask"][:, 1:].sum().astype(jnp.float32)])
+
+
+def token_losses(decoder: Decoder, hidden: jax.Array, targets: jax.Array) -> jax.Array:
     """(B, T, D), (B, T) int32 -> (B, T) float32 cross-entropies in nats.
 
     Where the logits (B, T, V) are many they are made, used and made again for the gradient in parts of T.
     """
-    batch, length = labels.shape
+    batch, length = targets.shape
     devices = max(1, jax.sharding.get_abstract_mesh().size)  # no mesh has size 0
     share = 4 * batch * length * decoder.config.vocab_size / devices
     parts = min(length, math.ceil(share / LOGITS_BYTES))
@@ -72,27 +76,27 @@ def token_losses(decoder: Decoder, hidden: jax.Array, labels: jax.Array) -> jax.
         return optax.softmax_cross_entropy_with_integer_labels(decoder.logits(part[0]), part[1])
 
     if parts <= 1:
-        return losses((hidden, labels))
+        return losses((hidden, targets))
     size = -(-length // parts)
 
     def cut(x: jax.Array) -> jax.Array:  # (B, T, …) -> (parts, B, size, …)
         x = jnp.pad(x, ((0, 0), (0, parts * size - length), *((0, 0),) * (x.ndim - 2)))
         return einops.rearrange(x, "b (p t) ... -> p b t ...", p=parts)
 
-    found = jax.lax.map(jax.checkpoint(losses), (cut(hidden), cut(labels)))
+    found = jax.lax.map(jax.checkpoint(losses), (cut(hidden), cut(targets)))
     return einops.rearrange(found, "p b t -> b (p t)")[:, :length]
 
 
 def token_weights(batch: Batch) -> jax.Array:
-    """(B, T − 1) float32, what the loss of each token counts: 0 without a label."""
-    labelled = (batch["labels"][:, 1:] > 0).astype(jnp.float32)
-    return labelled * batch["weights"][:, 1:] if "weights" in batch else labelled
+    """(B, T − 1) float32, what the loss of each token counts: 0 of one that is not learnt."""
+    learnt = batch["loss_mask"][:, 1:].astype(jnp.float32)
+    return learnt * batch["weights"][:, 1:] if "weights" in batch else learnt
 
 
 def batch_sums(batch: Batch, losses: jax.Array) -> Sums:
     """(B, T − 1) losses summed by group, every token alike."""
     group = batch["group"][:, 1:].ravel()
-    count = (batch["labels"][:, 1:] > 0).ravel().astype(jnp.float32)
+    count = batch["loss_mask"][:, 1:].ravel().astype(jnp.float32)
     return Sums(*(jax.ops.segment_sum(values, group, GROUPS) for values in (losses.ravel(), count)))
 
 
@@ -123,7 +127,7 @@ def make_step(
 ) -> Callable[[TrainState, dict[str, Batch], jax.Array], tuple[TrainState, dict[str, Any]]]:
     """The jitted step: (state, {name: batch}, rate) -> (state, metrics).
 
-    Each named batch contributes its mean loss per labelled token (rows may weigh their tokens), and the load-balance
+    Each named batch contributes its mean loss per token learnt (rows may weigh their tokens), and the load-balance
     loss of a mixture of experts, times its own weight.
     ``accumulate``: parts that a batch (of one name, or every one) is cut into along its rows, one after the other
     through the model; the update is that of the whole.

@@ -131,9 +131,9 @@ def _prepare(recipe: Recipe, stage: str) -> _Prepared:
 
 
 def _made_up(name: str, shape: tuple[int, ...], dtype: np.dtype, words: int, random: np.random.Generator) -> np.ndarray:
-    """Rows without padding: every position a word, every word labelled, one document."""
-    if name in ("tokens", "labels"):
+    """Rows without padding: every position a word, every word learnt, one document."""
+    if name == "tokens":
         return random.integers(3, words, shape).astype(dtype)
     if name == "pixels":
         return random.integers(0, 255, shape).astype(dtype)
-    return np.ones(shape, dtype) if name == "weights" else np.zeros(shape, dtype)
+    return np.ones(shape, dtype) if name in ("weights", "loss_mask") else np.zeros(shape, dtype)
