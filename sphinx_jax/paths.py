@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+WEB = ("http", "https", "ftp", "ftps")
 CACHE = Path.home() / ".cache" / "sphinx_jax"  # of what a machine can make again
 
 
@@ -15,12 +16,29 @@ def in_store(name: str | os.PathLike[str]) -> bool:
 
 
 def located(name: str | os.PathLike[str]) -> Path:
-    """A path here, or in an object store: no ``pathlib.Path`` then, with the same methods."""
+    """A path here, or in an object store: no ``pathlib.Path`` then, with the same methods.
+
+    Raises:
+      ValueError: a web address, or a scheme that is no file system.
+    """
     if not in_store(name):
         return Path(name)
+    scheme = os.fspath(name).partition("://")[0]
+    if scheme.lower() in WEB:
+        raise ValueError(f"{shortened(name)} is a web address; download it and give the path of the file")
     from etils import epath
 
-    return epath.Path(name)
+    try:
+        return epath.Path(name)
+    except KeyError:
+        raise ValueError(f"{shortened(name)} is no path: {shortened(scheme, 20)}:// is no known object store") from None
+
+
+def shortened(text: str | os.PathLike[str], room: int = 120) -> str:
+    """A path or another text that may be long, for a message: one printable line, cut in its middle."""
+    text = os.fspath(text)
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= room else f"{text[: room // 3]}…{text[1 + room // 3 - room :]}"
 
 
 def as_path(folder: str | os.PathLike[str]) -> Path:

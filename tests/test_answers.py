@@ -28,7 +28,7 @@ def byte_level() -> JsonTokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
     made.train_from_iterator(
-        ["A red cat sits here.\n###", "no\n###", " Human: Wow!\n### Assistant: A star.\n###"] * 40, trainer
+        ["A red cat sits here.\n###", "no! it is\n###", " Human: Wow!\n### Assistant: A star.\n###"] * 40, trainer
     )
     made.add_special_tokens([AddedToken("<|begin|>"), AddedToken("<|end|>")])
     names = b'{"bos_token": "<|begin|>", "eos_token": "<|end|>"}'

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sphinx_jax.data import conversation as talk
+from sphinx_jax.data.formats.conversations import read_meta
 from sphinx_jax.data.tokenizer import load_tokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -19,7 +20,7 @@ TURNS = st.lists(st.tuples(MESSAGES, MESSAGES), min_size=1, max_size=4)
 
 
 def items(name: str) -> talk.Items:
-    (entry,) = talk.read_meta(DATA / "dialog" / f"{name}.yaml")
+    (entry,) = read_meta(DATA / "dialog" / f"{name}.yaml")
     return entry.items
 
 
@@ -57,9 +58,7 @@ def test_tokens_labels_and_mask_equal_the_reference(name):
 
 
 def test_an_answer_that_ends_the_question_keeps_its_label():
-    (item,) = items("repeat_answer_in_question")
-    assert item.turns == (("Say 12\n### ok", "12"),)
-    encoded = talk.encode_conversation(item.turns, TOKENIZER, TEXT_TOKENS)
+    encoded = talk.encode_conversation([("Say 12\n### ok", "12")], TOKENIZER, TEXT_TOKENS)
     with np.load(DATA / "dialog" / "dialog.npz") as arrays:
         tokens = arrays["repeat_answer_in_question/0/tokens"]
         stolen = np.flatnonzero(arrays["repeat_answer_in_question/0/labels"])
@@ -175,6 +174,30 @@ def test_values_are_cleaned_as_the_reference_does():
     assert items("empty_answer")[0].turns == (("Say", ""), ("Hi", "two  spaces"))
 
 
+def test_a_message_cannot_hold_what_ends_it():
+    """Only a line's beginning counts: a message begins behind a colon and a blank."""
+    for text, cleaned in (
+        ("red\n### star\nblue", "red\n ### star\nblue"),
+        ("a\r\n###b", "a\r\n ###b"),
+        ("a\n<image>###\n\n####", "a\n ###\n\n ####"),
+        ("a\n#<image>##", "a\n ###"),
+        ("### a ###\n## b", "### a ###\n## b"),
+        ("\n### a\n ### b\n", "### a\n ### b"),
+    ):
+        assert talk.clean(text) == cleaned == talk.clean(cleaned)
+    raw = conversation("q", "red\n### star\nblue") | {"text": None}
+    assert talk.parse_item(raw).turns == (("q", "red\n ### star\nblue"),)
+    # a document stands in no template
+    assert talk.parse_item({"text": "a\n### b"}).text == "a\n### b"
+
+
+def test_reading_says_once_how_many_items_held_the_stop_text(tmp_path, caplog):
+    raw = [conversation("q", "a\n### b"), conversation("q", "### b"), {"text": "a\n###"}]
+    talk.read_items(write(tmp_path / "a.json", raw))
+    (record,) = caplog.records
+    assert 'a.json: items with a line that begins with "###": 1;' in record.getMessage()
+
+
 def test_json_and_jsonl_hold_the_same_items(tmp_path):
     raw = [conversation("a", "b") | {"id": 3, "domain": "real"}, conversation("c", "x\u2028y", "e", 5)]
     raw[1]["tasks"] = ["rec", "vqa"]
@@ -206,7 +229,8 @@ def test_unusable_items_are_left_out_and_told(tmp_path, caplog):
         ({"conversations": [{"from": "human"}]}, 'message 0 lacks "from" or "value"'),
         (conversation("a", None), "message 1 lacks"),
         ({"conversations": [{"from": "gpt", "value": "a"}]}, "message 0 is out of turn"),
-        ({"conversations": [{"from": "system", "value": "a"}]}, "from 'system'"),
+        ({"conversations": [{"from": "system", "value": "a"}]}, "a system text and no question"),
+        ({"conversations": [{"from": "tool", "value": "a"}]}, "from 'tool'"),
         (conversation("a", "b", "c"), "last question has no answer"),
         (conversation("a", "b") | {"image": 3}, '"image" must be a path'),
         (conversation("a", "b") | {"tasks": ["x", "y"]}, "each of the 1 turns"),
@@ -258,9 +282,24 @@ def test_pictures_are_found_beside_the_file_or_from_the_working_directory(tmp_pa
     assert talk.read_items(path, root="elsewhere")[0].image == absolute
 
 
+def test_each_picture_is_looked_for_on_its_own(tmp_path, monkeypatch):
+    """Whether the others are there, or some are in another place, or texts come first, tells nothing about one."""
+    (tmp_path / "lists" / "pictures").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("lists/1.png", "lists/pictures/2.png", "3.png"):
+        (tmp_path / name).touch()
+    names = [None, "gone.png", "3.png", "pictures/2.png", "1.png", "no/folder.png", "gs://bucket/x.png", "x" * 300]
+    raw = [conversation("a", "b") | {"image": name} for name in names]
+    items = talk.read_items(write(Path("lists/a.json"), raw))
+    assert [item.image for item in items] == [
+        None, "lists/gone.png", "3.png", "lists/pictures/2.png", "lists/1.png", "lists/no/folder.png",
+        "gs://bucket/x.png", "lists/" + "x" * 300,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (DATA / "dialog").glob("*.yaml")))
 def test_the_references_configs_read_as_they_are(name):
-    (entry,) = talk.read_meta(DATA / "dialog" / f"{name}.yaml")
+    (entry,) = read_meta(DATA / "dialog" / f"{name}.yaml")
     has_image = "image" in name
     assert entry.type == ("image" if has_image else "text")
     assert Path(entry.path).is_file() and entry.ratio == 1
@@ -278,7 +317,7 @@ def test_ratio_draws_a_seeded_sample_in_order(tmp_path):
     config = meta(tmp_path, path="a.json", ratio=0.3)
 
     def drawn(seed):
-        return [int(item.turns[0][0]) for item in talk.read_meta(config, seed)[0].items]
+        return [int(item.turns[0][0]) for item in read_meta(config, seed)[0].items]
 
     assert len(drawn(0)) == 30 == len(set(drawn(0)))
     assert drawn(0) == sorted(drawn(0)) == drawn(0)
@@ -288,8 +327,8 @@ def test_ratio_draws_a_seeded_sample_in_order(tmp_path):
 def test_type_is_told_by_the_pictures_where_it_is_not_given(tmp_path):
     write(tmp_path / "a.json", [conversation("a", "b")])
     write(tmp_path / "b.json", [conversation("a", "b") | {"image": "x.png"}])
-    assert talk.read_meta(meta(tmp_path, path="a.json"))[0].type == "text"
-    assert talk.read_meta(meta(tmp_path, path="b.json"))[0].type == "image"
+    assert read_meta(meta(tmp_path, path="a.json"))[0].type == "text"
+    assert read_meta(meta(tmp_path, path="b.json"))[0].type == "image"
 
 
 @pytest.mark.parametrize(
@@ -300,21 +339,42 @@ def test_type_is_told_by_the_pictures_where_it_is_not_given(tmp_path):
         ({"path": "a.json", "ratio": 0}, "ratio must be a number above 0"),
         ({"path": "a.json", "ratio": "half"}, "not 'half'"),
         ({"path": "a.json", "roots": "x"}, 'unknown key "roots"'),
+        ({"path": "a.json", "root": 3}, "root must be a text, not 3"),
+        ({"path": "a.json", "type": ["text"]}, "type must be a text"),
+        ({"path": "https://example.org/a.json"}, "is a web address"),
+        ({"path": "x" * 5000 + ".json"}, "cannot be read"),
+        ({"path": "a\0.json"}, "cannot be read"),
+        ({"path": "folder.json"}, "Is a directory"),
+        ({"path": "unusable.json"}, "has no items"),
     ],
 )
 def test_bad_entries_name_config_and_entry(tmp_path, entry, reason):
     write(tmp_path / "a.json", [conversation("a", "b")])
+    write(tmp_path / "unusable.json", [])
+    (tmp_path / "folder.json").mkdir()
     config = meta(tmp_path, **entry)
     with pytest.raises(ValueError, match=reason) as caught:
-        talk.read_meta(config)
-    assert f"{config}, META entry 0" in str(caught.value) and "\n" not in str(caught.value)
+        read_meta(config)
+    assert f"{config}, META entry 0" in str(caught.value)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
 
 
 def test_bad_configs_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"gone\.yaml does not exist"):
-        talk.read_meta(tmp_path / "gone.yaml")
+        read_meta(tmp_path / "gone.yaml")
     with pytest.raises(ValueError, match="must hold a list named META"):
-        talk.read_meta(write(tmp_path / "a.yaml", {"DATA": []}))
+        read_meta(write(tmp_path / "a.yaml", {"DATA": []}))
     with pytest.raises(ValueError, match="is not YAML") as caught:
-        talk.read_meta(write(tmp_path / "b.yaml", "META: [\n- a: {"))
+        read_meta(write(tmp_path / "b.yaml", "META: [\n- a: {"))
     assert "\n" not in str(caught.value)
+    for content in (
+        "META: " + "[" * 5000,
+        "META: 2001-99-99",
+        "META: [{1: 2, a: 3, path: x}]",
+        "\0",
+        "META: &a [*a]",
+        "META: [{path: a.json, ratio: .nan}]",
+    ):
+        with pytest.raises(ValueError, match=r"c\.yaml") as caught:
+            read_meta(write(tmp_path / "c.yaml", content))
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 300

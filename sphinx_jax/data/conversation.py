@@ -7,9 +7,11 @@ answer steals.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -17,8 +19,21 @@ from typing import Any, overload
 
 import numpy as np
 
+from sphinx_jax.data.messages import (
+    MARKER,
+    BadItem,
+    Remarks,
+    check_keys,
+    encodable,
+    one_picture,
+    read_messages,
+    read_name,
+    read_names,
+    read_pictures,
+    short,
+)
 from sphinx_jax.data.tokenizer import Span, Tokenizer
-from sphinx_jax.paths import joined, located
+from sphinx_jax.paths import joined, located, shortened
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -34,10 +49,6 @@ PAD = 0
 Turn = tuple[str, str | None]
 
 _log = logging.getLogger(__name__)
-
-
-class BadItem(ValueError):
-    """A conversation that cannot be used; the message is one line that names it."""
 
 
 def render(turns: Sequence[Turn], system: str = SYSTEM) -> tuple[str, list[Span]]:
@@ -182,6 +193,8 @@ class Item:
     id: str = ""
     text: str = ""
     """In place of turns: a document, or what was found written beside a picture; learnt whole, without a template."""
+    system: str | None = None
+    """What stands before the first turn; None for `SYSTEM`."""
 
 
 class Items(Sequence[Item]):
@@ -205,194 +218,151 @@ class Items(Sequence[Item]):
 
 
 def clean(value: Any) -> str:
-    """A message as it enters the template: a string, without `<image>` and without blanks around it."""
-    return str(value).replace("<image>", "").strip()
+    """A message as it enters the template: a string, without `<image>` and without blanks around it.
+
+    A line that begins with `###` gets a blank before it: in the template it would end the message.
+    """
+    return _trimmed(value).replace(STOP, STOP.replace("#", " #", 1))
 
 
-def parse_item(raw: Any) -> Item:
-    """An item of the published form, as JSON gave it.
+def _trimmed(value: Any) -> str:
+    return str(value).replace(MARKER, "").strip()
 
-    `{"image": path, "conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}`.
-    `image` may be absent. `from` is human, gpt or assistant in any case. Optional: `task` (one for all turns)
-    or `tasks` (a list), `domain`, `id`.
+
+def parse_item(raw: Any, remarks: Remarks | None = None) -> Item:
+    """An item of the published form, as JSON gave it, or of OpenAI's.
+
+    `{"image": path, "conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}`, or
+    `{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …]}`, in which a content may be
+    a list of parts. `image` may be absent, a list of one, and be called `images`. Speakers are human or user, gpt or
+    assistant, and system at the beginning, in any case. Optional: `system`, `task` (one for all turns) or `tasks` (a
+    list), `kinds` (a list), `domain`, `id`.
 
     For pre-training `{"image": path, "text": …}` is a picture and what was found written beside it, `{"text": …}`
     a document.
+
+    Args:
+      raw: of JSON's types.
+      remarks: gets what is noticed on the way.
 
     Raises:
       BadItem: not of this form, or humans and assistants do not take turns.
     """
     if not isinstance(raw, Mapping):
         raise BadItem(f"an item must be an object, not {type(raw).__name__}")
-    image = raw.get("image")
-    if image is not None and not (isinstance(image, str) and image):
-        raise BadItem(f'"image" must be a path, not {image!r}')
-    named = {"domain": str(raw.get("domain", "")), "id": str(raw.get("id", ""))}
-    messages = raw.get("conversations")
-    if messages is None and "text" in raw:
+    unused, pictures = check_keys(raw), read_pictures(raw)
+    named = {key: read_name(raw.get(key), key) for key in ("domain", "id")}
+    if raw.get("conversations") is None and raw.get("messages") is None and "text" in raw:
         text = raw["text"]
-        if not isinstance(text, str) or not clean(text):
-            raise BadItem(f'"text" must be text that is not empty, not {text!r}')
-        return Item(image, (), text=_encodable(clean(text), "the text"), **named)
-    if not isinstance(messages, list) or not messages:
-        raise BadItem('"conversations" is missing or empty')
-    values = []
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or "from" not in message or message.get("value") is None:
-            raise BadItem(f'message {i} lacks "from" or "value"')
-        speaker = str(message["from"]).lower()
-        if speaker not in ("human", "gpt", "assistant"):
-            raise BadItem(f'message {i} is from {message["from"]!r}; "from" must be human, gpt or assistant')
-        if (speaker == "human") != (i % 2 == 0):
-            raise BadItem(f"message {i} is out of turn: human and gpt must alternate, human first")
-        values.append(_encodable(clean(message["value"]), f"message {i}"))
-    if len(values) % 2:
-        raise BadItem("the last question has no answer")
-    turns = tuple(zip(values[::2], values[1::2], strict=True))
-    tasks = raw.get("tasks", [raw.get("task", "")] * len(turns))
-    if not isinstance(tasks, list) or len(tasks) != len(turns):
-        raise BadItem(f'"tasks" must be a list with one name for each of the {len(turns)} turns')
-    return Item(image, turns, tuple(map(str, tasks)), **named)
+        if not isinstance(text, str) or not _trimmed(text):
+            raise BadItem(f'"text" must be text that is not empty, not {short(text)}')
+        item = Item(one_picture(pictures), (), text=encodable(_trimmed(text), "the text"), **named)
+        texts = [text]
+        unused += [key for key in ("system", "task", "tasks", "kinds") if raw.get(key)]
+    else:
+        unused += ["text"] * bool(raw.get("text"))
+        messages = read_messages(raw, unused)
+        texts = list(messages.texts)
+        values = [encodable(clean(text), f"message {i}") for i, text in enumerate(texts)]
+        turns = tuple(zip(values[::2], values[1::2], strict=True))
+        tasks = read_names(raw, "tasks", len(turns)) or (read_name(raw.get("task"), "task"),) * len(turns)
+        kinds = read_names(raw, "kinds", len(turns)) or ()
+        image = one_picture([*pictures, *messages.pictures])
+        item = Item(image, turns, tasks, kinds, **named, system=_system(raw.get("system"), messages.system))
+    if item.image is None and any(MARKER in text for text in texts):
+        raise BadItem(f'a text holds {MARKER} and the item has no picture; it is called "image"')
+    if remarks is not None:
+        remarks.unused.update(set(unused))
+        remarks.escaped += bool(item.turns) and any(STOP in _trimmed(text) for text in texts)
+    return item
 
 
-def _encodable(text: str, what: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadItem(f"{what} holds half of a surrogate pair, which is no character") from None
-    return text
+def _system(own: Any, first: str | None) -> str | None:
+    """The system text of an item's own key, or of its first message."""
+    own = clean(read_name(own, "system"))
+    first = encodable(clean(first or ""), "the system text")
+    if own and first and own != first:
+        raise BadItem('"system" and the first message are two system texts; give one')
+    return own or first or None
 
 
 def read_items(path: str | PathLike[str], root: str | PathLike[str] | None = None) -> Items:
     """Reads a `.json` (a list) or `.jsonl` (one object a line) file of conversations.
 
-    Items that cannot be used are left out, logged and listed in `.skipped`.
+    Items that cannot be used are left out, logged and listed in `.skipped`. Keys that nothing reads are logged.
 
     Args:
       path: the file.
-      root: folder of the pictures. Without it relative paths are taken from the working directory, as in the
-        reference, or from the file's own folder: from the one of the two that has the first picture.
+      root: folder of the pictures. Without it each relative path is taken from the working directory if the picture
+        is there, as in the reference, and else from the file's own folder.
 
     Raises:
       ValueError: no such file, not JSON, or nothing usable in it (BadItem); one line that names file and
         place.
     """
     path = located(path)
-    items, skipped = [], []
+    items, skipped, remarks, name = [], [], Remarks(), shortened(path)
     for i, raw in enumerate(_read_raw(path)):
         try:
-            items.append(parse_item(raw))
+            items.append(parse_item(raw, remarks))
         except BadItem as error:
-            skipped.append(f"{path}, item {i}: {error}")
+            skipped.append(shortened(f"{name}, item {i}: {error}", 290))
     if not items:
-        raise BadItem(skipped[0] if skipped else f"{path} has no items")
+        raise BadItem(skipped[0] if skipped else f"{name} has no items")
     if skipped:
         _log.warning("%d of %d items left out; %s", len(skipped), len(items) + len(skipped), skipped[0])
-    if root is None:
-        root = _image_root(items, path.parent)
-    if root is not None:
-        items = [replace(item, image=str(joined(root, item.image))) if item.image else item for item in items]
-    return Items(items, skipped)
+    for line in remarks.lines():
+        _log.warning("%s: %s", name, line)
+    return Items(_with_pictures(items, path.parent, root), skipped)
+
+
+def _with_pictures(items: Sequence[Item], beside: Path, root: str | PathLike[str] | None) -> Iterator[Item]:
+    """The items with the whole paths of their pictures."""
+    names = functools.cache(_names)
+    for item in items:
+        image = item.image
+        if isinstance(image, str) and root is not None:
+            image = str(joined(root, image))
+        elif isinstance(image, str) and os.path.basename(image) not in names(os.path.dirname(image)):
+            image = str(joined(beside, image))
+        yield item if image is item.image else replace(item, image=image)
+
+
+def _names(folder: str) -> frozenset[str]:
+    """What a folder holds; listing it once is quicker than asking for every picture."""
+    try:
+        return frozenset(os.listdir(folder or "."))
+    except (OSError, ValueError):
+        return frozenset()
 
 
 def _read_raw(path: Path) -> list[Any]:
-    if path.suffix not in (".json", ".jsonl"):
-        raise ValueError(f"{path} is neither .json nor .jsonl")
+    name = shortened(path)
+    if path.suffix.lower() not in (".json", ".jsonl"):
+        raise ValueError(f"{name} is neither .json nor .jsonl")
     try:
         content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; check the path in the data config") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise ValueError(f"{name} does not exist; check the path in the data config") from None
+    except Exception as error:
+        # Clients of object stores raise what they like.
+        raise ValueError(f"{name} cannot be read: {shortened(str(error), 120)}") from None
+    lined = path.suffix.lower() == ".jsonl"
     # Not splitlines(): it also breaks at U+2028 and others that JSON strings may hold.
-    lines = enumerate(content.split("\n"), 1) if path.suffix == ".jsonl" else [(0, content)]
+    lines = enumerate(content.split("\n"), 1) if lined else [(0, content)]
     values, line = [], 0
     try:
         for line, text in lines:
             if text.strip() or not line:
                 values.append(json.loads(text))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {line or error.lineno}: not JSON ({error.msg}); is it complete?") from None
-    if path.suffix == ".jsonl":
+        hint = "one object a line is .jsonl" if error.msg == "Extra data" and not lined else "is it complete?"
+        raise ValueError(f"{name}, line {line or error.lineno}: not JSON ({error.msg}); {hint}") from None
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        raise ValueError(f"{name}{f', line {line}' if line else ''}: {why}") from None
+    if lined:
         return values
     if not isinstance(values[0], list):
-        raise ValueError(f"{path} must hold a list of items, not {type(values[0]).__name__}")
+        raise ValueError(f"{name} must hold a list of items, not {type(values[0]).__name__}")
     return values[0]
-
-
-def _image_root(items: Sequence[Item], beside: Path) -> Path | None:
-    first = next((item.image for item in items if isinstance(item.image, str)), None)
-    if first is None or located(first).exists() or not joined(beside, first).exists():
-        return None
-    return beside
-
-
-@dataclass(frozen=True)
-class MetaEntry:
-    """One line of a data config."""
-
-    path: str
-    type: str
-    """A global batch holds one type."""
-    root: str | None
-    ratio: float
-    items: Items
-    """Sampled by `ratio` already; in the file's order."""
-
-
-def read_meta(path: str | PathLike[str], seed: int = 0) -> list[MetaEntry]:
-    """Reads a data config of the published form and every file in it.
-
-    A YAML file with a list `META` of `{path: x.json or x.jsonl, type: text, root: folder, ratio: 0.5}`.
-    Optional are `type` (`image` if any item has a picture, else `text`), `root` and `ratio` (that share of
-    the items, chosen by `seed`). Relative paths are taken from the working directory, as in the reference, or
-    from the config's folder, or from the folder above: from the first where they exist.
-
-    Raises:
-      ValueError: a missing file, another form, or nothing usable in a file; one line that names file and
-        entry.
-    """
-    import yaml
-
-    path = located(path)
-    try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"data config {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"data config {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"data config {path} is not YAML: {' '.join(str(error).split())}") from None
-    entries = table.get("META") if isinstance(table, Mapping) else None
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"data config {path} must hold a list named META")
-    folders = (Path(), path.parent, path.parent.parent)
-    return [_read_entry(raw, f"{path}, META entry {i}", folders, seed) for i, raw in enumerate(entries)]
-
-
-def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> MetaEntry:
-    if not isinstance(raw, Mapping) or not isinstance(raw.get("path"), str):
-        raise ValueError(f'{name} has no "path"')
-    unknown = sorted(set(raw) - {"path", "type", "root", "ratio"})
-    if unknown:
-        raise ValueError(f'{name} has an unknown key "{unknown[0]}"; known are path, type, root, ratio')
-    ratio = raw.get("ratio", 1.0)
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
-        raise ValueError(f"{name}: ratio must be a number above 0 and at most 1, not {ratio!r}")
-    file, root = _found(raw["path"], folders), raw.get("root")
-    if root is not None:
-        root = str(_found(str(root), folders))
-    try:
-        items = read_items(file, root)
-    except ValueError as error:
-        raise type(error)(f"{name}: {error}") from None
-    kind = raw.get("type", "image" if any(item.image for item in items) else "text")
-    if ratio < 1:
-        count = max(1, int(len(items) * ratio))
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(items))[:count])
-        items = Items([items[i] for i in chosen], items.skipped)
-    return MetaEntry(str(file), str(kind), root, float(ratio), items)
-
-
-def _found(path: str, folders: Sequence[Path]) -> Path:
-    return next((file for folder in folders if (file := joined(folder, path)).exists()), located(path))

@@ -15,7 +15,7 @@ import numpy as np
 
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import BadItem, encode_conversation
-from sphinx_jax.data.rows import Row, Rows, Shape, Source, domain_id, task_ids
+from sphinx_jax.data.rows import Row, Rows, Shape, Source, domain_id, system_of, task_ids
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.distributed import gather
 from sphinx_jax.paths import write_whole
@@ -82,7 +82,9 @@ class PackedRows(Sequence):
         if isinstance(item, str) or item.text:
             encoded = self.rows.document(item)
         else:
-            encoded = encode_conversation(item.turns, self.rows.tokenizer, sys.maxsize, task_ids=task_ids(item))
+            encoded = encode_conversation(
+                item.turns, self.rows.tokenizer, sys.maxsize, task_ids=task_ids(item), system=system_of(item)
+            )
         return self.rows.columns(encoded, domain_id(getattr(item, "domain", "")))
 
     def _lengths(self) -> np.ndarray:
@@ -107,7 +109,7 @@ class PackedRows(Sequence):
         found = hashlib.sha256(repr(sorted(self.rows.tokenizer.files.items())).encode())
         for index in self.source.eligible:
             item = self.source.items[int(index)]
-            found.update(repr(item if isinstance(item, str) else (item.text, item.turns)).encode())
+            found.update(repr(item if isinstance(item, str) else (item.text, item.turns, item.system)).encode())
         return found.hexdigest()[:16]
 
     def _measure(self, number: int) -> int:

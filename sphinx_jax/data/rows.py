@@ -11,7 +11,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from sphinx_jax.data.conversation import BadItem, Encoded, Item, encode_conversation, pad
+from sphinx_jax.data.conversation import SYSTEM, BadItem, Encoded, Item, encode_conversation, pad
 from sphinx_jax.data.image import BadImage, load_image, padded_resize
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer
@@ -33,6 +33,10 @@ def task_ids(item: Item) -> list[int]:
     """The number of each turn's task."""
     of_none = int(item.image is None)
     return [task_id(task) or of_none for task in item.tasks or ("",) * len(item.turns)]
+
+
+def system_of(item: Item) -> str:
+    return SYSTEM if item.system is None else item.system
 
 
 def domain_id(name: str) -> int:
@@ -122,7 +126,7 @@ class Rows(grain.transforms.RandomMap):
         if self.shape.turns is not None:
             chosen = self.choose(item.tasks or ("",) * len(turns), rng)
             turns, ids = [turns[i] for i in chosen], [ids[i] for i in chosen]
-        return encode_conversation(turns, self.tokenizer, self.shape.length, task_ids=ids)
+        return encode_conversation(turns, self.tokenizer, self.shape.length, task_ids=ids, system=system_of(item))
 
     def choose(self, tasks: Sequence[str], rng: np.random.Generator) -> np.ndarray:
         """Turns of one picture, drawn without replacement by the weights of their tasks, in random order."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sphinx_jax.config import ConfigError
-from sphinx_jax.data.conversation import Item, read_meta
+from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.formats.conversations import read_meta
 from sphinx_jax.data.rows import Source
 from sphinx_jax.distributed import one_first
 

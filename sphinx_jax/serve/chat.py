@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import os
+import shlex
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sphinx_jax.checkpoint.store import BadCheckpoint
-from sphinx_jax.data.image import BadImage, load_image
+from sphinx_jax.data.image import load_image
+from sphinx_jax.generate.arguments import check_vision
 from sphinx_jax.generate.load import from_pretrained, last_checkpoint
 from sphinx_jax.generate.sphinx import Sphinx
 
@@ -50,9 +54,19 @@ def respond(model: Sphinx, turns: list[list[str | None]], image: str | None, s: 
 
 
 def talk(model: Sphinx, s: ChatStage) -> None:
-    """Read questions from standard input until it ends."""
+    """Read questions from standard input until it ends.
+
+    What cannot be used or answered is one line, and the conversation goes on where it was; so does Ctrl-C during an
+    answer.
+    """
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            # names of files are bytes, and a terminal may lack a letter
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
     print(HELP)
-    image, turns = s.image or None, []
+    image, turns = None, []
+    if s.image:
+        image = seen(model, s.image)
     while True:
         print("you> ", end="", flush=True)
         line = sys.stdin.readline()
@@ -63,20 +77,51 @@ def talk(model: Sphinx, s: ChatStage) -> None:
         if command == "/new":
             turns = []
         elif command == "/image":
-            try:
-                load_image(rest.strip())
-            except BadImage as error:
-                print(error)
-                continue
-            image, turns = rest.strip(), []
+            if not rest.strip():
+                print("/image PATH looks at a picture, e.g. /image ~/photo.jpg")
+            elif found := seen(model, unquoted(rest.strip())):
+                image, turns = found, []
         elif command.startswith("/"):
             print(HELP)
         elif command:
-            turns.append([line.strip(), None])
-            try:
-                turns[-1][1] = respond(model, turns, image, s)
-            except BadImage as error:
-                print(error)
-                turns.pop()
-                continue
-            print(f"sphinx> {turns[-1][1]}")
+            turns = answered(model, turns, line.strip(), image, s)
+
+
+def seen(model: Sphinx, path: str) -> str | None:
+    """The path, if the model can look at it; else it says why not."""
+    try:
+        check_vision(model.config)
+        load_image(path)
+    except ValueError as error:
+        tell(error)
+        return None
+    return path
+
+
+def answered(
+    model: Sphinx, turns: list[list[str | None]], question: str, image: str | None, s: ChatStage
+) -> list[list[str | None]]:
+    """The conversation with one more turn, or as it was if there is no answer."""
+    try:
+        answer = respond(model, [*turns, [question, None]], image, s)
+    except ValueError as error:
+        tell(error)
+    except KeyboardInterrupt:
+        print("\nstopped")
+    else:
+        print(f"sphinx> {answer}")
+        return [*turns, [question, answer]]
+    return turns
+
+
+def tell(error: ValueError) -> None:
+    print(" ".join(str(error).split()))
+
+
+def unquoted(name: str) -> str:
+    """A path as it is written or dropped into a terminal: in quotes, with escaped blanks, from ~ on."""
+    try:
+        words = shlex.split(name)
+    except ValueError:  # an apostrophe
+        words = []
+    return os.path.expanduser(words[0] if len(words) == 1 else name)
