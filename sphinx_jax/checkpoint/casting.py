@@ -55,8 +55,8 @@ def is_finite(array: np.ndarray) -> bool:
     """Whether an array has neither NaN nor infinity; one of whole numbers has none."""
     mask = EXPONENT_BITS.get(array.dtype.name)
     if mask is not None:  # ml_dtypes' own test is many times slower
-        return not any(((part.view(np.uint16) & mask) == mask).any() for part in _parts(array))
-    return not _is_float(array.dtype) or all(np.isfinite(part).all() for part in _parts(array))
+        return not any(((part.view(np.uint16) & mask) == mask).any() for part, _ in _pairs(array, array))
+    return not _is_float(array.dtype) or all(np.isfinite(part).all() for part, _ in _pairs(array, array))
 
 
 def finite(array: np.ndarray, what: str, allow: Collection[str] = ()) -> np.ndarray:
@@ -80,36 +80,53 @@ class Cast:
         with np.errstate(over="ignore", invalid="ignore"):
             made = array.astype(self.dtype)
         if not _is_held(array.dtype, self.dtype):
-            self.compare(array, made)
+            self._size += array.size
+            for given, cast in _pairs(array, made):
+                self._look_for_edges(given, cast)
         return made
 
     def compare(self, source: np.ndarray, stored: np.ndarray) -> None:
         """Take in a piece and what became of it, in the dtype that it was cast to."""
         self._size += source.size
         exact = _is_held(source.dtype, self.dtype)
-        for given, made in zip(_parts(source), _parts(stored), strict=True):
+        for given, made in _pairs(source, stored):
             if exact:
                 self._differing += not np.array_equal(given.astype(self.dtype), made, equal_nan=_is_float(self.dtype))
             else:
                 self._look(given.astype(np.float64), made.astype(np.float64))
 
-    def _look(self, given: np.ndarray, made: np.ndarray) -> None:
+    def _look_for_edges(self, given: np.ndarray, made: np.ndarray) -> None:
+        """As ``_look`` at what a cast has made: it is rounding alone but at the edges of the dtype."""
         limits = ml_dtypes.finfo(self.dtype)
-        eps, tiny = float(limits.eps), float(limits.smallest_normal)
-        finite, size = np.isfinite(given), np.abs(given)
+        wide = given.astype(np.promote_types(np.float32, given.dtype), copy=False)
+        size = np.abs(wide)
+        if not size.max(initial=0) <= float(limits.max):  # or NaN
+            self._look(given.astype(np.float64), made.astype(np.float64))
+            return
+        self._whole += float(wide @ wide)
+        small = size < float(limits.smallest_normal)
+        if np.count_nonzero(small) > size.size - np.count_nonzero(size):
+            self._judge(given[small].astype(np.float64), made[small].astype(np.float64))
+
+    def _look(self, given: np.ndarray, made: np.ndarray) -> None:
+        finite = np.isfinite(given)
         if not finite.all():
             self._differing += not np.array_equal(given[~finite], made[~finite], equal_nan=True)
-            given, made, size = given[finite], made[finite], size[finite]
-        if (beyond := ~np.isfinite(made)).any():
+            given, made = given[finite], made[finite]
+        if (beyond := np.isinf(made)).any():
             self._overflows += int(beyond.sum())
-            self._largest = max(self._largest, float(size[beyond].max()))
-            given, made, size = given[~beyond], made[~beyond], size[~beyond]
-        lost = np.abs(given - made)
-        # a double rounding, as from float64 by float32, may exceed a half by little
-        within = 0.501 * (eps * size + float(limits.smallest_subnormal))
-        self._differing += int((lost > within).sum())
+            self._largest = max(self._largest, float(np.abs(given[beyond]).max()))
+            given, made = given[~beyond], made[~beyond]
         self._whole += float(given @ given)
-        small = (size < tiny) & (lost > 0.501 * eps * size)
+        self._judge(given, made)
+
+    def _judge(self, given: np.ndarray, made: np.ndarray) -> None:
+        limits = ml_dtypes.finfo(self.dtype)
+        size, lost = np.abs(given), np.abs(given - made)
+        # a double rounding, as from float64 by float32, may exceed a half by little
+        within = 0.501 * float(limits.eps) * size
+        self._differing += int((~(lost <= within + 0.501 * float(limits.smallest_subnormal))).sum())  # or NaN
+        small = (size < float(limits.smallest_normal)) & (lost > within)
         if small.any():
             self._underflows += int(small.sum())
             self._largest_small = max(self._largest_small, float(size[small].max()))
@@ -118,7 +135,7 @@ class Cast:
     @property
     def differs(self) -> bool:
         """Whether something that was compared is further from its source than rounding takes it."""
-        return self._differing > 0
+        return self._differing > 0 or self._overflows > 0
 
     def check(self) -> None:
         """Raises BadCheckpoint: a value became infinite, or underflow took more than rounding does."""
@@ -150,6 +167,12 @@ def _is_float(dtype: np.dtype) -> bool:
 def _is_held(source: np.dtype, target: np.dtype) -> bool:
     """Whether a dtype has all values of another; whole numbers are not looked at."""
     return not _is_float(source) or not _is_float(target) or common_dtype([source, target]) == target
+
+
+def _pairs(array: np.ndarray, other: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Flat pieces of two arrays of one shape, in the order in which the first lies in memory."""
+    axes = np.argsort([-abs(stride) for stride in array.strides], kind="stable")
+    return zip(_parts(array.transpose(axes)), _parts(other.transpose(axes)), strict=True)
 
 
 def _parts(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -51,6 +51,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; BOS and EOS leave no trace. Raises ValueError for an id outside the vocabulary."""
 
+    def pieces(self) -> dict[int, str]:
+        """The piece of every token id, as the files spell it; ids may leave gaps."""
+
     def stop_sequences(self, text: str) -> list[list[int]]:
         """Token sequences that spell `text`: as a word of its own, and glued to what stands before it."""
 
@@ -183,6 +186,9 @@ class SentencePieceTokenizer(_Shared):
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode(self._checked(ids))
 
+    def pieces(self) -> dict[int, str]:
+        return dict(enumerate(self._model.id_to_piece(list(range(self.vocab_size)))))
+
 
 class JsonTokenizer(_Shared):
     """A Hugging Face `tokenizer.json`; which tokens are BOS and EOS stands in the `tokenizer_config.json`
@@ -226,6 +232,9 @@ class JsonTokenizer(_Shared):
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode(self._checked(ids), skip_special_tokens=True)
+
+    def pieces(self) -> dict[int, str]:
+        return {i: piece for piece, i in self._model.get_vocab(with_added_tokens=True).items()}
 
 
 def _special_tokens(files: Mapping[str, bytes], name: str) -> dict[str, str]:
