@@ -1,21 +1,24 @@
 """Conversions: what comes out holds what went in, and an interruption costs nothing."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
-from conftest import DATA, tiny_config
+from conftest import DATA, born, tiny_config
+from safetensors.numpy import load_file, save_file
 
 import sphinx_jax
 from sphinx_jax.checkpoint import accessory, assemble, convert, store, stream, weight_mix
 from sphinx_jax.checkpoint.foreign import open_foreign
 from sphinx_jax.checkpoint.mix_settings import Mix
 from sphinx_jax.checkpoint.pth import read_pth
-from sphinx_jax.config import FAMILY, ConfigError
+from sphinx_jax.config import FAMILY, ConfigError, ModelConfig
 from sphinx_jax.model.blueprint import blueprint
 
 SPHINX, MIXTRAL, LLAMA = DATA / "llama_ens5" / "ckpt", DATA / "mixtral_sparse" / "ckpt", DATA / "llama_text"
@@ -201,6 +204,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, told):
         ("published files", "orbax", ["clip"], "--clip does nothing for reading published files"),
         ("assemble", "orbax", ["quick_gelu"], "--quick-gelu does nothing for reading assemble"),
         ("published files", "hf", ["verify", "dry_run"], "--verify does nothing for a --dry-run"),
+        ("published files", "hf", ["allow", "dry_run"], "--allow does nothing for a --dry-run"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(source, to, given, says):
@@ -236,3 +240,153 @@ def test_a_file_in_place_of_a_folder_is_called_a_file(tmp_path):
         weight_mix.write(
             Mix("linear", (str(file), str(file)), per_source=({"weight": 1}, {"weight": 0})), tmp_path / "o"
         )
+
+
+def llama(folder, change=lambda leaves: leaves, config=None):
+    """A tiny decoder as Hugging Face keeps it, some of its tensors changed."""
+    config = config or ModelConfig("llama", tiny_config().decoder)
+    ours = store.save(folder / "ours", born(config), config, None, {})
+    done = convert.from_checkpoint(ours, folder / "hf", "hf", quiet=True)
+    save_file(change(load_file(done / "model.safetensors")), done / "model.safetensors")
+    return done
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def with_value(value, dtype):
+    def change(tensors):
+        tensors[DOWN][3, 4] = value
+        return {key: tensor.astype(dtype) for key, tensor in tensors.items()}
+
+    return change
+
+
+@pytest.mark.parametrize("form", convert.FORMS)
+def test_what_the_dtype_cannot_hold_is_refused_and_nothing_is_left(tmp_path, form):
+    source = llama(tmp_path, with_value(1e5, ml_dtypes.bfloat16))
+    ours = convert.to_checkpoint(open_foreign([source]), tmp_path / "whole", quiet=True)
+    before = sorted(tmp_path.iterdir())
+    said = r"decoder/blocks/ffn/down\[1\].*: 1 of \d+ values overflow float16, the largest is 9.984e.04"
+    ways = [
+        lambda: convert.write(open_foreign([source]), tmp_path / "out", form, dtype=np.dtype(np.float16), quiet=True)
+    ]
+    if form != "orbax":
+        ways.append(
+            lambda: convert.from_checkpoint(ours, tmp_path / "out", form, dtype=np.dtype(np.float16), quiet=True)
+        )
+    mix = Mix("linear", (str(source),), per_source=({"weight": 1.0},), dtype="fp16")
+    ways.append(lambda: weight_mix.write(mix, tmp_path / "out", form=form, quiet=True))
+    for way in ways:
+        with pytest.raises(store.BadCheckpoint, match=said) as refused:
+            way()
+        assert len(str(refused.value)) < 300
+        assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_source_with_nan_or_infinity_is_named_unless_it_is_asked_for(tmp_path, value):
+    source = llama(tmp_path, with_value(value, np.float32))
+    found = open_foreign([source])
+    said = rf"decoder/blocks/ffn/down\[1\]: {DOWN} of .*model.safetensors holds NaN or infinity; --allow nonfinite"
+    for form in ("orbax", "hf"):
+        with pytest.raises(store.BadCheckpoint, match=said):
+            convert.write(found, tmp_path / "out", form, quiet=True)
+        assert not (tmp_path / "out").exists()
+    done = run_tool(source, tmp_path / "ours2", "--allow", "nonfinite", "--dtype", "bf16", "--verify", "--quiet")
+    assert "tensors are the same" in done.stdout
+    with pytest.raises(store.BadCheckpoint, match=r"down\[1\] of .*ours2 holds NaN or infinity"):
+        convert.from_checkpoint(tmp_path / "ours2", tmp_path / "out", "accessory", quiet=True)
+    mix = Mix("linear", (str(source),), per_source=({"weight": 1.0},))
+    with pytest.raises(store.BadCheckpoint, match="holds NaN or infinity"):
+        weight_mix.write(mix, tmp_path / "out", quiet=True)
+    allowed = dataclasses.replace(mix, allow=("nonfinite",))
+    leaf = stream.Reader(weight_mix.write(allowed, tmp_path / "out", quiet=True)).read("decoder/blocks/ffn/down")
+    assert np.argwhere(~np.isfinite(leaf)).tolist() == [[1, 4, 3]]
+
+
+def test_what_the_dtype_flushes_is_refused_unless_it_is_asked_for(tmp_path):
+    source = llama(tmp_path, lambda tensors: tensors | {DOWN: tensors[DOWN] * 1e-8})
+    done = run_tool(source, tmp_path / "out", "--dtype", "fp16", "--quiet", expect=1)
+    assert "decoder/blocks/ffn/down[1]: " in done.stderr and "too small for float16" in done.stderr
+    run_tool(source, tmp_path / "out", "--dtype", "fp16", "--allow", "underflow", "--verify", "--quiet")
+    found = open_foreign([source])
+    with pytest.raises(store.BadCheckpoint, match="too small for float16"):
+        convert.verify(found, tmp_path / "out", quiet=True)
+    done = run_tool(source, tmp_path / "more", "--allow", "overflow", expect=1)
+    assert done.stderr.startswith("error: unknown thing to allow 'overflow'; did you mean 'underflow'?")
+
+
+def test_verify_compares_with_the_source_itself(tmp_path):
+    """The stored infinity is what a cast of the source would be."""
+    found = open_foreign([llama(tmp_path, with_value(1e5, np.float32))])
+    specs = blueprint(found.config).specs
+    writer = stream.Writer(tmp_path / "made", {path: (spec.shape, np.float16) for path, spec in specs.items()})
+    for path, leaf in found.leaves():
+        with np.errstate(over="ignore"):
+            writer.write(path, (), leaf.astype(np.float16))
+    writer.finish(found.config, None, {})
+    with pytest.raises(store.BadCheckpoint, match=r"down\[1\]: 1 of \d+ values overflow float16"):
+        convert.verify(found, tmp_path / "made", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "wanted"),
+    [("float32", "bfloat16", "float32"), ("bfloat16", "float32", "float32"), ("bfloat16", "float16", "float32")],
+)
+def test_a_leaf_has_a_dtype_that_holds_all_its_layers(tmp_path, first, last, wanted):
+    def change(tensors):
+        kinds = {"model.layers.0": first, "model.layers.1": last}
+        return {
+            key: t.astype(kinds.get(key[:14], "float32" if first == "float32" else first)) for key, t in tensors.items()
+        }
+
+    source = llama(tmp_path, change)
+    found = open_foreign([source])
+    key, path = "model.layers.{}.mlp.down_proj.weight", "decoder/blocks/ffn/down"
+    rows = np.stack([found.tensors[key.format(i)].read().T.astype(np.float32) for i in range(2)])
+    converted = convert.to_checkpoint(found, tmp_path / "converted", quiet=True)
+    assert convert.verify(found, converted, quiet=True)
+    mix = Mix("linear", (str(source),), per_source=({"weight": 1.0},))
+    mixed = weight_mix.write(mix, tmp_path / "mixed", quiet=True)
+    exported = convert.from_checkpoint(converted, tmp_path / "exported", "hf", quiet=True)
+    again = convert.write(found, tmp_path / "again", "hf", quiet=True)
+    leaves = [dict(found.leaves())[path], stream.Reader(converted).read(path), stream.Reader(mixed).read(path)]
+    leaves += [dict(open_foreign([folder]).leaves())[path] for folder in (exported, again)]
+    for leaf in leaves:
+        assert leaf.dtype == wanted
+        np.testing.assert_array_equal(leaf, rows)
+    for folder in (exported, again):
+        assert json.loads((folder / "config.json").read_text())["torch_dtype"] == wanted
+
+
+@pytest.mark.parametrize("narrow", ["norm", "proj"])
+def test_an_export_holds_every_leaf_whatever_dtype_the_norm_has(tmp_path, narrow):
+    """Norms in float32 beside matrices in bfloat16, and the other way round."""
+    source = llama(
+        tmp_path,
+        lambda tensors: {k: t.astype(ml_dtypes.bfloat16 if narrow in k else "float32") for k, t in tensors.items()},
+    )
+    found = open_foreign([source])
+    converted = convert.to_checkpoint(found, tmp_path / "converted", quiet=True)
+    for out in (
+        convert.from_checkpoint(converted, tmp_path / "exported", "hf", quiet=True),
+        weight_mix.write(
+            Mix("linear", (str(source),), per_source=({"weight": 1.0},)), tmp_path / "m", form="hf", quiet=True
+        ),
+    ):
+        for key, tensor in open_foreign([out]).tensors.items():
+            np.testing.assert_array_equal(tensor.read(), found.tensors[key].read().astype(np.float32))
+        assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+@pytest.mark.parametrize("fields", [{"lora_rank": 2}, {"bias": ("q", "down")}])
+def test_an_export_that_merges_or_fills_up_is_verified(tmp_path, fields):
+    config = ModelConfig("llama", dataclasses.replace(tiny_config().decoder, **fields))
+    leaves = {path: leaf + 0.1 for path, leaf in born(config).items()}
+    ours = store.save(tmp_path / "ours", leaves, config, None, {})
+    done = run_tool(ours, tmp_path / "hf", "--to", "hf", "--dtype", "bf16", "--verify", "--quiet")
+    assert "tensors are the same" in done.stdout
+    other = {path: leaf + 0.1 * ("lora" in path or "bias/q" in path) for path, leaf in leaves.items()}
+    with pytest.raises(store.BadCheckpoint, match="is not decoder/"):
+        convert.verify_foreign(lambda path, index: np.asarray(other[path])[index], tmp_path / "hf", config, quiet=True)

@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--to", choices=convert.FORMS, default="orbax", help="form of OUT (default: %(default)s)")
     parser.add_argument("--shards", type=int, default=1, help="files of a published folder (default: %(default)s)")
-    parser.add_argument("--dtype", help="bf16, fp16 or fp32; default: each tensor's own")
+    parser.add_argument("--dtype", help="bf16, fp16 or fp32; default: each leaf's own (--to hf: one that holds all)")
     parser.add_argument("--mesh", help="cut leaves along the shards of a mesh, e.g. fsdp=8 or fsdp=4,tensor=2")
     parser.add_argument("--model", help="llama_type or name (sphinx_1k) where meta.json is missing")
     parser.add_argument("--config", help="config.json where the source has none")
@@ -45,6 +45,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--allow-missing", action="append", default=[], metavar="PATTERN", help="keys that may be absent"
     )
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="LOSS",
+        help="nonfinite: take NaN and infinity as they are; underflow: values that are too small for --dtype",
+    )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true", help="print every key -> leaf, shapes and bytes; read no array"
     )
@@ -83,10 +87,12 @@ def run(args: argparse.Namespace) -> None:
             )
             print("\n".join(lines))
             return
+        given = {"allow": convert.known_losses(args.allow), "quiet": args.quiet}
         dtype = convert.known_dtype(args.dtype)
-        print(convert.from_checkpoint(sources[0], out, args.to, shards=args.shards, dtype=dtype, quiet=args.quiet))
+        print(convert.from_checkpoint(sources[0], out, args.to, shards=args.shards, dtype=dtype, **given))
         if args.verify:
-            count = convert.verify_foreign(stream.Reader(sources[0]).read, out, quiet=args.quiet)
+            reader, config = stream.Reader(sources[0]), store.read_config(sources[0])
+            count = convert.verify_foreign(reader.read, out, config, **given)
             print(f"{count} tensors are the same")
         return
     convert.check_options("published files", args.to, args.given)
@@ -102,13 +108,14 @@ def convert_foreign(args: argparse.Namespace, found: foreign.Foreign, out: str |
     if args.dry_run:
         print("\n".join(convert.describe(found, dtype)))
         return
+    given = {"allow": convert.known_losses(args.allow), "quiet": args.quiet}
     if not (args.verify and store.is_complete(out)):
-        print(convert.write(found, out, args.to, shards=args.shards, dtype=dtype, mesh=mesh, quiet=args.quiet))
+        print(convert.write(found, out, args.to, shards=args.shards, dtype=dtype, mesh=mesh, **given))
     if args.verify:
         count = (
-            convert.verify(found, out, quiet=args.quiet)
+            convert.verify(found, out, **given)
             if args.to == "orbax"
-            else convert.verify_foreign(found.row, out, quiet=args.quiet)
+            else convert.verify_foreign(found.row, out, found.config, **given)
         )
         print(f"{count} tensors are the same")
 

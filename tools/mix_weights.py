@@ -62,6 +62,11 @@ def arguments() -> argparse.Namespace:
         help="a leaf that a source lacks: refuse, take it from the first that has it, or leave it out (default: error)",
     )  # fmt: skip
     parser.add_argument(
+        "--allow", nargs="+", action="extend", default=[], metavar="WHAT",
+        help="let pass what is refused: a field that differs between the models (tokenizer, rope_theta, …; the mix has "
+        "that of one), nonfinite (NaN and infinity), underflow (what is too small for --dtype)",
+    )  # fmt: skip
+    parser.add_argument(
         "--merge-lora", action="store_true",
         help="add LoRA to its weights first; only methods that are plain sums can keep it (and do, side by side)",
     )  # fmt: skip
@@ -96,13 +101,15 @@ def run(args: argparse.Namespace) -> None:
     if way == "flags":
         mix = mix_settings.from_flags(
             args.method, args.sources or (), args.weights or (), args.settings, base=args.base, dtype=args.dtype,
-            missing=args.missing, merge_lora=args.merge_lora,
+            missing=args.missing, allow=tuple(args.allow), merge_lora=args.merge_lora,
         )  # fmt: skip
     elif way == "recipe":
         mix = mix_settings.read_recipe(Path(args.recipe))
         mix = replace(
             mix, **{name: args.given[name] for name in ("dtype", "missing", "merge_lora") if name in args.given}
         )
+        if args.allow:
+            mix = replace(mix, allow=tuple(args.allow))
         if args.recipe.endswith(".json"):
             expected = json.loads(Path(args.recipe).read_text()).get("hashes")
     else:
@@ -129,7 +136,9 @@ def search(args: argparse.Namespace, way: str) -> mix_settings.Mix:
     folders = [*args.sources, *filter(None, [args.base])]
     if args.out:  # a search takes long
         weight_mix.new_folder(args.out, folders)
-    found = mix_choice.choose(way, folders, args.workdir, grid=args.grid or mix_choice.GRID, quiet=args.quiet)
+    found = mix_choice.choose(
+        way, folders, args.workdir, grid=args.grid or mix_choice.GRID, allow=args.allow, quiet=args.quiet
+    )
     print("\n".join(found.lines()))
     for file in found.save(Path(args.report)) if args.report else ():
         print(file)
@@ -138,7 +147,9 @@ def search(args: argparse.Namespace, way: str) -> mix_settings.Mix:
 
 def compare(args: argparse.Namespace) -> None:
     need_out(args)
-    found = interference_report.write(args.sources or [], args.base, args.out, missing=args.missing, quiet=args.quiet)
+    found = interference_report.write(
+        args.sources or [], args.base, args.out, missing=args.missing, allow=args.allow, quiet=args.quiet
+    )
     print(interference_report.table(found))
     print(f"\n{args.out}: interference.json, interference.png")
 

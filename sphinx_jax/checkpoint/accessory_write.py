@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from sphinx_jax.checkpoint.accessory import CONFIG, META, PREFIX
 from sphinx_jax.checkpoint.accessory_config import DENSE_EXPERTS, to_params
+from sphinx_jax.checkpoint.casting import cast, common_dtype, place_of
 from sphinx_jax.checkpoint.names import Name, accessory_names
 from sphinx_jax.checkpoint.pth import STORAGE_OF, PthWriter
 from sphinx_jax.checkpoint.shards import cut
@@ -31,10 +32,12 @@ def write_folder(
     dtype: str | None = None,
     tokenizer: Tokenizer | None = None,
     unused: Mapping[str, np.ndarray] | None = None,
+    allow: Collection[str] = (),
 ) -> Path:
     """Write a published folder, one tensor at a time in memory; ``out`` appears once it is whole.
 
-    ``dtype`` of the tensors: as the reader gives them by default.  ``unused`` as ``accessory.read_unused``.
+    ``dtype`` of the tensors: as the reader gives them by default.  ``unused`` as ``accessory.read_unused``.  ``allow``
+    may name ``underflow``, for values that are too small for the dtype.
     """
     out, dtype = Path(out), _known(dtype)
     kind, params = to_params(config)
@@ -47,14 +50,17 @@ def write_folder(
                 for shard in range(shards)
             ]
 
-            def put(key: str, tensor: np.ndarray) -> None:
-                tensor = tensor if dtype is None else tensor.astype(dtype)
+            def put(key: str, tensor: np.ndarray, leaf: str = "unused") -> None:
+                tensor = tensor if dtype is None else cast(tensor, dtype, f"{leaf} ({key})", allow)
                 for file, part in zip(files, cut(key, tensor, shards, experts), strict=True):
                     if part is not None:
                         file.add(PREFIX + key, part)
 
             for name in names:
-                put(name.foreign, name.theirs([reader(path, name.index) for path in name.leaves]))
+                rows = [reader(path, name.index) for path in name.leaves]
+                held = common_dtype(row.dtype for row in rows)  # what lies packed together has one
+                tensor = name.theirs([row.astype(held, copy=False) for row in rows])
+                put(name.foreign, tensor, place_of(name.leaves[0], name.index))
             for key, tensor in (unused or {}).items():
                 put(key, tensor)
         (begun / CONFIG).write_text(json.dumps(params, indent=2))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -16,9 +17,10 @@ import ml_dtypes
 import numpy as np
 
 from sphinx_jax.checkpoint import accessory, accessory_write, assemble, huggingface_write, store, stream
+from sphinx_jax.checkpoint.casting import LOSSES, Cast, common_dtype, finite, is_finite, place_of
 from sphinx_jax.checkpoint.foreign import Foreign, open_foreign
 from sphinx_jax.checkpoint.huggingface_names import huggingface_names
-from sphinx_jax.checkpoint.names import Index
+from sphinx_jax.checkpoint.names import Index, Name
 from sphinx_jax.checkpoint.pth import Stored
 from sphinx_jax.config import ConfigError, ModelConfig, to_dict, unknown
 from sphinx_jax.data.tokenizer import Tokenizer
@@ -39,6 +41,14 @@ def known_dtype(name: str | None) -> np.dtype | None:
     if name is not None and name not in DTYPES:
         raise unknown("dtype", name, [*DTYPES, *SHORT])
     return DTYPES.get(name)
+
+
+def known_losses(names: Iterable[str]) -> tuple[str, ...]:
+    """What ``--allow`` names of a conversion: ``nonfinite``, ``underflow`` (see ``casting``)."""
+    for name in names:
+        if name not in LOSSES:
+            raise unknown("thing to allow", name, LOSSES)
+    return tuple(names)
 
 
 def parse_mesh(text: str | None) -> dict[str, int]:
@@ -78,17 +88,19 @@ def write(
     shards: int = 1,
     dtype: np.dtype | None = None,
     mesh: Mapping[str, int] | None = None,
+    allow: Collection[str] = (),
     quiet: bool = False,
 ) -> Path:
-    """A foreign model in any form."""
+    """A foreign model in any form; arguments and errors as of ``to_checkpoint`` and ``write_form``."""
     if form == "orbax":
-        return to_checkpoint(found, out, dtype=dtype, mesh=mesh, quiet=quiet)
+        return to_checkpoint(found, out, dtype=dtype, mesh=mesh, allow=allow, quiet=quiet)
     if found.missing:
         raise store.BadCheckpoint(f"{len(found.missing)} leaves are missing, the first is {found.missing[0]}")
     unused = {key: tensor.read() for key, tensor in found.unused.items()}
     return write_form(
-        out, form, found.row, found.config, found.tokenizer, unused, shards=shards, dtype=dtype, quiet=quiet
-    )
+        out, form, lambda path, index: read_rows(found, found.by_row[path, index], allow)[path], found.config,
+        found.tokenizer, unused, shards=shards, dtype=dtype, own=found.dtypes, allow=allow, quiet=quiet,
+    )  # fmt: skip
 
 
 def to_checkpoint(
@@ -97,17 +109,24 @@ def to_checkpoint(
     *,
     dtype: np.dtype | None = None,
     mesh: Mapping[str, int] | None = None,
+    allow: Collection[str] = (),
     quiet: bool = False,
 ) -> Path:
     """A foreign model as one of our checkpoints; what it lacks (see ``allow_missing``) is born fresh.
 
     Run again after an interruption it goes on.  ``mesh`` (axis sizes) cuts every leaf along that mesh's shards, so that
     each device later reads whole chunks.
+
+    Args:
+      dtype: of every leaf; by default the one that holds all of its rows, whose tensors may differ.
+      allow: ``nonfinite`` takes NaN and infinity as they are, ``underflow`` what is too small for the dtype.
+
+    Raises:
+      BadCheckpoint: a tensor holds NaN or infinity, or its values do not fit into the dtype; nothing is left.
     """
     specs = blueprint(found.config).specs
-    own = {path: found.tensors[name.foreign].dtype for name in found.names for path in name.leaves}
     missing = found.missing
-    dtypes = {path: dtype or own.get(path, np.dtype(np.float32)) for path in specs}
+    dtypes = {path: dtype or found.dtypes.get(path, np.dtype(np.float32)) for path in specs}
     chunks = shard_chunks(found.config, mesh, dtypes) if mesh else {}
     leaves = {path: (spec.shape, dtypes[path], *chunks.get(path, ())) for path, spec in specs.items()}
     files = source_files(found.folders)
@@ -117,14 +136,18 @@ def to_checkpoint(
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # the files' pages are in memory while their tensors are read
         digests = pool.submit(lambda: {f"{f.parent.name}/{f.name}": digest(f) for f in files})
-        writer = stream.Writer(out, leaves, origin)
+        writer = stream.Writer(out, leaves, origin, allow)
         with progress(total=total, desc="converting", unit="B", unit_scale=True, disable=quiet) as bar:
-            for name in found.names:
-                tensor = found.tensors[name.foreign]
-                if not all(writer.is_done(path, name.index) for path in name.leaves):
-                    for path, array in zip(name.leaves, name.ours(tensor.read()), strict=True):
-                        writer.write(path, name.index, array)
-                bar.update(size_of(tensor, dtype))
+            try:
+                for name in found.names:
+                    if not all(writer.is_done(path, name.index) for path in name.leaves):
+                        for path, array in read_rows(found, name, allow).items():
+                            writer.write(path, name.index, array)
+                    bar.update(size_of(found.tensors[name.foreign], dtype))
+            except store.BadCheckpoint:  # going on would meet the same tensor again
+                writer.flush()
+                shutil.rmtree(writer.folder)
+                raise
         if missing:
             fresh = blueprint(found.config).init(make_mesh(devices=jax.devices()[:1]), only=missing)
             for path, leaf in fresh.items():
@@ -132,6 +155,23 @@ def to_checkpoint(
         accessory.write_unused(writer.folder, found.unused)
         recipe = {"made_by": "convert", "sources": digests.result(), "dtype": str(dtype) if dtype else None}
         return writer.finish(found.config, found.tokenizer, recipe | {"born_fresh": missing})
+
+
+def read_rows(found: Foreign, name: Name, allow: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """{leaf: its row} of a tensor; BadCheckpoint if it holds NaN or infinity (unless ``allow`` has ``nonfinite``)."""
+    tensor = found.tensors[name.foreign]
+    array = tensor.read()
+    if not is_finite(array):
+        finite(array, f"{place_of(name.leaves[0], name.index)}: {name.foreign} of {_file_of(tensor)}", allow)
+    return dict(zip(name.leaves, name.ours(array), strict=True))
+
+
+def _file_of(tensor: Stored) -> Path:
+    """The file that a tensor is in, or of its parts the first with NaN or infinity."""
+    parts = [getattr(tensor, name) for name in ("base", "difference") if hasattr(tensor, name)]
+    parts += getattr(tensor, "parts", ())
+    bad = (part for part in parts if not is_finite(part.read()))
+    return _file_of(next(bad, parts[0])) if parts else tensor.file
 
 
 def shard_chunks(
@@ -185,7 +225,7 @@ def check_options(source: str, form: str, given: Iterable[str]) -> None:
     if form != "orbax":
         reasons["mesh"] = f"writing --to {form}"
     if "dry_run" in given:
-        reasons["verify"] = "a --dry-run"
+        reasons |= dict.fromkeys(("verify", "allow"), "a --dry-run")
     for name in given:
         if name in reasons:
             raise ConfigError(f"--{name.replace('_', '-')} does nothing for {reasons[name]}; leave it out")
@@ -225,15 +265,21 @@ def from_checkpoint(
     *,
     shards: int = 1,
     dtype: np.dtype | None = None,
+    allow: Collection[str] = (),
     quiet: bool = False,
 ) -> Path:
     """One of our checkpoints as a published folder (``accessory``), or its decoder as a Hugging Face one (``hf``)."""
     if form == "orbax":
         raise ValueError(f"{source} is a checkpoint already; give --to accessory or --to hf")
     reader = stream.Reader(source)
+
+    def read(path: str, index: Index) -> np.ndarray:
+        return finite(reader.read(path, index), f"{place_of(path, index)} of {source}", allow)
+
     return write_form(
-        out, form, reader.read, store.read_config(source), store.read_tokenizer(source), accessory.read_unused(source),
-        shards=shards, dtype=dtype, quiet=quiet,
+        out, form, read, store.read_config(source), store.read_tokenizer(source), accessory.read_unused(source),
+        shards=shards, dtype=dtype, own={path: leaf.dtype for path, leaf in reader.leaves.items()}, allow=allow,
+        quiet=quiet,
     )  # fmt: skip
 
 
@@ -247,9 +293,21 @@ def write_form(
     *,
     shards: int,
     dtype: np.dtype | None,
-    quiet: bool,
+    own: Mapping[str, np.dtype],
+    allow: Collection[str] = (),
+    quiet: bool = False,
 ) -> Path:
-    """A model whose leaves ``read`` gives, in the form ``accessory`` or ``hf``."""
+    """A model whose leaves ``read`` gives, in the form ``accessory`` or ``hf``.
+
+    Args:
+      dtype: of all tensors; by default each has its own in the form ``accessory``, and in the form ``hf``, where a
+        config names one, all have that which holds every one.
+      own: dtypes of the leaves.
+      allow: ``underflow`` takes values that are too small for the dtype.
+
+    Raises:
+      BadCheckpoint: values do not fit into the dtype.
+    """
     total = sum(spec.size for spec in blueprint(config).specs.values())
     with progress(total=total, desc="writing", unit="value", unit_scale=True, disable=quiet) as bar:
 
@@ -258,35 +316,57 @@ def write_form(
             bar.update(array.size)
             return array
 
-        named = {} if dtype is None else {"dtype": str(dtype)}
         if form == "accessory":
             return accessory_write.write_folder(
-                out, counted, config, shards=shards, tokenizer=tokenizer, unused=unused, **named
-            )
-        named = named or {"dtype": str(read("decoder/norm/scale", ()).dtype)}
-        return huggingface_write.write(out, counted, config, tokenizer, **named)
+                out, counted, config, shards=shards, tokenizer=tokenizer, unused=unused, dtype=dtype and str(dtype),
+                allow=allow,
+            )  # fmt: skip
+        dtype = dtype or common_dtype(kind for path, kind in own.items() if path.startswith("decoder/"))
+        return huggingface_write.write(out, counted, config, tokenizer, dtype=str(dtype), allow=allow)
 
 
-def verify(found: Foreign, out: str | Path, quiet: bool = False) -> int:
-    """Read both sides again and compare every leaf, bit for bit (after the cast to the checkpoint's dtype).
+def verify(found: Foreign, out: str | Path, allow: Collection[str] = (), quiet: bool = False) -> int:
+    """Read both sides again and compare every leaf: bit for bit, or within the rounding of the checkpoint's dtype.
 
     Returns the number of tensors; raises BadCheckpoint at the first that differs.
     """
     reader = stream.Reader(out)
     for name in progress(found.names, desc="verifying", unit="tensor", disable=quiet):
-        for path, array in zip(name.leaves, name.ours(found.tensors[name.foreign].read()), strict=True):
-            there = reader.read(path, name.index)
-            if not np.array_equal(array.astype(there.dtype), there, equal_nan=True):
-                raise store.BadCheckpoint(f"{out}: {path}{list(name.index)} is not {name.foreign} of the source")
+        for path, array in read_rows(found, name, allow).items():
+            at = place_of(path, name.index)
+            _compare(array, reader.read(path, name.index), out, (at, name.foreign), allow)
     return len(found.names)
 
 
-def verify_foreign(read: Callable[[str, Index], np.ndarray], out: str | Path, quiet: bool = False) -> int:
-    """As ``verify``, of a published or Hugging Face folder against the leaves that it was written from."""
+def verify_foreign(
+    read: Callable[[str, Index], np.ndarray],
+    out: str | Path,
+    config: ModelConfig | None = None,
+    allow: Collection[str] = (),
+    quiet: bool = False,
+) -> int:
+    """As ``verify``, of a published or Hugging Face folder against the leaves that it was written from.
+
+    Args:
+      config: of those leaves; Hugging Face's form has low-rank additions merged and a bias on all maps or none.
+    """
     there = open_foreign([out])
+    c, plain = config and config.decoder, there.config.decoder
+    if c and (c.lora_rank, c.bias) != (plain.lora_rank, plain.bias):
+        read = huggingface_write.merging(read, config, there.config)
     for name in progress(there.names, desc="verifying", unit="tensor", disable=quiet):
-        for path in name.leaves:
-            written = there.row(path, name.index)
-            if not np.array_equal(read(path, name.index).astype(written.dtype), written, equal_nan=True):
-                raise store.BadCheckpoint(f"{out}: {name.foreign} is not {path}{list(name.index)} of the source")
+        for path, written in read_rows(there, name, allow).items():
+            at = place_of(path, name.index)
+            _compare(read(path, name.index), written, out, (name.foreign, at), allow)
     return len(there.names)
+
+
+def _compare(
+    source: np.ndarray, stored: np.ndarray, out: str | Path, named: tuple[str, str], allow: Collection[str]
+) -> None:
+    """BadCheckpoint if ``stored`` is not ``source``; they are named as they are called in ``out`` and there."""
+    cast = Cast(stored.dtype, f"{out}: {named[0]}", allow)
+    cast.compare(source, stored)
+    cast.check()
+    if cast.differs:
+        raise store.BadCheckpoint(f"{out}: {named[0]} is not {named[1]} of the source")

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from sphinx_jax.checkpoint import accessory, huggingface
+from sphinx_jax.checkpoint.casting import common_dtypes
 from sphinx_jax.checkpoint.names import Index, Name
 from sphinx_jax.checkpoint.pth import Stored
 from sphinx_jax.checkpoint.store import BadCheckpoint
@@ -35,6 +36,11 @@ class Foreign:
         """Leaves of the model that the files lack."""
         return sorted(blueprint(self.config).specs.keys() - {leaf for name in self.names for leaf in name.leaves})
 
+    @functools.cached_property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """Of each leaf: what holds all its rows, whose tensors may differ."""
+        return common_dtypes((path, self.tensors[name.foreign].dtype) for name in self.names for path in name.leaves)
+
     def row(self, path: str, index: Index) -> np.ndarray:
         """The leaf at a place in its leading axes."""
         name = self.by_row[path, index]
@@ -52,8 +58,7 @@ class Foreign:
         for name in self.names:
             groups.setdefault(name.leaves, []).append(name)
         for paths, names in groups.items():
-            dtype = self.tensors[names[0].foreign].dtype
-            whole = [np.empty(specs[path].shape, dtype) for path in paths]
+            whole = [np.empty(specs[path].shape, self.dtypes[path]) for path in paths]
             for name in names:
                 for leaf, array in zip(whole, name.ours(self.tensors[name.foreign].read()), strict=True):
                     leaf[name.index] = array

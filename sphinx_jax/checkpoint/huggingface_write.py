@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sphinx_jax.checkpoint.casting import cast, place_of
 from sphinx_jax.checkpoint.huggingface import DTYPES, INDEX, SINGLE
 from sphinx_jax.checkpoint.huggingface_names import huggingface_names
 from sphinx_jax.checkpoint.huggingface_tokenizer import write_tokenizer
@@ -33,6 +34,7 @@ def write(
     *,
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
+    allow: Collection[str] = (),
 ) -> Path:
     """Writes a model's decoder as ``LlamaForCausalLM``, or as ``MixtralForCausalLM`` where it has experts.
 
@@ -43,9 +45,10 @@ def write(
       folder: a new one.
       dtype: of the files: float32, float16 or bfloat16.
       shard_bytes: a file that would grow beyond this is begun anew.
+      allow: ``underflow`` takes values that are too small for the dtype.
 
     Raises:
-      BadCheckpoint: the folder exists, or transformers has no model of this form.
+      BadCheckpoint: the folder exists, transformers has no model of this form, or the dtype cannot hold the values.
     """
     folder = Path(folder)
     if dtype not in WRITTEN:
@@ -59,7 +62,7 @@ def write(
             write_tokenizer(begun, tokenizer)
         _write_json(begun / "config.json", table | ends)
         _write_json(begun / "generation_config.json", ends)
-        _write_tensors(begun, _merging(reader, config, plain), plain, WRITTEN[dtype], shard_bytes)
+        _write_tensors(begun, merging(reader, config, plain), plain, WRITTEN[dtype], shard_bytes, allow)
     return folder
 
 
@@ -98,8 +101,8 @@ def plain_config(config: ModelConfig) -> ModelConfig:
     return ModelConfig(name=config.name, decoder=dataclasses.replace(c, bias=bias, lora_rank=0))
 
 
-def _merging(reader: Reader, config: ModelConfig, plain: ModelConfig) -> Reader:
-    """Reads leaves of ``plain`` from a model that may have low-rank additions and lack biases."""
+def merging(reader: Reader, config: ModelConfig, plain: ModelConfig) -> Reader:
+    """A reader of leaves of ``plain`` from a model that may have low-rank additions and lack biases."""
     there, wanted = blueprint(config).specs, blueprint(plain).specs
 
     def read(path: str, index: tuple[int, ...]) -> np.ndarray:
@@ -119,7 +122,9 @@ def _merging(reader: Reader, config: ModelConfig, plain: ModelConfig) -> Reader:
     return read
 
 
-def _write_tensors(folder: Path, read: Reader, config: ModelConfig, kind: str, shard_bytes: int) -> None:
+def _write_tensors(
+    folder: Path, read: Reader, config: ModelConfig, kind: str, shard_bytes: int, allow: Collection[str]
+) -> None:
     specs, dtype = blueprint(config).specs, DTYPES[kind]
     names = {name.foreign: name for name in huggingface_names(config)}
     shapes = {key: name.blank(specs[name.leaves[0]].shape).shape for key, name in names.items()}
@@ -133,7 +138,8 @@ def _write_tensors(folder: Path, read: Reader, config: ModelConfig, kind: str, s
             stream.write(_header({key: shapes[key] for key in keys}, sizes, kind))
             for key in keys:
                 name = names[key]
-                tensor = name.theirs([read(path, name.index).astype(dtype, copy=False) for path in name.leaves])
+                rows = ((read(path, name.index), place_of(path, name.index)) for path in name.leaves)
+                tensor = name.theirs([cast(row, dtype, f"{at} ({key})", allow) for row, at in rows])
                 stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
     if len(shards) > 1:
         _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})

@@ -168,13 +168,19 @@ def pair_name(pair: Pair) -> str:
 
 
 def measure(
-    sources: Sequence[str], base: str | None, scratch: Path, *, missing: str = "error", quiet: bool = False
+    sources: Sequence[str],
+    base: str | None,
+    scratch: Path,
+    *,
+    missing: str = "error",
+    allow: Sequence[str] = (),
+    quiet: bool = False,
 ) -> Interference:
     """Compares the task vectors of checkpoints of any form and size.
 
     Args:
       scratch: a new folder for matrices that have to be laid out anew; it is gone afterwards.
-      missing: as in ``Mix``; a leaf that a source lacks is left out, unless that is refused.
+      missing, allow: as in ``Mix``; a leaf that a source lacks is left out, unless that is refused.
 
     Raises:
       BadCheckpoint: a source is incomplete, does not fit, or holds NaN or infinity.
@@ -185,7 +191,8 @@ def measure(
     if len(sources) < 2:
         raise ConfigError("interference is between two sources or more; name them: --sources A B")
     weights = ({"weight": 1.0},) * len(sources)
-    mixer = Mixer(Mix("task_arithmetic", tuple(sources), base, {}, weights, missing=missing, merge_lora=True), scratch)
+    rules = {"missing": missing, "allow": tuple(allow), "merge_lora": True}
+    mixer = Mixer(Mix("task_arithmetic", tuple(sources), base, {}, weights, **rules), scratch)
     paths = [path for path in mixer.paths if mixer.mixes(path)]
     sums: dict[tuple[str, int | None, str], Sums] = {}
     kinds, changed = {}, set()

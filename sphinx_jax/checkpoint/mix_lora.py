@@ -8,7 +8,7 @@ get W + A·B of every checkpoint (``Merged``).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +55,13 @@ class SideBySide:
     Args:
       sources: in the order of the coefficients; of any ranks, 0 too.
       config: of the model that is mixed, whatever its rank.
+      allow: ``nonfinite`` takes NaN and infinity as they are.
     """
 
-    def __init__(self, sources: Sequence[MixSource], config: ModelConfig):
+    def __init__(self, sources: Sequence[MixSource], config: ModelConfig, allow: Collection[str] = ()):
         self.ranks = [rank_of(source, config) for source in sources]
         self.config = with_rank(config, sum(self.ranks))
-        self._sources = sources
+        self._sources, self._allow = sources, allow
         self.shapes = {path: spec.shape for path, spec in blueprint(self.config).specs.items() if split(path)[1]}
 
     def rows(
@@ -79,12 +80,12 @@ class SideBySide:
         ]
         if split(path)[1] == "a":
             for start, stop in cuts:
-                parts = [finite(rows(start, stop), path, source.folder) for source, rows, _, _ in having]
+                parts = [finite(rows(start, stop), path, source.folder, self._allow) for source, rows, _, _ in having]
                 yield start, np.concatenate(parts, axis=-1)
             return
         start = 0
         for source, rows, rank, coefficient in having:
-            yield start, np.float32(coefficient) * finite(rows(0, rank), path, source.folder)
+            yield start, np.float32(coefficient) * finite(rows(0, rank), path, source.folder, self._allow)
             start += rank
 
 
@@ -94,14 +95,14 @@ class Merged:
     Of one matrix A and B are held whole; of W, and of the sum, the rows that are asked for.
     """
 
-    def __init__(self, source: MixSource):
+    def __init__(self, source: MixSource, allow: Collection[str] = ()):
         self.folder, self.tree = source.folder, source.tree
         self.config = source.config and with_rank(source.config, 0)
         self.leaves = {path: leaf for path, leaf in source.leaves.items() if not split(path)[1]}
         self.merged = {split(path)[0] for path in source.leaves if split(path)[1]}
         self.tokenizer, self.unused, self.files = source.tokenizer, source.unused, source.files
         self.largest_piece = source.largest_piece
-        self._source = source
+        self._source, self._allow = source, allow
 
     def matrix(self, path: str, index: Index, scratch: Path) -> Rows:
         weight = self._source.matrix(path, index, scratch)
@@ -111,10 +112,11 @@ class Merged:
         a, b = (self._factor(f"{parent}/lora/{name}/{part}", index, scratch) for part in "ab")
 
         def rows(start: int, stop: int) -> np.ndarray:
-            return weight(start, stop) + np.tensordot(a[start:stop], b, axes=1)
+            own = finite(weight(start, stop), path, self.folder, self._allow)
+            return own + np.tensordot(a[start:stop], b, axes=1)
 
         return rows
 
     def _factor(self, path: str, index: Index, scratch: Path) -> np.ndarray:
         count = self._source.leaves[path].shape[len(index)]
-        return finite(self._source.matrix(path, index, scratch)(0, count), path, self.folder)
+        return finite(self._source.matrix(path, index, scratch)(0, count), path, self.folder, self._allow)

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from sphinx_jax.checkpoint.casting import LOSSES
 from sphinx_jax.checkpoint.huggingface_names import huggingface_names
+from sphinx_jax.checkpoint.mix_compare import differing_fields
 from sphinx_jax.checkpoint.mix_methods import METHODS
 from sphinx_jax.checkpoint.names import Index
 from sphinx_jax.config import ConfigError, ModelConfig, unknown
@@ -32,11 +34,11 @@ KINDS = {
     "projections": ("embedding_mix/*_proj/*",),
     "embeddings": ("decoder/embedding", "decoder/output", "*/position_embedding", "*/class_embedding"),
 }
-WRITING = {"out", "to", "shards", "dtype", "process", "dry_run", "quiet"}
+WRITING = {"out", "to", "shards", "dtype", "allow", "process", "dry_run", "quiet"}
 SEARCHING = {"sources", "base", "workdir", "report"} | WRITING
 # way to use the command: why it refuses other flags, and those that it takes
 FLAGS = {
-    "interference": ("--interference mixes nothing", {"sources", "base", "out", "missing", "quiet"}),
+    "interference": ("--interference mixes nothing", {"sources", "base", "out", "missing", "allow", "quiet"}),
     "sweep": ("--sweep finds weights of linear", {"grid"} | SEARCHING),
     "greedy": ("--greedy finds weights of linear", SEARCHING),
     "learn": ("--learn finds weights of linear", SEARCHING),
@@ -47,6 +49,18 @@ FLAGS = {
     ),
 }
 MERGEKIT_KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype")
+
+
+def check_allowances(names: Collection[str]) -> None:
+    """ConfigError if a mix cannot be told to let one of these pass.
+
+    Known are fields of the models that may differ (``mix_compare``): then the mix has those of one of them; and what
+    may be lost (``casting``): ``nonfinite`` takes NaN and infinity as they are, ``underflow`` what the dtype flushes.
+    """
+    known = {*LOSSES, *differing_fields()}
+    for name in names:
+        if name not in known:
+            raise unknown("thing to allow", name, known)
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,7 @@ class Mix:
     per_source: tuple[Mapping[str, Any], ...] = ()
     dtype: str | None = None  # of every leaf; None: as in the first source
     missing: str = "error"  # what becomes of a leaf that a source lacks: error | take | skip
+    allow: tuple[str, ...] = ()  # what would be refused: see ``check_allowances``
     merge_lora: bool = False  # add low-rank additions to their weights first, as methods that need whole matrices do
 
     def __post_init__(self):
@@ -74,6 +89,7 @@ class Mix:
             raise ConfigError("name at least one source")
         if self.missing not in MISSING:
             raise unknown("policy for missing leaves", self.missing, MISSING)
+        check_allowances(self.allow)
         spec = METHODS[self.method]
         for name in self.parameters:
             if name not in spec.parameters:
@@ -243,14 +259,14 @@ def to_json(mix: Mix) -> dict[str, Any]:
     return json.loads(json.dumps({
         "made_by": "mix_weights", "method": mix.method, "sources": list(mix.sources), "base": mix.base,
         "parameters": dict(mix.parameters), "per_source": [dict(own) for own in mix.per_source], "dtype": mix.dtype,
-        "missing": mix.missing, "merge_lora": mix.merge_lora,
+        "missing": mix.missing, "allow": mix.allow, "merge_lora": mix.merge_lora,
     }))  # fmt: skip
 
 
 def from_json(found: Mapping[str, Any]) -> Mix:
     return Mix(
         found["method"], tuple(found["sources"]), found["base"], found["parameters"], tuple(found["per_source"]),
-        found["dtype"], found["missing"], found.get("merge_lora", False),
+        found["dtype"], found["missing"], tuple(found.get("allow", ())), found.get("merge_lora", False),
     )  # fmt: skip
 
 

@@ -8,19 +8,20 @@ foreign tensor that lies transposed), the matrix is laid out in a scratch file f
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
-from sphinx_jax.checkpoint import accessory, convert, store, stream
+from sphinx_jax.checkpoint import accessory, casting, convert, store, stream
 from sphinx_jax.checkpoint.foreign import Foreign, is_foreign, open_foreign
 from sphinx_jax.checkpoint.names import Index, Name, accessory_names
 from sphinx_jax.checkpoint.orbax_files import NESTED_DICTS, Tree
@@ -32,6 +33,7 @@ from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.model.lora import split
 
 PIECE_BYTES = 16 * 2**20  # larger pieces than this are laid out in a scratch file
+EMBEDDING, OUTPUT = "decoder/embedding", "decoder/output"  # (V, D) and (D, V)
 STACKED = ("layers", "expert")  # axes that count matrices
 
 
@@ -144,12 +146,10 @@ def lay_out(array: np.ndarray, scratch: Path, path: str) -> Laid:
     return laid
 
 
-def finite(array: np.ndarray, path: str, folder: str | Path) -> np.ndarray:
-    """Rows of a leaf in float32 or higher; BadCheckpoint if one holds NaN or infinity."""
-    array = array.astype(np.promote_types(np.float32, array.dtype), copy=False)
-    if not np.isfinite(array).all():
-        raise BadCheckpoint(f"{path} of {folder} holds NaN or infinity")
-    return array
+def finite(array: np.ndarray, path: str, folder: str | Path, allow: Collection[str] = ()) -> np.ndarray:
+    """Rows of a leaf in float32 or higher; BadCheckpoint as ``casting.finite``."""
+    casting.finite(array, f"{path} of {folder}", allow)
+    return array.astype(np.promote_types(np.float32, array.dtype), copy=False)
 
 
 class _Kept:
@@ -223,10 +223,9 @@ class ForeignSource:
             raise BadCheckpoint(f"{folder} lacks {len(missing)} leaves, the first is {missing[0]}")
         self.tree = NESTED_DICTS
         specs = blueprint(self.config).specs
-        dtypes = {p: self._found.tensors[name.foreign].dtype for name in self._found.names for p in name.leaves}
         self.leaves = {
             path: LeafInfo(specs[path].shape, dtype, stream.choose_chunk_shape(specs[path].shape, dtype.itemsize))
-            for path, dtype in dtypes.items()
+            for path, dtype in self._found.dtypes.items()
         }
         self._kept = collections.defaultdict(_Kept)  # "", "a" and "b": see _Kept
 
@@ -251,6 +250,49 @@ class ForeignSource:
             return lay_out(array, scratch, path) if array.nbytes > PIECE_BYTES else array
 
         return self._kept[split(path)[1]].matrix((path, held), read, index[len(held) :])
+
+
+class Untied:
+    """A checkpoint whose output is its embedding, as one that has the output as a leaf of its own.
+
+    The embedding is turned once, in a scratch file, a few rows of it in memory.
+    """
+
+    def __init__(self, source: MixSource):
+        self.folder, self.tree = source.folder, source.tree
+        self.config = source.config and with_ties(source.config, False)
+        vocabulary, dim = source.leaves[EMBEDDING].shape
+        dtype = source.leaves[EMBEDDING].dtype
+        chunk = stream.choose_chunk_shape((dim, vocabulary), dtype.itemsize)
+        self.leaves = {**source.leaves, OUTPUT: LeafInfo((dim, vocabulary), dtype, chunk)}
+        self.tokenizer, self.unused, self.files = source.tokenizer, source.unused, source.files
+        self.largest_piece = source.largest_piece
+        self._source, self._kept = source, _Kept()
+
+    def matrix(self, path: str, index: Index, scratch: Path) -> Rows:
+        if path != OUTPUT:
+            return self._source.matrix(path, index, scratch)
+        return self._kept.matrix(path, lambda: self._turn(scratch), index)
+
+    def _turn(self, scratch: Path) -> Laid:
+        (dim, vocabulary), dtype = self.leaves[OUTPUT].shape, self.leaves[OUTPUT].dtype
+        rows, laid = self._source.matrix(EMBEDDING, (), scratch), Laid(scratch, OUTPUT, (dim, vocabulary), dtype)
+        step = max(1, PIECE_BYTES // (dim * dtype.itemsize))
+        for start in range(0, vocabulary, step):
+            stop = min(start + step, vocabulary)
+            laid.put((slice(0, dim), slice(start, stop)), rows(start, stop).astype(dtype, copy=False).T)
+        return laid
+
+
+def is_tied(source: MixSource) -> bool:
+    """Whether a checkpoint's output is its embedding; of one without a config, by its leaves."""
+    if source.config is not None:
+        return source.config.decoder.tied_embeddings
+    return EMBEDDING in source.leaves and OUTPUT not in source.leaves
+
+
+def with_ties(config: ModelConfig, tied: bool) -> ModelConfig:
+    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, tied_embeddings=tied))
 
 
 def output_rows(config: ModelConfig | None) -> dict[tuple[str, Index], Name]:
@@ -300,7 +342,7 @@ def shared_leaves(sources: Mapping[str, MixSource], missing: str, apart: Contain
         if len(set(shapes.values())) > 1:
             hint = (
                 "; vocabularies of different size do not mix, bring them to one first"
-                if path in ("decoder/embedding", "decoder/output")
+                if path in (EMBEDDING, OUTPUT)
                 else ""
             )
             raise BadCheckpoint(f"{path} differs in shape: {', '.join(f'{s} in {n}' for n, s in shapes.items())}{hint}")

@@ -14,13 +14,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sphinx_jax.checkpoint import convert, mix_methods, store, stream
+from sphinx_jax.checkpoint import casting, convert, mix_methods, store, stream
+from sphinx_jax.checkpoint.casting import Cast, place_of
+from sphinx_jax.checkpoint.mix_compare import Described, check_alike, fullest
 from sphinx_jax.checkpoint.mix_lora import Merged, SideBySide, with_rank
 from sphinx_jax.checkpoint.mix_methods import METHODS
 from sphinx_jax.checkpoint.mix_settings import Mix, Places, check_patterns
 from sphinx_jax.checkpoint.mix_sources import (
+    OUTPUT,
     MixSource,
+    Untied,
     finite,
+    is_tied,
     lay_out,
     open_source,
     output_rows,
@@ -57,6 +62,7 @@ class Mixer:
         self.mix, self._scratch = mix, scratch
         self.sources: list[MixSource] = [open_source(folder) for folder in mix.sources]
         self.base = open_source(mix.base) if mix.base else None
+        self.tied = self._untie()
         self._lora = self._open_lora()
         self.named = {f"{source.folder}": source for source in self._all()}
         factors = self._lora.shapes if self._lora else {}
@@ -70,6 +76,16 @@ class Mixer:
         self.leaves = {path: self._leaf(path, dtype) for path in self.paths}
         for path in filter(self.mixes, self.paths):  # what does not fit is found before anything is read
             self._parameters(path, next(self.matrices(path)))
+        check_alike({n: Described(s.config, s.tokenizer(), s.folder) for n, s in self.named.items()}, mix.allow)
+
+    def _untie(self) -> list[Path]:
+        """Folders whose embedding goes into the output of the mix: the tied ones, beside one that is not tied."""
+        tied = [source.folder for source in self._all() if is_tied(source)]
+        if all(source.folder in tied or OUTPUT not in source.leaves for source in self._all()):
+            return []
+        self.sources = [Untied(source) if source.folder in tied else source for source in self.sources]
+        self.base = Untied(self.base) if self.base and self.base.folder in tied else self.base
+        return tied
 
     def _all(self) -> list[MixSource]:
         return [*self.sources, *filter(None, [self.base])]
@@ -103,12 +119,12 @@ class Mixer:
     def _open_lora(self) -> SideBySide | None:
         """The low-rank additions as they go into the mix; None if there are none, or none are left of their own."""
         configs = self._configs()
-        if not configs or not (low := SideBySide(self._all(), configs[0])).shapes:
+        if not configs or not (low := SideBySide(self._all(), configs[0], self.mix.allow)).shapes:
             return None
         if METHODS[self.mix.method].fixed and not self.mix.merge_lora:
             return low
-        self.sources = [Merged(source) for source in self.sources]
-        self.base = self.base and Merged(self.base)
+        self.sources = [Merged(source, self.mix.allow) for source in self.sources]
+        self.base = self.base and Merged(self.base, self.mix.allow)
         return None
 
     def _leaf(self, path: str, dtype: np.dtype | None) -> stream.LeafInfo:
@@ -146,8 +162,8 @@ class Mixer:
         return self._stacked.get(path, 0)
 
     def tokenizer(self) -> Tokenizer | None:
-        """That of the first source that has one."""
-        return next((found for source in self.sources if (found := source.tokenizer())), None)
+        """That of the checkpoint whose tokenizer has most tokens, of several the first."""
+        return fullest(source.tokenizer() for source in self._all())
 
     def tree(self) -> Tree:
         """How the leaves lie: of another program as its own checkpoints have it, the first before the others."""
@@ -173,7 +189,18 @@ class Mixer:
         )
 
     def rows(self, path: str, index: Index) -> Iterator[tuple[tuple, np.ndarray]]:
-        """A matrix of the mix, in order: (where in the matrix, values)."""
+        """A matrix of the mix, in order: (where in the matrix, values in the leaf's dtype).
+
+        Raises:
+          BadCheckpoint: a source holds NaN or infinity, or the dtype cannot hold what comes out.
+        """
+        cast = Cast(self.leaves[path].dtype, place_of(path, index), self.mix.allow)
+        for place, part in self._rows(path, index, cast):
+            yield place, cast(part)
+        cast.check()
+
+    def _rows(self, path: str, index: Index, cast: Cast) -> Iterator[tuple[tuple, np.ndarray]]:
+        """As ``rows``; what is large goes through ``cast`` already."""
         info = self.leaves[path]
         blocks = _blocks(info, len(index))
         if self._is_factor(path):
@@ -182,16 +209,18 @@ class Mixer:
             yield from (((slice(start, start + len(part)),), part) for start, part in low)
             return
         if not self.mixes(path):
-            first = {"": self._having(path)[0]}
-            yield from ((block, self._read(first, path, index, block)[""]) for block in blocks)
+            first = self._having(path)[0]
+            read = functools.partial(self._read, {"": first}, path, index)
+            where = f"{path} of {first.folder}"
+            yield from ((block, casting.finite(read(block)[""], where, self.mix.allow)) for block in blocks)
             return
         parameters = self._parameters(path, index)
         if (path, index) in self._names and _looks_at_rows(self.mix.method, parameters):
-            yield (), self._turned(path, index, parameters)
+            yield (), self._turned(path, index, parameters, cast)
             return
         read = functools.partial(self._read, self.named, path, index)
         shape = info.shape[len(index) :]
-        yield from self._mixed(self._unit(path, index, shape, blocks, read), shape, info.dtype, blocks, parameters)
+        yield from self._mixed(self._unit(path, index, shape, blocks, read), shape, cast, blocks, parameters)
 
     def unit(self, path: str, index: Index) -> Unit:
         """A matrix as the sources have it, for what measures it; rows lie as ours do."""
@@ -204,7 +233,7 @@ class Mixer:
         places = {name: source.matrix(path, (*index, *outer), self._scratch) for name, source in sources.items()}
         return {name: place(rows.start, rows.stop) for name, place in places.items()}
 
-    def _turned(self, path: str, index: Index, parameters: Mapping[str, Any]) -> np.ndarray:
+    def _turned(self, path: str, index: Index, parameters: Mapping[str, Any], cast: Cast) -> np.ndarray:
         """The matrix of a method that looks at rows: mixed as published files lay it, rows being output features."""
         name, info = self._names[path, index], self.leaves[path]
         there = {}
@@ -221,22 +250,24 @@ class Mixer:
 
         blocks, mixed = _blocks(turned, 0, deep=False), np.empty(shape, info.dtype)
         unit = self._unit(path, index, shape, blocks, read)
-        for block, part in self._mixed(unit, shape, info.dtype, blocks, parameters):
+        for block, part in self._mixed(unit, shape, cast, blocks, parameters):
             mixed[block] = part
         for laid in there.values():
             laid.forget()
         return name.ours(mixed)[0]
 
     def _mixed(
-        self, unit: Unit, shape: tuple[int, ...], dtype: np.dtype, blocks: list[Block], parameters: Mapping[str, Any]
+        self, unit: Unit, shape: tuple[int, ...], cast: Cast, blocks: list[Block], parameters: Mapping[str, Any]
     ) -> Iterator[tuple[Block, np.ndarray]]:
-        mixed = METHODS[self.mix.method].run(unit, parameters)
+        what = f"the mix of {unit.name}"
+        found = METHODS[self.mix.method].run(unit, parameters)
+        mixed = (cast(casting.finite(rows, what, self.mix.allow)) for rows in found)
         for block in blocks:
             if not block:
                 yield (), next(mixed).reshape(())
                 continue
             count = block[-1].stop - block[-1].start
-            part = np.empty((count, math.prod(unit.shape[1:])), dtype)
+            part = np.empty((count, math.prod(unit.shape[1:])), cast.dtype)
             done = 0
             while done < count:
                 rows = next(mixed)
@@ -266,12 +297,12 @@ class Mixer:
                         ahead = pool.submit(read, following)
                     count = len(next(iter(found.values())))
                     for row in range(0, count, step):
-                        part = {n: finite(rows[row : row + step], path, n) for n, rows in found.items()}
+                        part = {n: finite(rows[row : row + step], path, n, self.mix.allow) for n, rows in found.items()}
                         base = part[str(self.base.folder)] if self.base else None
                         yield Slice(first + row, base, [part[str(source.folder)] for source in self.sources])
                     first += count
 
-        return Unit(path + "".join(f"[{i}]" for i in index), flat, slices)
+        return Unit(place_of(path, index), flat, slices)
 
     def whole(self, path: str, index: Index = ()) -> np.ndarray:
         """A leaf of the mix at a place in its leading axes, in the dtype of the mix."""
@@ -311,7 +342,10 @@ class Mixer:
         if not self.mixes(path):
             return "taken from the first that has it"
         merged = any(path in source.merged for source in self.named.values() if isinstance(source, Merged))
-        return f"{how}, LoRA merged into it first" if merged else how
+        how = f"{how}, LoRA merged into it first" if merged else how
+        if path == OUTPUT and self.tied:
+            return f"{how}, with the embedding of what is tied: {', '.join(map(str, self.tied))}"
+        return how
 
     def memory(self) -> int:
         """An estimate of the bytes that a mix holds at a time."""

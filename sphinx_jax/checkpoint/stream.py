@@ -19,7 +19,7 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ import numpy as np
 import tensorstore as ts
 
 from sphinx_jax.checkpoint import orbax_files, store
+from sphinx_jax.checkpoint.casting import Cast, place_of
 from sphinx_jax.checkpoint.store import CHUNK_BYTES, BadCheckpoint
 from sphinx_jax.config import ModelConfig, unknown
 from sphinx_jax.data.tokenizer import Tokenizer
@@ -120,12 +121,19 @@ class Writer:
         written in the chunks that it is read in.
       origin: what the leaves are made from (anything JSON holds: files, hashes, coefficients).  A folder left by a run
         of another origin is refused.
+      allow: ``underflow`` takes values that are too small for their leaf's dtype.
     """
 
     leaves: dict[str, LeafInfo]
 
-    def __init__(self, folder: str | Path, leaves: Mapping[str, tuple | LeafInfo], origin: Any = None):
-        self.folder = Path(folder).resolve()
+    def __init__(
+        self,
+        folder: str | Path,
+        leaves: Mapping[str, tuple | LeafInfo],
+        origin: Any = None,
+        allow: Collection[str] = (),
+    ):
+        self.folder, self._allow = Path(folder).resolve(), allow
         self.leaves = {path: _leaf_info(path, *leaf) for path, leaf in sorted(leaves.items())}
         _claim(self.folder, self.leaves, origin)
         self._state = self.folder / orbax_files.STATE
@@ -156,6 +164,7 @@ class Writer:
 
         Raises:
           WriteFailed: this slice or an earlier one could not be stored (a full disk).
+          BadCheckpoint: the leaf's dtype cannot hold the values (see ``casting``).
         """
         info = self._info(path)
         box, shape = _box(path, info.shape, index)
@@ -165,16 +174,18 @@ class Writer:
         if not array.size:
             return
         array = array.reshape([part.stop - part.start for part in box])
+        cast = Cast(info.dtype, place_of(path, index), self._allow)
         for at, chunk in _chunks_of(info, box):
             key = orbax_files.chunk_key(path, at)
             if key in self._stored:
                 continue
             inside = tuple(slice(max(c.start, b.start), min(c.stop, b.stop)) for c, b in zip(chunk, box, strict=True))
-            part = array[_relative(inside, box)]
+            part = cast(array[_relative(inside, box)])
             if inside == chunk:
-                self._store(path, key, chunk, np.array(part, info.dtype))
+                self._store(path, key, chunk, part.copy() if np.may_share_memory(part, array) else part)
             elif (whole := self._gather(key, chunk, inside, part, info.dtype)) is not None:
                 self._store(path, key, chunk, whole)
+        cast.check()
 
     def flush(self) -> None:
         """Waits until all whole chunks given so far are on disk; to be called by a process that does not finish."""

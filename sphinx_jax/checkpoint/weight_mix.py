@@ -74,7 +74,8 @@ def write(
       expected: {source: content hash}, as ``recipe.json`` holds them; another content is refused.
 
     Raises:
-      BadCheckpoint: a source is incomplete, does not fit, or holds NaN or infinity.
+      BadCheckpoint: a source is incomplete, does not fit, is a model of another kind, or holds NaN or infinity; or the
+        dtype cannot hold what comes out.
       WriteFailed: the disk is full; run again to go on.
     """
     out = new_folder(out, (*mix.sources, *filter(None, [mix.base])))
@@ -96,7 +97,8 @@ def write(
                 raise BadCheckpoint(f"several processes write the form orbax; convert that to {form} afterwards")
             done = convert.write_form(
                 out, form, mixer.whole, mixer.config, mixer.tokenizer(), mixer.sources[0].unused(), shards=shards,
-                dtype=convert.known_dtype(mix.dtype), quiet=quiet,
+                dtype=convert.known_dtype(mix.dtype), allow=mix.allow, quiet=quiet,
+                own={path: leaf.dtype for path, leaf in mixer.leaves.items()},
             )  # fmt: skip
             (done / store.RECIPE).write_text(json.dumps(to_json(mix) | {"hashes": hashes.result()}, indent=2))
             return done
@@ -127,7 +129,7 @@ def _write_orbax(
     begun = out.with_name(f"{out.name}.unfinished")
     same = to_json(dataclasses.replace(mixer.mix, sources=("",) * len(mixer.sources), base=None))
     origin = same | {"files": {name: _stamps(source) for name, source in mixer.named.items()}}
-    writer = stream.Writer(begun, mixer.leaves, origin)
+    writer = stream.Writer(begun, mixer.leaves, origin, mixer.mix.allow)
     mine = mixer.paths[process::processes]
     try:
         with progress(total=sum(map(mixer.size, mine)), desc="mixing", unit="B", unit_scale=True, disable=quiet) as bar:

@@ -62,6 +62,9 @@ class Tokenizer(Protocol):
         `decode` leaves out. A character of several tokens is whole only with the last of them.
         """
 
+    def vocabulary(self) -> dict[int, str]:
+        """The piece of every token id, as the files spell it; ids may leave gaps."""
+
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes the files that the tokenizer was made from, byte for byte; `load_tokenizer` reads them."""
 
@@ -195,6 +198,9 @@ class SentencePieceTokenizer(_Shared):
         piece = self._model.id_to_piece(i)
         return bytes([int(piece[1:-1], 16)]) if self._model.is_byte(i) else piece.replace(_BLANK, " ").encode()
 
+    def vocabulary(self) -> dict[int, str]:
+        return dict(enumerate(self._model.id_to_piece(list(range(self.vocab_size)))))
+
 
 class JsonTokenizer(_Shared):
     """A Hugging Face `tokenizer.json`; which tokens are BOS and EOS stands in the `tokenizer_config.json`
@@ -270,6 +276,9 @@ class JsonTokenizer(_Shared):
         first = min(self._model.get_vocab(with_added_tokens=False).values())
         before = self._model.decode([first])
         return lambda _, i: self._model.decode([first, i]).removeprefix(before).encode()
+
+    def vocabulary(self) -> dict[int, str]:
+        return {i: piece for piece, i in self._model.get_vocab(with_added_tokens=True).items()}
 
 
 def _byte_characters() -> dict[str, bytes]:

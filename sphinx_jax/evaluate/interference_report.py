@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,15 +37,17 @@ LEAF_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def write(
-    sources: Sequence[str], base: str | None, out: str | Path, *, missing: str = "error", quiet: bool = False
+    sources: Sequence[str], base: str | None, out: str | Path, *, quiet: bool = False, **rules: Any
 ) -> Interference:
     """Measures, and writes ``interference.json`` and ``interference.png`` into the new folder ``out``.
+
+    ``rules`` are ``missing`` and ``allow``, as of ``measure``.
 
     Raises:
       BadCheckpoint, ConfigError: as ``measure``, or ``out`` exists or lies in a source.
     """
     out = new_folder(out, [*sources, *filter(None, [base])])
-    found = measure(sources, base, out.with_name(f"{out.name}.scratch-{os.getpid()}"), missing=missing, quiet=quiet)
+    found = measure(sources, base, out.with_name(f"{out.name}.scratch-{os.getpid()}"), quiet=quiet, **rules)
     numbers, picture = json.dumps(found.to_json(), indent=2, allow_nan=False), figure(found)
     out.mkdir(parents=True)
     (out / "interference.json").write_text(numbers)

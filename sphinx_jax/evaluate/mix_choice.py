@@ -13,7 +13,8 @@ import numpy as np
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.foreign import is_foreign, open_foreign
-from sphinx_jax.checkpoint.mix_settings import Mix
+from sphinx_jax.checkpoint.mix_compare import Described
+from sphinx_jax.checkpoint.mix_settings import Mix, check_allowances
 from sphinx_jax.checkpoint.mix_sources import short_names
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConfigError, from_dict
@@ -24,7 +25,7 @@ from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.recipe import Recipe, Run
 from sphinx_jax.train import mix_search
 from sphinx_jax.train.mix_search import Judge
-from sphinx_jax.train.mix_stage import DOMAINS, MixStage, apart, as_mix, judge_of, with_mean
+from sphinx_jax.train.mix_stage import DOMAINS, MixStage, apart, as_mix, check_models, described, judge_of, with_mean
 
 WAYS = ("sweep", "greedy", "learn")
 GRID = tuple(i / 10 for i in range(11))
@@ -72,6 +73,7 @@ def choose(
     *,
     grid: Sequence[float] = GRID,
     epochs: int = 12,
+    allow: Sequence[str] = (),
     quiet: bool = False,
 ) -> Choice:
     """Find the mix of checkpoints that is best on the validation data of a recipe.
@@ -84,6 +86,7 @@ def choose(
       folders: N checkpoints of the recipe's model, a base last.  Their coefficients sum to 1.
       workdir: where the recipe was run; its ``mix`` stage says what the loss is taken over.
       grid: values of each coefficient of a sweep.
+      allow: as in ``Mix``, fields that may differ between the models.
 
     Raises:
       ConfigError, BadCheckpoint: one line on what does not fit.
@@ -94,9 +97,11 @@ def choose(
         raise ConfigError(
             f"a sweep is over two or three checkpoints, not {len(folders)}; --greedy and --learn take more"
         )
+    check_allowances(allow)
     run, stage = open_workdir(Path(workdir), quiet)
     # absolute, so that none is taken for a stage or for the recipe's own parts
     folders = [str(store.newest_in(Path(folder)).resolve()) for folder in folders]
+    check_models(run, {folder: _described(Path(folder)) for folder in folders}, allow)
     trees, frozen = apart(run, [_leaves(run, Path(folder)) for folder in folders])
     domains = DOMAINS if run.recipe.data.playground else ("*",)
     names = short_names(folders)
@@ -130,7 +135,9 @@ def choose(
         ]
     weights = list(learnt.items()) if way == "learn" else [("*", chosen)]
     result = {"way": way, "metric": stage.metric, "domains": domains, "sources": folders, "rows": rows} | result
-    return Choice(as_mix(folders, weights), result, mix_figures.search_figure(result, names))
+    return Choice(
+        replace(as_mix(folders, weights), allow=tuple(allow)), result, mix_figures.search_figure(result, names)
+    )
 
 
 def open_workdir(workdir: Path, quiet: bool) -> tuple[Run, MixStage]:
@@ -144,6 +151,13 @@ def open_workdir(workdir: Path, quiet: bool) -> tuple[Run, MixStage]:
         raise ConfigError(f"the recipe of {workdir} has no mix stage that says what a mix is judged by")
     recipe = from_dict(known | {"stages": (), "settings": {}}, Recipe, "config")
     return Run(recipe, workdir, quiet), from_dict(stages[0], MixStage, "stage.mix")
+
+
+def _described(folder: Path) -> Described:
+    if not is_foreign(folder):
+        return described(folder)
+    found = open_foreign([folder])
+    return Described(found.config, found.tokenizer, folder)
 
 
 def _leaves(run: Run, folder: Path) -> Leaves:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.mix_compare import Described, check_alike
 from sphinx_jax.checkpoint.mix_settings import Mix, to_json
 from sphinx_jax.checkpoint.weight_mix import interpolate, write
 from sphinx_jax.config import ConfigError
@@ -47,6 +48,7 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
     s, folder = settings, run.folder(name)
     if store.newest(folder / "checkpoints"):  # written last
         return
+    check_models(run, {start: described(run.checkpoint(start)) for start in (s.real, s.synthetic)})
     trees, frozen = apart(run, [run.leaves(s.real), run.leaves(s.synthetic)])
     judge, test = (judge_of(run, s, trees, frozen, split) for split in ("validation", "test"))
     with jax.set_mesh(run.mesh):
@@ -83,6 +85,15 @@ def as_mix(folders: Sequence[str], weights: Sequence[tuple[str, np.ndarray]]) ->
         for i in range(len(folders))
     )
     return Mix("linear", tuple(folders), per_source=own)
+
+
+def check_models(run: Run, models: Mapping[str, Described], allow: Collection[str] = ()) -> None:
+    """BadCheckpoint where the models do not belong together or to the recipe, whose held-out data judge their mix."""
+    check_alike({"the recipe": Described(run.recipe.model, run.tokenizer)} | dict(models), allow)
+
+
+def described(checkpoint: Path) -> Described:
+    return Described(store.read_config(checkpoint), store.read_tokenizer(checkpoint))
 
 
 def with_mean(losses: Mapping[str, float]) -> dict[str, float]:
