@@ -78,8 +78,10 @@ def checked(values: Any, cls: type, path: str) -> Any:
         # JSON's types are those of settings: strictly read, it has a list for each tuple and a mapping for each class
         return _adapter(cls).validate_json(plain, strict=True)
     except pydantic.ValidationError as error:
+        # a tuple whose values do not fit is counted as if they were not there
+        found = [e for e in error.errors(include_url=False) if e["type"] != "too_short" or not e["input"]]
         # a misspelt name first: what is missing may be what it was meant for
-        found = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "unexpected_keyword_argument")
+        found.sort(key=lambda e: e["type"] != "unexpected_keyword_argument")
         told = dict.fromkeys(_told(e, cls, path) for e in found)
     first, more = next(iter(told)), len(told) - 1
     raise ConfigError(first + (f" (and {more} more)" if more else ""))

@@ -59,12 +59,9 @@ def refusal(values: dict) -> str:
     return text
 
 
-def test_the_settings_that_are_changed_below_are_right():
-    assert (
-        parse(VALUES).settings.keys()
-        == VALUES["stage"].keys()
-        == {*"train encoders parts mix".split(), *KINDS} - {"assemble"}
-    )
+def test_there_is_a_stage_of_each_kind_to_change_and_all_are_right():
+    assert parse(VALUES).settings.keys() == VALUES["stage"].keys()
+    assert {stage["kind"] for stage in VALUES["stage"].values()} == KINDS.keys()
 
 
 @pytest.mark.parametrize(
@@ -101,17 +98,17 @@ def test_the_settings_that_are_changed_below_are_right():
         ("stage.train.frozen", ["encoders/*", 3], "stage.train.frozen[1] must be str, not 3"),
         ("stage.train.frozen", ["encoder/*"], "stage.train.frozen: pattern 'encoder/*' fits no leaf; nearest are enc"),
         ("stage.train.frozen", ["*"], "stage.train.frozen: these patterns leave nothing to train"),
-        ("stage.train.optimizer", "adamq", "stage.train.optimizer: unknown optimizer 'adamq'; did you mean 'adamw'?"),
+        ("stage.train.optimizer", "adamww", "stage.train.optimizer: unknown optimizer 'adamww'; did you mean 'adamw'?"),
         ("stage.train.optimizer", "lbfgs", "stage.train.optimizer: lbfgs cannot step"),
         ("stage.train.optimizer", "chain", "stage.train.optimizer: chain cannot step"),
         ("stage.train.optimizer_settings", [], "stage.train.optimizer_settings must be a mapping, not []"),
         ("stage.train.optimizer_settings", {"b3": 0.1}, "stage.train.optimizer_settings.b3: unknown setting of adamw"),
-        ("stage.train.optimizer_settings", {"mask": 1}, "stage.train.optimizer_settings.mask: unknown setting of adamw"),
-        ("stage.train.optimizer_settings", {"b1": 1.5}, "stage.train.optimizer_settings.b1 must be at least 0 and below"),
+        ("stage.train.optimizer_settings", {"mask": 1}, "optimizer_settings.mask: unknown setting of adamw"),
+        ("stage.train.optimizer_settings", {"b1": 1.5}, "stage.train.optimizer_settings.b1 must be at least 0 and"),
         ("stage.train.optimizer_settings", {"b1": "x"}, "stage.train.optimizer_settings.b1 must be float, not 'x'"),
-        ("stage.train.optimizer_settings", {"b1": {}}, "stage.train.optimizer_settings.b1 must be float or int or bool"),
+        ("stage.train.optimizer_settings", {"b1": {}}, "stage.train.optimizer_settings.b1 must be float or int or"),
         ("stage.train.optimizer_settings", {"eps": NAN}, "stage.train.optimizer_settings.eps must be"),
-        ("stage.train.optimizer_settings", {"nesterov": 1}, "stage.train.optimizer_settings.nesterov must be bool, not 1"),
+        ("stage.train.optimizer_settings", {"nesterov": 1}, "train.optimizer_settings.nesterov must be bool, not 1"),
         ("stage.train.optimizer_settings", {"mu_dtype": "f17"}, "adamw: data type 'f17' not understood"),
         ("stage.train", [], "stage.train must be a mapping, not []"),
         ("stage.train.stop", np.arange, "stage.train.stop must be plain data"),
@@ -168,7 +165,7 @@ def test_the_settings_that_are_changed_below_are_right():
         ("model.qformer", None, "config.model.blip2 (the vision tower) and qformer come together"),
         ("model.views.crops", -1, "config.model.views.crops must be at least 0, not -1"),
         ("model.views.half_resize", "half", "config.model.views.half_resize: unknown half_resize 'half'"),
-        ("model.views", {"crops": 3, "image_size": 32, "skip_padded": True}, "config.model.views.skip_padded needs crops"),
+        ("model.views", {"crops": 3, "image_size": 32, "skip_padded": True}, "model.views.skip_padded needs crops"),
         ("model.pool_crops", 0, "config.model.pool_crops must be at least 1, not 0"),
     ],
 )  # fmt: skip
