@@ -30,7 +30,8 @@ from sphinx_jax.data.sources import SPLITS, Data, DataConfig
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sphinx_jax.distributed import agree, barrier
-from sphinx_jax.model.blueprint import Leaves, blueprint, check_fit, matches
+from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, check_fit, matches
+from sphinx_jax.model.lora import BASE
 from sphinx_jax.paths import CACHE, as_path
 from sphinx_jax.settings import Seed, Settings, mapping, of_field
 from sphinx_jax.sharding import make_mesh
@@ -135,7 +136,8 @@ def parse(values: dict[str, Any], *, origins: bool = True) -> Recipe:
 def _check_names(recipe: Recipe, name: str) -> None:
     """What a stage names is in the model and the data of its recipe."""
     stage, data = recipe.settings[name], recipe.data
-    if frozen := getattr(stage, "frozen", ()):
+    frozen = getattr(stage, "frozen", ())
+    if not {*FROZEN, *BASE}.issuperset(frozen):
         leaves = blueprint(recipe.model).specs
         with of_field("frozen"):
             check_fit(frozen, leaves)
