@@ -12,7 +12,6 @@ import hashlib
 import importlib
 import json
 import math
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +24,12 @@ from jax.sharding import Mesh
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, ModelConfig, from_dict, unknown
-from sphinx_jax.data.rows import DOMAINS
-from sphinx_jax.data.sources import SPLITS, Data, DataConfig
-from sphinx_jax.data.tasks import INSTRUCTIONS
+from sphinx_jax.data.sources import Data, DataConfig
 from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sphinx_jax.distributed import agree, barrier
-from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, check_fit, matches
-from sphinx_jax.model.lora import BASE
+from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.paths import CACHE, as_path
+from sphinx_jax.recipe_check import check_names, check_training
 from sphinx_jax.settings import Seed, Settings, mapping, of_field
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train.features import FeatureCache, cache_features
@@ -127,34 +124,10 @@ def parse(values: dict[str, Any], *, origins: bool = True) -> Recipe:
     recipe = dataclasses.replace(recipe, settings=settings)
     for name in settings:
         try:
-            _check_names(recipe, name)
+            check_names(recipe, name, _kind(settings[name]))
         except ConfigError as error:
             raise ConfigError(f"stage.{name}.{error}") from None
     return recipe
-
-
-def _check_names(recipe: Recipe, name: str) -> None:
-    """What a stage names is in the model and the data of its recipe."""
-    stage, data = recipe.settings[name], recipe.data
-    frozen = getattr(stage, "frozen", ())
-    if not {*FROZEN, *BASE}.issuperset(frozen):
-        leaves = blueprint(recipe.model).specs
-        with of_field("frozen"):
-            check_fit(frozen, leaves)
-        if all(matches(path, frozen) for path in leaves):
-            raise ConfigError("frozen: these patterns leave nothing to train")
-    split = getattr(stage, "split", None)
-    if not data.playground:  # people's own data has domains and tasks of their own
-        for needed in (split,) if split else ("validation", "test") if _kind(stage) == "mix" else ():
-            if name in recipe.stages and needed not in data.meta:
-                raise ConfigError(f"split {needed!r} is not in data.meta, which has {', '.join(data.meta)}")
-        return
-    for field, known in (("tasks", INSTRUCTIONS), ("domains", DOMAINS[1:]), ("split", SPLITS)):
-        given = getattr(stage, field, None) or ()
-        for one in (given,) if isinstance(given, str) else given:
-            if one not in known:
-                with of_field(field):
-                    raise unknown(field.removesuffix("s"), one, known)
 
 
 def mesh_of(recipe: Recipe, devices: Sequence[jax.Device], stages: Iterable[str] | None = None) -> Mesh:
@@ -307,7 +280,7 @@ def run(
             print(f"All {len(recipe.stages)} stages are done; the results are in {workdir}.")
         elif not only:
             print(f"To do in {workdir}: {', '.join(todo)}", flush=True)
-    _check_training(this, [name for name in todo if _kind(recipe.settings[name]) == "train"])
+    check_training(this, [name for name in todo if _kind(recipe.settings[name]) == "train"])
     for name in todo:
         started = time.time()
         kind = _kind(recipe.settings[name])
@@ -321,19 +294,6 @@ def run(
             _mark(this, name, time.time() - started)
         barrier(f"done {name}")
     return this
-
-
-def _check_training(this: Run, todo: Sequence[str]) -> None:
-    """What shows only on these devices and in this workdir, told of all stages before the first begins."""
-    from sphinx_jax.train.program import program
-
-    reach = 0
-    for name in todo:
-        stage = this.recipe.settings[name]
-        program(this.recipe.model, name, stage, this.mesh)
-        reach = max(reach, stage.steps or sys.maxsize)  # how many steps epochs are shows once the data is read
-    if todo and this.profile and this.profile.start >= reach:
-        raise ConfigError(f"--profile {this.profile.start}:{this.profile.stop} begins after the last of {reach} steps")
 
 
 def progress_of(workdir: Path) -> tuple[str, int] | None:
