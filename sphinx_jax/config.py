@@ -7,33 +7,27 @@ the 13B one.  Sizes of the published family: paper arXiv 2311.07575 and the auth
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import types
-import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from sphinx_jax.settings import ConfigError, Count, NonNegative, Positive, Settings, Whole, checked, unknown
 
 # Pixel statistics of the published encoders (OpenAI CLIP; ImageNet for DINOv2), RGB in 0-1.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class ConfigError(ValueError):
-    """A configuration that names an unknown key or an impossible value."""
-
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ATTENTION_MAPS, FFN_MAPS = ("q", "k", "v", "o"), ("gate", "up", "down")
 
 
 @dataclass(frozen=True)
-class MoeConfig:
+class MoeConfig(Settings):
     """A mixture of experts in place of the FFN (Mixtral)."""
 
-    experts: int = 8
-    per_token: int = 2
-    balance_weight: float = 0.0  # of the load-balance loss in training (Shazeer et al. 2017, as Mixtral's)
+    experts: Count = 8
+    per_token: Count = 2
+    balance_weight: NonNegative = 0.0  # of the load-balance loss in training (Shazeer et al. 2017, as Mixtral's)
     half_router: bool = False  # the softmax over experts runs in the compute dtype (the reference's dense ``mixtral``)
 
     def __post_init__(self):
@@ -42,27 +36,28 @@ class MoeConfig:
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Settings):
     """LLaMA2 decoder.  ``ffn_multiplier`` and ``multiple_of`` give the FFN width as Meta's code does."""
 
-    dim: int = 5120
-    layers: int = 40
-    heads: int = 40
-    kv_heads: int | None = None
-    vocab_size: int = 32000
-    multiple_of: int = 256
-    ffn_multiplier: float | None = None
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_scaling: float | None = None  # multiplies positions
-    rope_llama3: tuple[float, ...] | None = None  # factor, low and high frequency factor, original length (LLaMA 3.1)
-    max_positions: int = 4096  # a prompt that leaves no room within these loses its beginning
+    dim: Count = 5120
+    layers: Count = 40
+    heads: Count = 40
+    kv_heads: Count | None = None
+    vocab_size: Count = 32000
+    multiple_of: Count = 256
+    ffn_multiplier: Positive | None = None
+    norm_eps: Positive = 1e-5
+    rope_theta: Positive = 10000.0
+    rope_scaling: Positive | None = None  # multiplies positions
+    # LLaMA 3.1: factor, low and high frequency factor, original length
+    rope_llama3: tuple[Positive, Positive, Positive, Positive] | None = None
+    max_positions: Count = 4096  # a prompt that leaves no room within these loses its beginning
     tied_embeddings: bool = False
-    hidden_dim: int | None = None  # FFN width as such, in place of the formula
-    head_width: int | None = None  # where it is not dim / heads
+    hidden_dim: Count | None = None  # FFN width as such, in place of the formula
+    head_width: Count | None = None  # where it is not dim / heads
     moe: MoeConfig | None = None
-    bias: tuple[str, ...] = ()  # linear maps with a bias, of q k v o gate up down
-    lora_rank: int = 0  # of a low-rank addition to every linear map of the layers; 0: none
+    bias: tuple[Literal[ATTENTION_MAPS + FFN_MAPS], ...] = ()  # linear maps with a bias
+    lora_rank: Whole = 0  # of a low-rank addition to every linear map of the layers; 0: none
 
     @property
     def head_dim(self) -> int:
@@ -87,27 +82,24 @@ class DecoderConfig:
             raise ConfigError(f"decoder: dim {self.dim} over {self.heads} heads is not an even head width")
         if self.heads % self.num_kv_heads:
             raise ConfigError(f"decoder: {self.heads} heads do not share {self.num_kv_heads} key/value heads evenly")
-        for name in self.bias:
-            if name not in ATTENTION_MAPS + FFN_MAPS:
-                raise unknown("linear map with a bias", name, ATTENTION_MAPS + FFN_MAPS)
 
 
 @dataclass(frozen=True)
-class VitConfig:
+class VitConfig(Settings):
     """One vision transformer (CLIP, DINOv2 and the BLIP-2 tower differ by these switches alone)."""
 
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-    patch: int = 14
-    view_size: int = 224  # pixels of a view's side
+    width: Count
+    layers: Count
+    heads: Count
+    mlp_width: Count
+    patch: Count = 14
+    view_size: Count = 224  # pixels of a view's side
     patch_bias: bool = True
     norm_before: bool = False  # CLIP's ln_pre
-    activation: str = "gelu"  # gelu (erf) | quick_gelu | swiglu
+    activation: Literal["gelu", "quick_gelu", "swiglu"] = "gelu"  # gelu: by erf
     layer_scale: bool = False
-    norm_eps: float = 1e-6
-    position_grid: int | None = None  # stored position grid when it differs from the patch grid (DINOv2: 37)
+    norm_eps: Positive = 1e-6
+    position_grid: Count | None = None  # stored position grid when it differs from the patch grid (DINOv2: 37)
     imagenet_normalised: bool = False  # DINOv2 takes ImageNet statistics, views arrive with CLIP's
 
     @property
@@ -122,18 +114,20 @@ class VitConfig:
 
 
 @dataclass(frozen=True)
-class ConvNextConfig:
-    depths: tuple[int, ...] = (3, 4, 30, 3)
-    dims: tuple[int, ...] = (384, 768, 1536, 3072)
-    view_size: int = 224  # pixels of a view's side
-    input_size: int = 256  # the view is resized to this by nearest (identity when equal)
-    norm_eps: float = 1e-5
+class ConvNextConfig(Settings):
+    depths: tuple[Count, ...] = (3, 4, 30, 3)
+    dims: tuple[Count, ...] = (384, 768, 1536, 3072)
+    view_size: Count = 224  # pixels of a view's side
+    input_size: Count = 256  # the view is resized to this by nearest (identity when equal)
+    norm_eps: Positive = 1e-5
 
     @property
     def grid(self) -> int:
         return self.input_size // (4 * 2 ** (len(self.dims) - 1))
 
     def __post_init__(self):
+        if not 0 < len(self.depths) == len(self.dims):
+            raise ConfigError(f"convnext: {len(self.depths)} depths for {len(self.dims)} dims; a stage has one of both")
         if self.input_size % (4 * 2 ** (len(self.dims) - 1)):
             raise ConfigError(
                 f"convnext: an input of {self.input_size} pixels does not survive {len(self.dims)} stages"
@@ -141,28 +135,34 @@ class ConvNextConfig:
 
 
 @dataclass(frozen=True)
-class QFormerConfig:
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
-    queries: int = 32
-    norm_eps: float = 1e-12
+class QFormerConfig(Settings):
+    width: Count = 768
+    layers: Count = 12
+    heads: Count = 12
+    mlp_width: Count = 3072
+    queries: Count = 32
+    norm_eps: Positive = 1e-12
 
     def __post_init__(self):
+        if self.width % self.heads:
+            raise ConfigError(f"qformer: width {self.width} does not divide over {self.heads} heads")
         if self.layers % 2:
             raise ConfigError("qformer: layers come in pairs (cross-attention in the even ones); give an even number")
 
 
 @dataclass(frozen=True)
-class ViewsConfig:
+class ViewsConfig(Settings):
     """An overview plus ``crops`` × ``crops`` sub-images (0: the overview alone)."""
 
-    image_size: int = 224
-    crops: int = 0
+    image_size: Count = 224
+    crops: Whole = 0
     half_overview: bool = False  # the overview passes through float16 even where its size is kept
     skip_padded: bool = False  # a crop that is padding alone becomes one learned token (SPHINX-X, section 3.2)
-    half_resize: str = "float16"  # float16 | float32: the resize weights of the reference on CPU | CUDA
+    half_resize: Literal["float16", "float32"] = "float16"  # the resize weights of the reference on CPU | CUDA
+
+    def __post_init__(self):
+        if self.skip_padded and (not self.crops or self.image_size % self.crops):
+            raise ConfigError(f"skip_padded needs crops that divide the {self.image_size} pixels, not {self.crops}")
 
     @property
     def views(self) -> int:
@@ -170,7 +170,7 @@ class ViewsConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     name: str = "sphinx"
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     views: ViewsConfig | None = None  # None: a text-only model
@@ -179,9 +179,9 @@ class ModelConfig:
     dinov2: VitConfig | None = None
     blip2: VitConfig | None = None
     qformer: QFormerConfig | None = None
-    pool_overview: int = 1  # side of the square of patches averaged into one position
-    pool_crops: int = 1
-    dtype: str = "float32"  # compute dtype
+    pool_overview: Count = 1  # side of the square of patches averaged into one position
+    pool_crops: Count = 1
+    dtype: Literal[DTYPES] = "float32"  # compute dtype
 
     @property
     def grid(self) -> int:
@@ -212,8 +212,6 @@ class ModelConfig:
         return sum(w for w in widths if w)
 
     def __post_init__(self):
-        if self.dtype not in DTYPES:
-            raise unknown("dtype", self.dtype, DTYPES)
         if not self.has_vision:
             return
         if not (self.clip or self.convnext or self.dinov2):
@@ -311,15 +309,6 @@ FAMILY["sphinx_nano"] = ModelConfig(
 )
 
 
-def unknown(kind: str, name: str, known: typing.Iterable[str]) -> ConfigError:
-    """The error for a name that does not exist, with the nearest one that does."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    return ConfigError(
-        f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
-    )
-
-
 def family(name: str) -> ModelConfig:
     """The published configuration of that name (``sphinx``, ``sphinx_1k``, …)."""
     if name not in FAMILY:
@@ -331,45 +320,9 @@ def to_dict(config: ModelConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict[str, Any], cls: type = ModelConfig, path: str = "model") -> Any:
-    """Rebuild a config from plain data; an unknown key is an error that names the nearest known one."""
-    hints = typing.get_type_hints(cls)
-    fields = {f.name for f in dataclasses.fields(cls)}
-    built = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise unknown(f"key of {path}", key, fields)
-        kinds = (
-            typing.get_args(hints[key])
-            if typing.get_origin(hints[key]) in (typing.Union, types.UnionType)
-            else (hints[key],)
-        )
-        nested = next((k for k in kinds if dataclasses.is_dataclass(k)), None)
-        if nested is not None and value is not None and not isinstance(value, nested):
-            value = from_dict(dict(value), nested, f"{path}.{key}")
-        elif isinstance(value, list):
-            value = tuple(value)
-        if not _fits(value, hints[key]):
-            kind = getattr(hints[key], "__name__", str(hints[key]))
-            raise ConfigError(f"{path}.{key} must be {kind}, not {value!r}")
-        built[key] = value
-    unset = (dataclasses.MISSING, dataclasses.MISSING)
-    for f in dataclasses.fields(cls):
-        if f.name not in built and (f.default, f.default_factory) == unset:
-            raise ConfigError(f"{path} needs a value for {f.name!r}")
-    return cls(**built)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type, its outermost layer alone; an int is a float too, a bool is no int."""
-    if hint is Any:
-        return True
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, kind) for kind in typing.get_args(hint))
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float if hint is float else origin or hint)
+def from_dict(values: Any, cls: type = ModelConfig, path: str = "model") -> Any:
+    """Plain data as a config, of a model or any other; ConfigError names by its path what does not fit."""
+    return checked(values, cls, path)
 
 
 def to_json(config: ModelConfig) -> str:

@@ -16,19 +16,21 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+from annotated_types import Ge, Lt
 from jax.sharding import Mesh
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, ModelConfig, from_dict, unknown
 from sphinx_jax.data.sources import Data, DataConfig
-from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sphinx_jax.distributed import agree, barrier
 from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.paths import CACHE, as_path
+from sphinx_jax.recipe_check import check_names, check_training
+from sphinx_jax.settings import Seed, Settings, mapping, of_field
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train.features import FeatureCache, cache_features
 from sphinx_jax.train.numbers import order_numbers
@@ -53,18 +55,29 @@ ALONE = ("encoders", "assemble", "evaluate", "show", "chat")  # kinds of stages 
 ORIGINS = ("start", "real", "synthetic", "encoders", "decoder", "evaluate", "mix")
 
 
+Axis = Annotated[int, Ge(-1), Lt(2**31)]
+
+
 @dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Settings):
     """Sizes of the mesh's axes; one may be -1 and takes what is left."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1  # 0: the smallest that lets the rows of every stage divide over the other axes
-    expert: int = 1  # 0: as many as divide both the devices and the model's experts
+    data: Axis = 1
+    fsdp: Axis = -1
+    tensor: Axis = 1  # 0: the smallest that lets the rows of every stage divide over the other axes
+    expert: Axis = 1  # 0: as many as divide both the devices and the model's experts
+
+    def __post_init__(self):
+        for axis in ("data", "fsdp"):
+            if getattr(self, axis) == 0:
+                raise ConfigError(f"{axis} must be at least 1, or -1 for what is left, not 0")
+        left = [axis for axis, size in vars(self).items() if size == -1]
+        if len(left) > 1:
+            raise ConfigError(f"{left[1]} must be at least 0; only one axis, here {left[0]}, may be -1")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """``stages`` run in this order; ``settings`` holds each one's settings by name.  Stages outside the list (chat) run
     when asked for by name."""
 
@@ -75,36 +88,45 @@ class Recipe:
     mesh: MeshConfig = MeshConfig()
     title: str = "SPHINX"
     about: tuple[str, ...] = ()  # what the run will do, printed first
-    seed: int = 0
+    seed: Seed = 0
     tokenizer: str = ""  # folder or file; default: the playground's
 
 
 def parse(values: dict[str, Any], *, origins: bool = True) -> Recipe:
-    """Plain data -> recipe; an unknown key anywhere is an error that names the nearest known one.
+    """Plain data -> recipe.
 
     ``origins``: whether the checkpoints that stages start from must be there.
+
+    Raises:
+      ConfigError: an unknown key, with the nearest known one; a value that its setting does not take; a name of a
+        stage, task, domain, split or leaf that is not there.
     """
-    values = dict(values)
-    stages = dict(values.pop("stage", {}))
-    order = tuple(values.pop("stages", stages))
+    values = dict(mapping(values, "config"))
+    stages = mapping(values.pop("stage", {}), "stage")
     settings = {}
     for name, stage in stages.items():
-        stage = dict(stage)
+        if Path(str(name)).name != name:  # it names a folder of the workdir
+            raise ConfigError(f"stage.{name}: the name of a stage must do for a folder")
+        stage = dict(mapping(stage, f"stage.{name}"))
         kind = stage.pop("kind", None)
-        if kind not in KINDS:
-            raise unknown(f"kind of stage {name}", str(kind), KINDS)
+        if str(kind) not in KINDS:
+            with of_field(f"stage.{name}.kind"):
+                raise unknown("kind of stage", str(kind), KINDS)
         settings[name] = from_dict(stage, _settings_class(kind), f"stage.{name}")
-    for name in order:
+    if "settings" in values:
+        raise unknown("key of config", "settings", ("stage", *values.keys() - {"settings"}))
+    recipe = from_dict({"stages": tuple(stages), **values, "settings": {}}, Recipe, "config")
+    for name in recipe.stages:
         if name not in settings:
             raise unknown("stage", name, settings)
     for name, stage in settings.items() if origins else ():
         _check_origins(name, stage, settings)
-    recipe = from_dict({**values, "stages": order, "settings": settings}, Recipe, "config")
-    if recipe.data.playground:  # people's own data may have tasks of their own
-        for name, stage in settings.items():
-            for task in getattr(stage, "tasks", None) or ():
-                if task not in INSTRUCTIONS:
-                    raise unknown(f"task of stage {name}", task, INSTRUCTIONS)
+    recipe = dataclasses.replace(recipe, settings=settings)
+    for name in settings:
+        try:
+            check_names(recipe, name, _kind(settings[name]))
+        except ConfigError as error:
+            raise ConfigError(f"stage.{name}.{error}") from None
     return recipe
 
 
@@ -258,6 +280,7 @@ def run(
             print(f"All {len(recipe.stages)} stages are done; the results are in {workdir}.")
         elif not only:
             print(f"To do in {workdir}: {', '.join(todo)}", flush=True)
+    check_training(this, [name for name in todo if _kind(recipe.settings[name]) == "train"])
     for name in todo:
         started = time.time()
         kind = _kind(recipe.settings[name])

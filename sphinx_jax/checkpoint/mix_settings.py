@@ -6,7 +6,6 @@ each pattern of paths (``decoder/blocks/**``) or kind of module (``attention``),
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from sphinx_jax.checkpoint.mix_compare import differing_fields
 from sphinx_jax.checkpoint.mix_methods import METHODS
 from sphinx_jax.checkpoint.names import Index
 from sphinx_jax.config import ConfigError, ModelConfig, unknown
-from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
+from sphinx_jax.model.blueprint import blueprint, check_fit, matches
 
 MISSING = ("error", "take", "skip")
 # kinds of modules, by patterns of our paths
@@ -115,18 +114,9 @@ class Mix:
 
 
 def check_patterns(mix: Mix, paths: Collection[str]) -> None:
-    """ConfigError if a table of values names a pattern that fits none of the leaves ``paths`` and no kind of module.
-
-    Frozen leaves may be named though a model has none.
-    """
+    """ConfigError if a table of values names a pattern that fits none of the leaves ``paths`` and no kind of module."""
     tables = [value for one in (mix.parameters, *mix.per_source) for value in one.values()]
-    for pattern in itertools.chain.from_iterable(map(_patterns, tables)):
-        if pattern in KINDS or pattern in FROZEN or any(matches(path, (pattern.replace("**", "*"),)) for path in paths):
-            continue
-        near = difflib.get_close_matches(pattern, [*KINDS, *paths], n=2, cutoff=0)
-        raise ConfigError(
-            f"pattern {pattern!r} fits no leaf and is no kind of module; nearest are {' and '.join(near)}"
-        )
+    check_fit(itertools.chain.from_iterable(map(_patterns, tables)), paths, KINDS)
 
 
 def _patterns(setting: Any) -> Iterator[str]:

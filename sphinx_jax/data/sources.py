@@ -6,25 +6,28 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.formats.conversations import read_meta
 from sphinx_jax.data.rows import Source
 from sphinx_jax.distributed import one_first
+from sphinx_jax.settings import Name, Positive, Seed, Settings
 
 SPLITS = ("train", "validation", "test")
+PLAYGROUNDS = ("nano", "quick", "full")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """``playground`` names a size of the embedded world; ``meta`` a published data config per split instead."""
 
-    playground: str | None = "quick"
-    seed: int = 0
-    told: float = 1.0  # share of pictures told in words beside the other texts
-    meta: Mapping[str, str] | None = None  # split -> YAML with a list META
-    folder: str | None = None  # where generated data is kept; default: data/ in the workdir
+    playground: Literal[PLAYGROUNDS] | None = "quick"
+    seed: Seed = 0
+    told: Positive = 1.0  # share of pictures told in words beside the other texts
+    meta: Mapping[str, Name] | None = None  # split -> YAML with a list META
+    folder: Name | None = None  # where generated data is kept; default: data/ in the workdir
 
     def __post_init__(self):
         if bool(self.playground) == bool(self.meta):

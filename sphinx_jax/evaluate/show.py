@@ -14,6 +14,7 @@ from sphinx_jax.config import ConfigError
 from sphinx_jax.data.image import load_image
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.evaluate.report import Sample, format_table, write_report
+from sphinx_jax.settings import Count, Name, Settings
 from sphinx_jax.train.loop import read_history
 
 if TYPE_CHECKING:
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ShowStage:
-    evaluate: str = "evaluate"  # the stage whose scores are shown
-    mix: str | None = "mix"  # the stage whose β curve is shown
-    split: str = "test"
-    samples: int = 24  # held-out questions in the picture grid
+class ShowStage(Settings):
+    evaluate: Name = "evaluate"  # the stage whose scores are shown
+    mix: Name | None = "mix"  # the stage whose β curve is shown
+    split: Name = "test"
+    samples: Count = 24  # held-out questions in the picture grid
 
 
 def show(run: Run, name: str, settings: ShowStage) -> None:

@@ -11,10 +11,11 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import numpy as np
+from annotated_types import MinLen
 
 from sphinx_jax.data.conversation import render
 from sphinx_jax.evaluate.baseline import best_constant
@@ -22,6 +23,7 @@ from sphinx_jax.evaluate.metrics import KIND_METRICS, METRICS
 from sphinx_jax.generate import engine
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.progress import progress
+from sphinx_jax.settings import Count, Name, Settings
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run
@@ -41,13 +43,13 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class EvaluateStage:
-    start: str  # a stage or a checkpoint folder
-    domains: tuple[str, ...] = ("real", "synthetic")
-    split: str = "test"
-    tasks: tuple[str, ...] | None = None  # None: all that occur
-    limit: int | None = None  # questions per task and domain
-    batch: int = 64
+class EvaluateStage(Settings):
+    start: Name  # a stage or a checkpoint folder
+    domains: Annotated[tuple[Name, ...], MinLen(1)] = ("real", "synthetic")
+    split: Name = "test"
+    tasks: Annotated[tuple[Name, ...], MinLen(1)] | None = None  # None: all that occur
+    limit: Count | None = None  # questions per task and domain
+    batch: Count = 64
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ to an array.  Freezing, mixing, checkpoints and optimizers then select by path, 
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +20,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from sphinx_jax.config import ModelConfig, family
+from sphinx_jax.config import ConfigError, ModelConfig, family
 from sphinx_jax.model.embedding_mix import Features
+from sphinx_jax.model.lora import BASE
 from sphinx_jax.model.sphinx import Encoders, SphinxModel
 from sphinx_jax.model.views import kept_views, normalise, padding_alone
 from sphinx_jax.sharding import partition_spec
@@ -63,6 +66,21 @@ def unflatten(leaves: dict[str, Any]) -> dict[str, Any]:
 def matches(path: str, patterns: Iterable[str]) -> bool:
     """Whether a leaf's path matches one of the patterns (``*`` also crosses ``/``)."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def check_fit(patterns: Iterable[str], paths: Collection[str], known: Iterable[str] = ()) -> None:
+    """ConfigError for a pattern that fits none of the leaves ``paths`` and is not among the ``known`` names.
+
+    The patterns of what is usually frozen may be named though a model has no such leaf.
+    """
+    known = tuple(known)
+    for pattern in patterns:
+        if pattern in (*known, *FROZEN, *BASE) or any(matches(path, (pattern,)) for path in paths):
+            continue
+        folders = {f"{path[: end.start()]}/*" for path in paths for end in re.finditer("/", path)}
+        near = difflib.get_close_matches(pattern, [*known, *paths, *sorted(folders)], n=2, cutoff=0)
+        kind = " and is no kind of module" if known else ""
+        raise ConfigError(f"pattern {pattern!r} fits no leaf{kind}; nearest are {' and '.join(near)}")
 
 
 class Blueprint:

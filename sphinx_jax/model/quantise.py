@@ -9,16 +9,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import qwix
 from jax.sharding import Mesh, NamedSharding
 
 from sphinx_jax.config import ATTENTION_MAPS, FFN_MAPS, unknown
 from sphinx_jax.sharding import partition_spec
+
+if TYPE_CHECKING:
+    import qwix
 
 KINDS = ("int8", "nf4")
 GROUP = 64  # values that share a scale in nf4 (Dettmers et al. 2023)
@@ -39,6 +41,8 @@ def quantise(path: str, leaf: jax.Array, kind: str) -> qwix.QArray:
 
     leaf (L, [E,] *inputs, *outputs) float -> values of that shape, and scales of 1, or inputs / 64, along the inputs.
     """
+    import qwix  # takes long to import, and most models have no leaf in few bits
+
     # the two axes that ``o`` takes, heads and their width, are inputs of one output
     first = leaf.ndim - 3 if path.endswith("/o") else leaf.ndim - 2 if "/ffn/" in path else 1
     inputs = (first, first + 1) if path.endswith("/o") else (first,)
@@ -53,6 +57,8 @@ def quantise(path: str, leaf: jax.Array, kind: str) -> qwix.QArray:
 
 def whole(leaf: qwix.QArray, dtype: Any) -> jax.Array:
     """The array that a quantised leaf stands for."""
+    import qwix
+
     return qwix.dequantize(leaf.replace(scale=leaf.scale.astype(dtype)))
 
 
@@ -68,6 +74,8 @@ def _whole_layer(leaf: qwix.QArray, number: jax.Array, dtype: Any) -> jax.Array:
 
 
 def is_quantised(leaf: Any) -> bool:
+    import qwix
+
     return isinstance(leaf, qwix.QArray)
 
 

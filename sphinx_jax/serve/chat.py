@@ -7,13 +7,16 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.data.image import load_image
 from sphinx_jax.generate.arguments import check_vision
 from sphinx_jax.generate.load import from_pretrained, last_checkpoint
 from sphinx_jax.generate.sphinx import Sphinx
+from sphinx_jax.settings import Count, NonNegative, Settings
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run
@@ -22,14 +25,14 @@ HELP = "Ask anything; /image PATH looks at another picture, /new starts over, /q
 
 
 @dataclass(frozen=True)
-class ChatStage:
+class ChatStage(Settings):
     start: str = ""  # a stage or a checkpoint folder; default: the last trained stage
     image: str = ""  # a picture to begin with
     question: str = ""  # ask this one question and leave
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 0.75
-    seed: int = 0
+    max_new_tokens: Count = 128
+    temperature: NonNegative = 0.0
+    top_p: Annotated[float, Gt(0), Le(1)] = 0.75
+    seed: Annotated[int, Ge(-(2**63)), Lt(2**63)] = 0
 
 
 def chat(run: Run, name: str, settings: ChatStage) -> None:

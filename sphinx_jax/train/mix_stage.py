@@ -6,11 +6,12 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import MinLen
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.mix_compare import Described, check_alike
@@ -21,6 +22,7 @@ from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.distributed import barrier
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
+from sphinx_jax.settings import Count, Name, NonNegative, Settings, Share
 from sphinx_jax.train.mix_search import Judge, along, best, sweep
 from sphinx_jax.train.step import loss_sums
 
@@ -31,16 +33,16 @@ DOMAINS = ("real", "synthetic")
 
 
 @dataclass(frozen=True)
-class MixStage:
-    real: str  # the stage, or checkpoint, whose weight in the mix is β
-    synthetic: str
-    betas: tuple[float, ...] = tuple(i / 10 for i in range(11))
-    tasks: Mapping[str, float] = field(default_factory=dict)  # what the held-out loss is taken over; empty: all
-    metric: str = "loss"
-    turns: int = 4
-    length: int = 160
-    batch: int = 32
-    pictures: int = 256  # per domain and split
+class MixStage(Settings):
+    real: Name  # the stage, or checkpoint, whose weight in the mix is β
+    synthetic: Name
+    betas: Annotated[tuple[Share, ...], MinLen(1)] = tuple(i / 10 for i in range(11))
+    tasks: Mapping[str, NonNegative] = field(default_factory=dict)  # what the held-out loss is taken over; empty: all
+    metric: Name = "loss"
+    turns: Count = 4
+    length: Count = 160
+    batch: Count = 32
+    pictures: Count = 256  # per domain and split
 
 
 def mix(run: Run, name: str, settings: MixStage) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from reprlib import repr as short
+from textwrap import shorten
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optax.contrib import MuonDimensionNumbers
@@ -62,6 +65,54 @@ def make_optimizer(
     return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
 
 
+# arguments that do not come from the settings
+GIVEN = ("learning_rate", "weight_decay", "mask", "weight_decay_mask", "muon_weight_dimension_numbers")
+AVERAGES = ("b1", "b2", "b3", "beta", "momentum", "decay_rate")  # names, or the ends of names, of what must be below 1
+SOME_LEAF = {"decoder/blocks/ffn/up": LeafSpec((1, 2, 2), np.float32, ("layers", "embed", "ffn"))}
+
+
+def check_optimizer(name: str, settings: Mapping[str, Any], *, clip: float, weight_decay: float) -> None:
+    """What ``make_optimizer`` checks, and settings: names by the optimizer's signature, values by a step on shapes.
+
+    Raises ConfigError, which begins with ``optimizer`` or ``optimizer_settings`` and the setting's name.
+    """
+    make = _by_name(name)
+    known = {} if make is None else inspect.signature(make).parameters
+    for key, value in settings.items() if known else ():
+        path, free = f"optimizer_settings.{key}", known.keys() - set(GIVEN)
+        if key not in free:
+            raise ConfigError(f"{path}: {unknown(f'setting of {name}', key, free)}")
+        _check_setting(path, value, known[key].default)
+    leaves = {path: jax.ShapeDtypeStruct(spec.shape, spec.dtype) for path, spec in SOME_LEAF.items()}
+    try:
+        optimizer = make_optimizer(name, SOME_LEAF, clip=clip, weight_decay=weight_decay, **settings)
+        jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), leaves)
+    except ConfigError as error:
+        raise ConfigError(f"optimizer: {str(error).removeprefix('optimizer ')}") from None
+    except Exception as error:  # whatever an optimizer makes of its settings, or of being no optimizer
+        asked = f" with optimizer_settings {short(dict(settings))}" if settings else ""
+        raise ConfigError(f"optimizer: {name} cannot step{asked}: {shorten(str(error), 120)}") from None
+
+
+def _check_setting(path: str, value: Any, default: Any) -> None:
+    for wanted, kinds in (("bool", bool), ("float", int | float)):
+        if isinstance(default, kinds):
+            if not isinstance(value, kinds) or isinstance(value, bool) != (wanted == "bool"):
+                raise ConfigError(f"{path} must be {wanted}, not {short(value)}")
+            break
+    if isinstance(value, int | float):
+        key = path.rpartition(".")[2]
+        if key.endswith(AVERAGES) and not 0 <= value < 1:
+            raise ConfigError(f"{path} must be at least 0 and below 1, not {short(value)}")
+        if ("eps" in key or key.endswith("rate")) and value < 0:
+            raise ConfigError(f"{path} must be at least 0, not {short(value)}")
+
+
+def _by_name(name: str) -> Callable[..., Any] | None:
+    make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
+    return make if callable(make) else None
+
+
 def _rule(
     name: str, specs: Mapping[str, LeafSpec], weight_decay: float, settings: dict[str, Any]
 ) -> optax.GradientTransformation:
@@ -73,8 +124,8 @@ def _rule(
         return optax.chain(rule, optax.add_decayed_weights(-weight_decay, mask)) if weight_decay else rule
     if name == "adamw":
         return optax.adamw(1.0, weight_decay=weight_decay, mask=mask, **({"b1": 0.9, "b2": 0.95} | settings))
-    make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
-    if make is None or not callable(make):
+    make = _by_name(name)
+    if make is None:
         raise unknown("optimizer", name, ["adamw", "muon", "adafactor", "lion", "sgd", "adam", "lamb", "sm3"])
     taken = inspect.signature(make).parameters
     for key, value in (("weight_decay", weight_decay), ("mask", mask)):

@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import grain
 import jax
 import numpy as np
+from annotated_types import MinLen
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.data.conversation import Item
@@ -20,9 +21,10 @@ from sphinx_jax.data.tasks import COCO_KEYPOINTS, Box, parse_answer, parse_boxes
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import Blueprint, blueprint
 from sphinx_jax.model.views import normalise
+from sphinx_jax.settings import Count, Name, NonNegative, Positive, Settings, Whole
 from sphinx_jax.train import loop
 from sphinx_jax.train.flops import peak_flops
-from sphinx_jax.train.optimizer import learning_rate, make_optimizer
+from sphinx_jax.train.optimizer import check_optimizer, learning_rate, make_optimizer
 from sphinx_jax.train.parts import Parts, PartsBatch
 from sphinx_jax.train.step import TrainState, update
 
@@ -34,25 +36,28 @@ KEYPOINT_SIDE = 0.08  # a keypoint counts as a box of this side around it
 
 
 @dataclass(frozen=True)
-class EncodersStage:
-    steps: int
-    domains: tuple[str, ...] = ("real", "synthetic")
-    batch: int = 32
-    optimizer: str = "muon"
-    rate: float = 8e-3
-    adam_rate: float = 0.3  # relative to ``rate``, for what is not a matrix
-    warmup: int = 50
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    log_every: int = 50
-    save_every: int = 1000
+class EncodersStage(Settings):
+    steps: Count
+    domains: Annotated[tuple[Name, ...], MinLen(1)] = ("real", "synthetic")
+    batch: Count = 32
+    optimizer: Name = "muon"
+    rate: Positive = 8e-3
+    adam_rate: Positive = 0.3  # relative to ``rate``, for what is not a matrix
+    warmup: Whole = 50
+    weight_decay: NonNegative = 0.01
+    clip: NonNegative = 1.0
+    log_every: Count = 50
+    save_every: Count = 1000
+
+    def __post_init__(self):
+        check_optimizer(self.optimizer, {}, clip=self.clip, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
-class AssembleStage:
-    encoders: str
-    decoder: str
-    out: str  # folder of the parts checkpoint; an older one there is replaced
+class AssembleStage(Settings):
+    encoders: Name
+    decoder: Name
+    out: Name  # folder of the parts checkpoint; an older one there is replaced
 
 
 def grounded_phrases(item: Item) -> list[tuple[str, Box]]:

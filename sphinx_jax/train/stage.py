@@ -17,9 +17,10 @@ from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
 from sphinx_jax.model.layers import remat_policy
+from sphinx_jax.settings import Count, Name, NonNegative, Plain, Positive, Settings, Whole, of_field
 from sphinx_jax.sharding import row_share
 from sphinx_jax.train import flops, loop
-from sphinx_jax.train.optimizer import learning_rate, make_optimizer
+from sphinx_jax.train.optimizer import check_optimizer, learning_rate
 from sphinx_jax.train.program import frozen_dtypes, program, start
 
 if TYPE_CHECKING:
@@ -27,52 +28,51 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainStage:
+class TrainStage(Settings):
     """Settings of one training stage.  Defaults are the published stage 2 (SPHINX §"training recipes") where it has
     one."""
 
-    start: str  # parts | fresh | a stage | a checkpoint folder
-    steps: int = 0
-    epochs: float = 0.0  # in place of steps: how often all pictures are seen (all texts, where there are no pictures)
-    split: str = "train"  # of the data: with data.meta any list that is named there
-    domains: Mapping[str, float] = dataclasses.field(default_factory=dict)  # domain (*: all) -> share; none: text only
-    tasks: Mapping[str, float] | None = None  # task -> weight, others 0; None: all alike
-    batch: int = 128  # pictures a step
-    turns: int | None = None  # questions drawn for each picture; None: all of its conversation
+    start: Name  # parts | fresh | a stage | a checkpoint folder
+    steps: Whole = 0
+    epochs: NonNegative = 0.0  # in place of steps: how often all pictures (texts, where there are none) are seen
+    split: Name = "train"  # of the data: with data.meta any list that is named there
+    domains: Mapping[str, Positive] = dataclasses.field(default_factory=dict)  # domain (*: all) -> share; none: text
+    tasks: Mapping[str, NonNegative] | None = None  # task -> weight, others 0; None: all alike
+    batch: Count = 128  # pictures a step
+    turns: Count | None = None  # questions drawn for each picture; None: all of its conversation
     isolate_turns: bool = False  # turns about one picture do not see each other
-    turn_power: float = 1.0  # an answer of n tokens counts as n to this power: 1 all tokens alike, 0 all answers
-    length: int = 512  # text positions of a picture's row
-    text_batch: int = 0  # text-only rows a step
-    text_length: int = 512
+    turn_power: NonNegative = 1.0  # an answer of n tokens counts as n to this power: 1 all tokens alike, 0 all answers
+    length: Count = 512  # text positions of a picture's row
+    text_batch: Whole = 0  # text-only rows a step
+    text_length: Count = 512
     pack_text: bool = False  # rows of text without padding, several documents in each, which do not see each other
-    text_weight: float = 1.0  # of the text-only loss beside the pictures'
-    optimizer: str = "adamw"
-    optimizer_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    rate: float = 2e-5
-    floor: float = 0.0
-    warmup: int = 100
-    warmup_epochs: float = 0.0  # in place of warmup, where epochs are given
-    clip: float = 8.0
-    weight_decay: float = 0.0
-    accumulate: int = 1  # parts that a batch is cut into; one after the other goes through the model
-    device_rows: int = 0  # in place of accumulate: so many parts that a device has at most this many rows at a time
+    text_weight: NonNegative = 1.0  # of the text-only loss beside the pictures'
+    optimizer: Name = "adamw"
+    optimizer_settings: Mapping[str, Plain] = dataclasses.field(default_factory=dict)
+    rate: Positive = 2e-5
+    floor: NonNegative = 0.0
+    warmup: Whole = 100
+    warmup_epochs: NonNegative = 0.0  # in place of warmup, where epochs are given
+    clip: NonNegative = 8.0
+    weight_decay: NonNegative = 0.0
+    accumulate: Count = 1  # parts that a batch is cut into; one after the other goes through the model
+    device_rows: Whole = 0  # in place of accumulate: so many parts that a device has at most this many rows at a time
     remat: str = "none"
-    frozen: tuple[str, ...] = FROZEN  # patterns of leaves that do not train
+    frozen: tuple[Name, ...] = FROZEN  # patterns of leaves that do not train
     quantize: str = ""  # int8 or nf4: the layers' matrices of a decoder that is frozen but for LoRA
     cache_features: bool = False
-    workers: int = 0
-    log_every: int = 20
-    save_every: int = 500
-    keep: int = 1  # newest checkpoints of the stage that stay; several can be averaged or mixed
+    workers: Whole = 0
+    log_every: Count = 20
+    save_every: Count = 500
+    keep: Count = 1  # newest checkpoints of the stage that stay; several can be averaged or mixed
 
     def __post_init__(self):
         if bool(self.steps) == bool(self.epochs):
             raise ConfigError("a train stage needs either steps or epochs")
-        if self.steps < 0 or self.epochs < 0:
-            raise ConfigError(f"steps of a train stage must be at least 1, not {self.steps or self.epochs}")
-        for name in ("batch", "length", "text_length", "accumulate", "log_every", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} of a train stage must be at least 1, not {getattr(self, name)}")
+        if self.floor > self.rate:
+            raise ConfigError(f"floor must be at most the rate {self.rate:g}, not {self.floor:g}")
+        if self.tasks and not any(self.tasks.values()):
+            raise ConfigError("tasks must hold a weight above 0; all are 0")
         if self.epochs and self.pack_text and not self.domains:
             raise ConfigError("how many rows an epoch of packed text has shows only once it is read; give steps")
         if self.device_rows and self.accumulate > 1:
@@ -80,14 +80,16 @@ class TrainStage:
         if not self.domains and not self.text_batch:
             raise ConfigError("a train stage needs domains, a text_batch, or both")
         if self.remat != "none":
-            remat_policy(self.remat)
+            with of_field("remat"):
+                remat_policy(self.remat)
         if self.quantize:
             from sphinx_jax.model.quantise import MATRICES, check_kind
 
-            check_kind(self.quantize)
+            with of_field("quantize"):
+                check_kind(self.quantize)
             if trained := [path for path in MATRICES if not matches(path, self.frozen)]:
                 raise ConfigError(f"quantize is for what is frozen; {trained[0]} trains (LoRA does not need it to)")
-        make_optimizer(self.optimizer, {}, clip=self.clip, weight_decay=self.weight_decay, **self.optimizer_settings)
+        check_optimizer(self.optimizer, self.optimizer_settings, clip=self.clip, weight_decay=self.weight_decay)
 
     def rows(self) -> dict[str, int]:
         """Rows a step of each kind of batch."""
