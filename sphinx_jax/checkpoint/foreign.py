@@ -17,7 +17,7 @@ from sphinx_jax.checkpoint.names import Index, Name
 from sphinx_jax.checkpoint.pth import Stored
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ModelConfig
-from sphinx_jax.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from sphinx_jax.data.tokenizer import Tokenizer, check_fits, has_tokenizer, load_tokenizer
 from sphinx_jax.model.blueprint import blueprint
 
 
@@ -96,12 +96,18 @@ def open_foreign(
     else:
         vocabulary = words.vocab_size
     found = accessory.read_config(folders, vocabulary, model=model, config=config, quick_gelu=quick_gelu)
+    if words is not None:
+        check_fits(words, found.decoder.vocab_size)
     names = accessory.checked_names(tensors, found, allow_missing)
     return Foreign(folders, found, tuple(names), tensors, words, accessory.unused(tensors))
 
 
 def _huggingface(folder: Path, words: Tokenizer | None) -> Foreign:
     config, tensors = huggingface.read_config(folder), huggingface.open_folder(folder)
+    if config.decoder.tied_embeddings:
+        tensors = huggingface.shared(tensors)
+    if words is not None:
+        check_fits(words, config.decoder.vocab_size)
     names = huggingface.checked_names(tensors, config)
     return Foreign((folder,), config, tuple(names), tensors, words)
 
@@ -133,4 +139,6 @@ def find_tokenizer(folders: Sequence[Path], given: str | Path | None) -> Tokeniz
     if given is not None:
         return load_tokenizer(given)
     having = [folder for folder in folders if has_tokenizer(folder)]
-    return load_tokenizer(having[-1]) if having else None
+    if not having:
+        return None
+    return load_tokenizer(having[-1], huggingface.ends(having[-1]))
