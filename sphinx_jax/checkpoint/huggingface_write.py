@@ -39,8 +39,8 @@ def write(
     """Writes a model's decoder as ``LlamaForCausalLM``, or as ``MixtralForCausalLM`` where it has experts.
 
     A low-rank addition is merged into its map, and where some maps have a bias the others get one of zeros.  The chat
-    template and ``generation_config.json`` are those that came with the tokenizer, or those of our form of conversation,
-    whose answers end in ``\\n###`` (see ``write_tokenizer``).  Nothing is left of a failed attempt.
+    template and ``generation_config.json`` are those that came with the tokenizer, or those of our form of
+    conversation, whose answers end in ``\\n###`` (see ``write_tokenizer``).  Nothing is left of a failed attempt.
 
     Args:
       folder: a new one.

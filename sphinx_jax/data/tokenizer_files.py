@@ -92,9 +92,9 @@ def ends(
 ) -> tuple[int, tuple[int, ...]]:
     """The id that begins a text and those that end one, the tokenizer's own first.
 
-    The tokenizer's is that of ``tokenizer_config.json``, or of ``special_tokens_map.json``, of the generation config,
-    or of the vocabulary itself (``own``: its BOS and EOS, -1: none); all of the generation config's end a text.
-    Without a BOS the EOS takes its place, as in the reference.
+    The tokenizer's is that of ``tokenizer_config.json``, or of ``special_tokens_map.json``, or of the vocabulary itself
+    (``own``: its BOS and EOS, -1: none), or of the generation config, all of whose EOS end a text.  Without a BOS the
+    EOS takes its place, as in the reference.
 
     Raises:
       BadTokenizer: no EOS, or one that the vocabulary of ``size`` tokens does not have.
@@ -106,12 +106,12 @@ def ends(
             raise BadTokenizer(f"{file} beside {name} has {key} {token!r}, which is no token of {name}; correct it")
     generation = table(files, GENERATION, name)
     listed = {key: _ids(generation.get(f"{key}_id"), key, name, size) for key in ("bos_token", "eos_token")}
-    stops = [*([found["eos_token"]] if "eos_token" in found else []), *listed["eos_token"]]
-    stops = stops or [i for i in own[1] if i >= 0]
+    first = [found["eos_token"]] if "eos_token" in found else [i for i in own[1] if i >= 0]
+    stops = tuple(dict.fromkeys([*first, *listed["eos_token"]]))
     if not stops:
         raise BadTokenizer(f"{name} has no end-of-sequence token; put the model's {CONFIG} beside it")
-    bos = found.get("bos_token", next(iter(listed["bos_token"]), own[0]))
-    return (stops[0] if bos < 0 else bos), tuple(dict.fromkeys(stops))
+    begins = [found["bos_token"]] if "bos_token" in found else [own[0]] if own[0] >= 0 else listed["bos_token"]
+    return next(iter(begins), stops[0]), stops
 
 
 def _ids(value: Any, key: str, name: str, size: int) -> list[int]:
@@ -119,5 +119,7 @@ def _ids(value: Any, key: str, name: str, size: int) -> list[int]:
     ids = [i for i in (value if isinstance(value, list) else [value]) if i not in (None, -1)]
     for i in ids:
         if not isinstance(i, int) or not 0 <= i < size:
-            raise BadTokenizer(f"{GENERATION} beside {name}: {key}_id {i!r} is outside the vocabulary of {size} tokens")
+            raise BadTokenizer(
+                f"{name} has {size} tokens, the model's {GENERATION} or config.json names {key}_id {i!r}; correct it"
+            )
     return ids

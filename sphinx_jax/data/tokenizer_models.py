@@ -65,9 +65,7 @@ def _pairs(best_first: Iterable[str], vocab: Mapping[str, int]) -> Iterator[tupl
 
 
 def _begins_with(bos: str, bos_id: int) -> processors.PostProcessor:
-    return processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bos_id)]
-    )
+    return processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bos_id)])
 
 
 def is_tiktoken(content: bytes) -> bool:
