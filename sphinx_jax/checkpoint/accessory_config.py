@@ -41,7 +41,7 @@ READ = {
 # keys that change nothing: sizes of buffers and of training, and what follows from the others
 HARMLESS = {
     "max_batch_size", "max_seq_len", "head_dim", "trainable_mode", "load_pretrained_visual_encoder",
-    "model_parallel_size", "flash", "use_flash_attention",
+    "norm_tuning", "model_parallel_size", "flash", "use_flash_attention",
 }  # fmt: skip
 # keys that change what is computed -> the values with which they do not
 OFF = {

@@ -94,10 +94,10 @@ def open_foreign(
     if len(folders) == 1 and huggingface.is_folder(folders[0]):
         return _huggingface(folders[0], words)
     tensors = read_listing(listing) if listing else accessory.open_folders(folders)
-    if words is None:
-        vocabulary = tensors["tok_embeddings.weight"].shape[0] if "tok_embeddings.weight" in tensors else 32000
+    if "tok_embeddings.weight" in tensors:
+        vocabulary = tensors["tok_embeddings.weight"].shape[0]
     else:
-        vocabulary = words.vocab_size
+        vocabulary = 32000 if words is None else words.vocab_size
     found = accessory.read_config(folders, vocabulary, model=model, config=config, quick_gelu=quick_gelu)
     if words is not None:
         check_fits(words, found.decoder.vocab_size)

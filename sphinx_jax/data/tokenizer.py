@@ -56,6 +56,12 @@ class Tokenizer(Protocol):
     def stop_sequences(self, text: str) -> list[list[int]]:
         """Token sequences that spell `text`: as a word of its own, and glued to what stands before it."""
 
+    def as_json(self) -> bytes:
+        """The content of a Hugging Face `tokenizer.json` that is this tokenizer.
+
+        Raises BadTokenizer for a sentencepiece model that is not of LLaMA's form.
+        """
+
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes the files that the tokenizer was made from, byte for byte; `load_tokenizer` reads them."""
 
