@@ -9,12 +9,14 @@ from safetensors.numpy import load_file, save_file
 from test_huggingface import RECORDS, edited, load, logits, rewrite
 from test_tokenizer import llama_json
 
-from sphinx_jax.checkpoint import convert, huggingface
+from sphinx_jax.checkpoint import convert, huggingface, store
 from sphinx_jax.checkpoint.foreign import open_foreign
 from sphinx_jax.checkpoint.huggingface_write import write
 from sphinx_jax.checkpoint.store import BadCheckpoint
-from sphinx_jax.data.conversation_form import as_trained
+from sphinx_jax.data.conversation_form import as_trained, is_of_our_form
 from sphinx_jax.data.tokenizer import BadTokenizer, load_tokenizer
+from sphinx_jax.generate.load import from_pretrained
+from sphinx_jax.recipe import Recipe, Run
 
 # keys of published configs, less those that every one has
 PUBLISHED = {
@@ -144,6 +146,22 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused_at_the_door(tmp_path):
         open_foreign([folder])
     with pytest.raises(BadTokenizer, match="512 tokens, the embedding 64 rows"):
         open_foreign([RECORDS / "llama"], tokenizer=DATA / "tokenizer.model")
+
+
+def test_our_checkpoints_and_recipes_refuse_it_too(tmp_path):
+    config = huggingface.read_config(RECORDS / "llama")
+    store.describe(tmp_path, config, load_tokenizer(DATA / "tokenizer.model"), {})
+    with pytest.raises(BadTokenizer, match="512 tokens, the embedding 64 rows"):
+        from_pretrained(tmp_path)
+    recipe = Recipe(model=config, stages=(), settings={}, tokenizer=str(DATA / "tokenizer.model"))
+    with pytest.raises(BadTokenizer, match="512 tokens, the embedding 64 rows"):
+        _ = Run(recipe, tmp_path).tokenizer
+
+
+def test_a_recipe_takes_from_a_folder_no_other_form_of_conversation(tmp_path):
+    folder = with_tokenizer(tmp_path / "m", {"eos_token": "</s>", "chat_template": "{{ messages }}"})
+    recipe = Recipe(model=huggingface.read_config(folder), stages=(), settings={}, tokenizer=str(folder))
+    assert is_of_our_form(Run(recipe, tmp_path).tokenizer.files)
 
 
 def with_tokenizer(folder, tokenizer_config, rows=512, base="llama", **config):
