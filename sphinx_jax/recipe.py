@@ -24,8 +24,9 @@ from jax.sharding import Mesh
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, ModelConfig, from_dict, unknown
+from sphinx_jax.data.conversation_form import as_trained
 from sphinx_jax.data.sources import Data, DataConfig
-from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sphinx_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from sphinx_jax.distributed import agree, barrier
 from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.paths import CACHE, as_path
@@ -200,7 +201,9 @@ class Run:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.recipe.tokenizer or PLAYGROUND / "tokenizer.model")
+        found = as_trained(load_tokenizer(self.recipe.tokenizer or PLAYGROUND / "tokenizer.model"))
+        check_fits(found, self.recipe.model.decoder.vocab_size)
+        return found
 
     def checkpoint(self, start: str) -> Path:
         """The folder that ``start`` names: ``parts``, a stage of this recipe, or a path."""

@@ -11,14 +11,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import DATA
+from test_tokenizer_files import listed, ranks
 
-from sphinx_jax.checkpoint import accessory
+from sphinx_jax.checkpoint import accessory, convert
+from sphinx_jax.checkpoint.accessory_config import from_params
 from sphinx_jax.checkpoint.accessory_write import write_folder
+from sphinx_jax.checkpoint.foreign import open_foreign
 from sphinx_jax.checkpoint.names import UNUSED, accessory_names
 from sphinx_jax.checkpoint.pth import PthWriter, read_pth
+from sphinx_jax.checkpoint.shards import cut
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig, MoeConfig, family
-from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.data.tokenizer import BadTokenizer, load_tokenizer
 from sphinx_jax.model.blueprint import blueprint
 
 DIGESTS = json.loads((DATA / "published" / "shard_digests.json").read_text())
@@ -315,3 +319,53 @@ def test_unused_tensors_survive_in_their_dtype(tmp_path):
     turned = dataclasses.replace(kept["clip.visual.proj"], shape=(4, 3), strides=(1, 4))
     accessory.write_unused(tmp_path, kept | {"clip.visual.proj": turned})
     assert_equal(accessory.read_unused(tmp_path), tensors | {"clip.visual.proj": tensors["clip.visual.proj"].T})
+
+
+# Meta's own folders of LLaMA 3
+
+
+def test_a_folder_of_metas_llama_3_is_read_as_it_lies(tmp_path):
+    """No meta.json, an embedding cut over its rows, and a ``tokenizer.model`` of ranks."""
+    table = ranks()
+    rows = len(table) + 256 + len(table) % 2
+    params = {
+        "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": rows, "multiple_of": 48,
+        "ffn_dim_multiplier": 0.5, "norm_eps": 1e-5, "rope_theta": 500000.0, "use_scaled_rope": True,
+    }  # fmt: skip
+    config = from_params("llama", params, 0)
+    rng, parts = np.random.default_rng(0), [{}, {}]
+    whole = {n.foreign: rng.normal(size=n.blank(blueprint(config).specs[n.leaves[0]].shape).shape) for n in
+             accessory_names(config)}  # fmt: skip
+    whole = {key: tensor.astype(np.float32) for key, tensor in whole.items()}
+    for key, tensor in whole.items():
+        pieces = np.split(tensor, 2) if key == "tok_embeddings.weight" else cut(key, tensor, 2, 0)
+        for part, piece in zip(parts, pieces, strict=True):
+            part[key] = piece
+    folder = tmp_path / "Meta-Llama-3.1-8B"
+    for i, part in enumerate(parts):
+        put(folder, part | {"rope.freqs": np.zeros(4, np.float32)}, f"consolidated.{i:02d}.pth")
+    (folder / "params.json").write_text(json.dumps(params))
+    (folder / "tokenizer.model").write_bytes(listed(table))
+    found = open_foreign([folder])
+    assert found.config == config and config.decoder.rope_llama3 == (8.0, 1.0, 4.0, 8192.0)
+    np.testing.assert_array_equal(dict(found.leaves())["decoder/embedding"], whole["tok_embeddings.weight"])
+    assert found.tokenizer.eos_id == len(table) + 1
+    convert.write(found, tmp_path / "ours", "orbax", quiet=True)
+    back = convert.from_checkpoint(tmp_path / "ours", tmp_path / "hf", "hf", quiet=True)
+    again = open_foreign([back])
+    assert dataclasses.replace(again.config.decoder, hidden_dim=None) == dataclasses.replace(
+        config.decoder, multiple_of=256, ffn_multiplier=None
+    )
+    assert again.tokenizer.encode("the cat<|eot_id|>") == found.tokenizer.encode("the cat<|eot_id|>")
+    assert again.tokenizer.eos_ids == found.tokenizer.eos_ids
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(back)
+    assert theirs.encode("it's the cat<|eot_id|>") == found.tokenizer.encode("it's the cat<|eot_id|>", bos=True)
+
+
+def test_a_published_folder_of_fewer_rows_than_tokens_is_refused_with_both_sizes(tmp_path):
+    folder = put(tmp_path / "m", {"llma.tok_embeddings.weight": np.zeros((500, 32), np.float32)})
+    (folder / "config.json").write_text('{"dim": 32, "n_layers": 2, "n_heads": 4, "vocab_size": -1}')
+    (folder / "meta.json").write_text('{"llama_type": "llama"}')
+    with pytest.raises(BadTokenizer, match="512 tokens, the embedding 500 rows"):
+        open_foreign([folder], tokenizer=DATA / "tokenizer.model")

@@ -153,3 +153,53 @@ def test_sizes_of_no_encoder_get_one_line(kind, params, line):
 def test_sizes_that_are_not_there_get_one_line():
     with pytest.raises(ConfigError, match="config.json has no n_layers, n_heads"):
         from_params("llama", {"dim": 64}, 32000)
+
+
+LLAMA31 = {
+    "dim": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 8, "vocab_size": 128256, "multiple_of": 1024,
+    "ffn_dim_multiplier": 1.3, "norm_eps": 1e-05, "rope_theta": 500000.0, "use_scaled_rope": True,
+}  # fmt: skip
+
+
+def test_a_folder_of_metas_own_is_a_llama_of_its_params(tmp_path):
+    (tmp_path / "params.json").write_text(json.dumps(LLAMA31))
+    found = accessory.read_config([tmp_path], 9)
+    assert (found.name, found.decoder.vocab_size, found.decoder.ffn_dim) == ("llama", 128256, 14336)
+    assert found.decoder.rope_llama3 == (8.0, 1.0, 4.0, 8192.0) and found.decoder.max_positions == 131072
+    assert accessory.read_config([tmp_path], 9, model="llama", config=LLAMA31) == found
+    plain = LLAMA31 | {"use_scaled_rope": False}
+    assert from_params("llama", plain, 9).decoder.rope_llama3 is None
+    later = LLAMA31 | {"rope_scaling_factor": 32.0, "rope_high_freq_factor": 2.0}
+    assert from_params("llama", later, 9).decoder.rope_llama3 == (32.0, 1.0, 2.0, 8192.0)
+    (tmp_path / "meta.json").write_text('{"llama_type": "llama_peft"}')
+    assert accessory.read_config([tmp_path], 9).name == "llama_peft"
+    with pytest.raises(BadCheckpoint, match=r"no meta\.json says which model"):
+        accessory.read_config([tmp_path / "a", tmp_path / "b"], 9)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"max_seq_len": 2048, "max_batch_size": 1, "norm_tuning": True, "rope_scaling": None, "head_dim": 128},
+        {"qk_norm": False, "sliding_window": None, "vision_chunk_size": -1},
+    ],
+)
+def test_keys_that_change_nothing_are_passed_over(params):
+    assert from_params("llama", SIZES["7b"] | params, 32000) == from_params("llama", SIZES["7b"], 32000)
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"qk_norm": True}, "qk_norm True of config.json or params.json is not supported"),
+        ({"sliding_window": 4096}, "sliding_window 4096"),
+        ({"rope_thetta": 1e6}, "'rope_thetta'; did you mean 'rope_theta'"),
+        ({"quantization_args": {"scheme": "int4"}}, "unknown key of config.json or params.json 'quantization_args'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "is not a number above 0 that multiplies positions"),
+        ({"moe": {"num_expert": 8}}, "key of moe in config.json 'num_expert'; did you mean 'num_experts'"),
+    ],
+)
+def test_keys_that_change_the_numbers_are_refused_by_name(params, told):
+    with pytest.raises(ConfigError) as caught:
+        from_params("llama", SIZES["7b"] | params, 32000)
+    assert told in str(caught.value) and "\n" not in str(caught.value)

@@ -346,9 +346,17 @@ def test_a_tokenizer_goes_along_and_without_one_nothing_is_claimed(tmp_path):
     bare = write(tmp_path / "bare", reader(leaves), config)
     assert json.loads((bare / "generation_config.json").read_text()) == {"bos_token_id": None, "eos_token_id": None}
     tokenizer = load_tokenizer(DATA / "tokenizer.model")
+    config, leaves = widened(config, leaves, tokenizer.vocab_size)
     folder = write(tmp_path / "whole", reader(leaves), config, tokenizer)
     assert json.loads((folder / "config.json").read_text())["eos_token_id"] == 2
     assert load(folder)[2].encode("a cat\n###") == tokenizer.encode("a cat\n###")
+
+
+def widened(config, leaves, rows):
+    """The model with a row of zeros for every further token."""
+    more = {"decoder/embedding": ((0, rows - 64), (0, 0)), "decoder/output": ((0, 0), (0, rows - 64))}
+    leaves = leaves | {path: np.pad(leaves[path], padding) for path, padding in more.items()}
+    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, vocab_size=rows)), leaves
 
 
 def tokenizer_of(kind, folder):

@@ -230,12 +230,16 @@ def test_pickles_for_worker_processes(kinds, kind):
     assert again.encode_with_spans("café\n###") == tokenizer.encode_with_spans("café\n###")
 
 
-def test_a_folder_with_both_files_gives_sentencepiece(tmp_path):
+def test_of_both_files_the_json_counts_but_in_a_published_folder(tmp_path):
     folder = llama_json(tmp_path)
     assert isinstance(load_tokenizer(folder), JsonTokenizer)
     (folder / "tokenizer.model").write_bytes((DATA / "tokenizer.model").read_bytes())
-    assert isinstance(load_tokenizer(folder), SentencePieceTokenizer)
+    assert isinstance(load_tokenizer(folder), JsonTokenizer)
+    assert isinstance(load_tokenizer(folder / "tokenizer.model"), SentencePieceTokenizer)
     assert isinstance(load_tokenizer(str(folder / "tokenizer.json")), JsonTokenizer)
+    (folder / "consolidated.00-of-01.model.pth").touch()
+    published = load_tokenizer(folder)
+    assert isinstance(published, SentencePieceTokenizer) and published.files.keys() == {"tokenizer.model"}
 
 
 def test_special_tokens_map_serves_where_the_config_is_silent(tmp_path):

@@ -27,6 +27,7 @@ from sphinx_jax.model.blueprint import blueprint
 
 PREFIX = "llma."
 CONFIG, META, UNUSED_FILE = "config.json", "meta.json", "unused.safetensors"
+PARAMS = "params.json"  # Meta's own folders
 # Meta's own files number their shards, the others also say how many there are
 FILE = re.compile(r"consolidated\.(\d+)(?:-of-(\d+)\.(model|model-diff))?\.pth")
 COMPUTED = "rope.freqs"  # in Meta's files, follows from the config
@@ -60,9 +61,10 @@ def open_folders(folders: Sequence[str | Path]) -> dict[str, Stored]:
     for folder in map(Path, folders):
         files, adds = _files(folder)
         parts = [_without_prefix(read_pth(file)) for file in files]
-        experts = _experts(tensors | parts[0])
+        experts, norm = _experts(tensors | parts[0]), parts[0].get("norm.weight")
+        width = norm.shape[0] if norm else None
         for key in dict.fromkeys(key for part in parts for key in part):
-            tensor = shards.join(key, [part.get(key) for part in parts], experts)
+            tensor = shards.join(key, [part.get(key) for part in parts], experts, width)
             tensors[key] = _added(folder, key, tensors.get(key), tensor) if adds else tensor
     return tensors
 
@@ -117,13 +119,16 @@ def read_config(
 ) -> ModelConfig:
     """The model of published folders.
 
-    Early folders lack ``meta.json`` and ``config.json``; then ``model`` is the ``llama_type`` or a name of the family,
-    which brings its sizes along, and ``config`` the content of ``config.json`` or its path.  Both go before what the
-    folders say.  ``quick_gelu`` is CLIP's activation, which differs by release date; the default is the erf GELU.
+    A folder of Meta's own, which has a ``params.json`` and no ``meta.json``, is a ``llama``.  Early folders lack
+    ``meta.json`` and ``config.json``; then ``model`` is the ``llama_type`` or a name of the family, which brings its
+    sizes along, and ``config`` the content of ``config.json`` or its path.  Both go before what the folders say.
+    ``quick_gelu`` is CLIP's activation, which differs by release date; the default is the erf GELU.
     """
-    params = config if isinstance(config, Mapping) else _json(folders, CONFIG, config)
+    params = config if isinstance(config, Mapping) else _json(folders, CONFIG, config) or _json(folders, PARAMS)
     if model is None:
         meta = _json(folders, META)
+        if meta is None and len(folders) == 1 and last_with(folders, PARAMS):
+            meta = {"llama_type": "llama"}
         if "llama_type" not in (meta or {}):
             raise BadCheckpoint(f"{_listed(folders)}: no {META} says which model this is; give model=, as 'llama_ens5'")
         model = meta["llama_type"]

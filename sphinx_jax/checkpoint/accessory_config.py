@@ -32,6 +32,24 @@ TYPES = {
     "llama_ens_light": "sphinx_tiny", "llama_ens5_light": "sphinx_tiny_1k", "llama_ens_peft": "sphinx_peft",
     "mixtral_sparse_ens": "sphinx_moe", "mixtral_sparse_ens5": "sphinx_moe_1k",
 }  # fmt: skip
+# keys of config.json and of Meta's params.json that are read
+READ = {
+    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "hidden_dim",
+    "norm_eps", "rope_theta", "rope_scaling", "use_scaled_rope", "rope_scaling_factor", "rope_high_freq_factor", "moe",
+    "load_balancing_weight", "bias_tuning", "lora_rank", "vision",
+}  # fmt: skip
+# keys that change nothing: sizes of buffers and of training, and what follows from the others
+HARMLESS = {
+    "max_batch_size", "max_seq_len", "head_dim", "trainable_mode", "load_pretrained_visual_encoder",
+    "norm_tuning", "model_parallel_size", "flash", "use_flash_attention",
+}  # fmt: skip
+# keys that change what is computed -> the values with which they do not
+OFF = {
+    "qk_norm": (False,), "sliding_window": (), "vision_chunk_size": (-1,), "vision_num_cross_attention_layers": (-1,),
+}  # fmt: skip
+# LLaMA 3.1's rope in Meta's code (llama-models, llama3/model.py): factor, low and high frequency factor, length
+SCALED_ROPE = (8.0, 1.0, 4.0, 8192.0)
+SCALED_POSITIONS = 131072  # that it is published for
 DENSE_EXPERTS = ("mixtral", "mixtral_peft")  # types that store every expert under keys of its own
 # type with bias tuning -> the maps that have a bias, and whether ``bias_tuning`` is on by default
 BIASES = {
@@ -53,6 +71,7 @@ def from_params(kind: str, params: Mapping[str, Any], vocab_size: int) -> ModelC
     """The model of a ``llama_type`` and the content of ``config.json``; ``vocab_size`` where that names none."""
     if kind not in TYPES:
         raise unknown("llama_type", kind, TYPES)
+    _check_keys(params)
     decoder = _decoder(kind, params, vocab_size)
     if TYPES[kind] is None:
         return ModelConfig(name=kind, decoder=decoder)
@@ -68,7 +87,34 @@ def from_params(kind: str, params: Mapping[str, Any], vocab_size: int) -> ModelC
     return dataclasses.replace(full, name=kind, decoder=decoder, **sizes)
 
 
+def _check_keys(params: Mapping[str, Any]) -> None:
+    """Refuses, by name, what our decoder does not do and any key that is not known; a value of None is none."""
+    for key, value in params.items():
+        if value is None or key in HARMLESS or value in OFF.get(key, ()):
+            continue
+        if key in OFF:
+            raise ConfigError(f"{key} {value!r} of config.json or params.json is not supported")
+        if key not in READ:
+            raise unknown("key of config.json or params.json", key, READ)
+    scale = params.get("rope_scaling")
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float) or scale <= 0):
+        raise ConfigError(f"rope_scaling {scale!r} of config.json is not a number above 0 that multiplies positions")
+    for key in params.get("moe") or ():
+        if key not in ("num_experts", "num_experts_per_tok"):
+            raise unknown("key of moe in config.json", key, ("num_experts", "num_experts_per_tok"))
+
+
+def _scaled_rope(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Meta's ``use_scaled_rope``, with the factors that its later ``params.json`` may give."""
+    if not params.get("use_scaled_rope"):
+        return {}
+    factor, low, high, length = SCALED_ROPE
+    factor, high = params.get("rope_scaling_factor") or factor, params.get("rope_high_freq_factor") or high
+    return {"rope_llama3": (float(factor), low, float(high), length), "max_positions": SCALED_POSITIONS}
+
+
 def _decoder(kind: str, params: Mapping[str, Any], vocab_size: int) -> DecoderConfig:
+    params = {key: value for key, value in params.items() if value is not None}
     missing = [key for key in ("dim", "n_layers", "n_heads") if key not in params]
     if missing:
         raise ConfigError(f"config.json has no {', '.join(missing)}")
@@ -83,6 +129,7 @@ def _decoder(kind: str, params: Mapping[str, Any], vocab_size: int) -> DecoderCo
         moe=_moe(kind, params) if sparse else None,
         bias=biased if params.get("bias_tuning", bias_by_default) else (),
         lora_rank=max(0, params.get("lora_rank", 0)) if kind in BIASES else 0,
+        **_scaled_rope(params),
     )  # fmt: skip
 
 

@@ -17,8 +17,11 @@ from sphinx_jax.checkpoint.pth import STORAGE_OF, PthWriter
 from sphinx_jax.checkpoint.shards import cut
 from sphinx_jax.checkpoint.store import staged
 from sphinx_jax.config import ModelConfig, unknown
-from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.data.tokenizer import Tokenizer, from_files
+from sphinx_jax.data.tokenizer_files import JSON_FILE, MODEL_FILE, BadTokenizer
 from sphinx_jax.model.blueprint import blueprint
+
+MEANING = ("vocab_size", "bos_id", "eos_ids")  # of a tokenizer
 
 Reader = Callable[[str, tuple[int, ...]], np.ndarray]  # (leaf's path, place in its leading axes) -> that row of it
 
@@ -66,8 +69,26 @@ def write_folder(
         (begun / CONFIG).write_text(json.dumps(params, indent=2))
         (begun / META).write_text(json.dumps({"llama_type": kind}))
         if tokenizer is not None:
-            tokenizer.save(begun)
+            for name, content in tokenizer_files(tokenizer).items():
+                (begun / name).write_bytes(content)
     return out
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The files of a published folder's tokenizer, of which a ``tokenizer.model`` is taken before all others.
+
+    So one that says less than its companions (added tokens, another EOS) stays out, and a ``tokenizer.json`` has all.
+    """
+    files = dict(tokenizer.files)
+    if MODEL_FILE in files:
+        try:
+            alone = from_files({MODEL_FILE: files[MODEL_FILE]})
+        except BadTokenizer:  # it has no EOS of its own
+            alone = None
+        if alone is None or any(getattr(alone, key) != getattr(tokenizer, key) for key in MEANING):
+            files[JSON_FILE] = tokenizer.as_json()
+            del files[MODEL_FILE]
+    return files
 
 
 def tensor_names(config: ModelConfig, shards: int) -> list[Name]:

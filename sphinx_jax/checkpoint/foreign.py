@@ -18,7 +18,10 @@ from sphinx_jax.checkpoint.names import Index, Name
 from sphinx_jax.checkpoint.pth import Stored
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ModelConfig
-from sphinx_jax.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from sphinx_jax.data.conversation import STOP
+from sphinx_jax.data.conversation_form import STOPS, dumped
+from sphinx_jax.data.tokenizer import Tokenizer, check_fits, from_files, has_tokenizer, load_tokenizer
+from sphinx_jax.data.tokenizer_files import GENERATION, MODEL_FILE, read_files, special_tokens
 from sphinx_jax.model.blueprint import blueprint
 
 
@@ -96,17 +99,23 @@ def open_foreign(
     if len(folders) == 1 and huggingface.is_folder(folders[0]):
         return _huggingface(folders[0], words)
     tensors = read_listing(listing) if listing else accessory.open_folders(folders)
-    if words is None:
-        vocabulary = tensors["tok_embeddings.weight"].shape[0] if "tok_embeddings.weight" in tensors else 32000
+    if "tok_embeddings.weight" in tensors:
+        vocabulary = tensors["tok_embeddings.weight"].shape[0]
     else:
-        vocabulary = words.vocab_size
+        vocabulary = 32000 if words is None else words.vocab_size
     found = accessory.read_config(folders, vocabulary, model=model, config=config, quick_gelu=quick_gelu)
+    if words is not None:
+        check_fits(words, found.decoder.vocab_size)
     names = accessory.checked_names(tensors, found, allow_missing)
     return Foreign(folders, found, tuple(names), tensors, words, accessory.unused(tensors))
 
 
 def _huggingface(folder: Path, words: Tokenizer | None) -> Foreign:
     config, tensors = huggingface.read_config(folder), huggingface.open_folder(folder)
+    if config.decoder.tied_embeddings:
+        tensors = huggingface.shared(tensors)
+    if words is not None:
+        check_fits(words, config.decoder.vocab_size)
     names = huggingface.checked_names(tensors, config)
     return Foreign((folder,), config, tuple(names), tensors, words)
 
@@ -134,8 +143,18 @@ def read_listing(file: Path) -> dict[str, Stored]:
 
 
 def find_tokenizer(folders: Sequence[Path], given: str | Path | None) -> Tokenizer | None:
-    """The tokenizer given, or that of the last folder that has one; None where none has."""
-    if given is not None:
-        return load_tokenizer(given)
-    having = [folder for folder in folders if has_tokenizer(folder)]
-    return load_tokenizer(having[-1]) if having else None
+    """The tokenizer given, or that of the last folder that has one; None where none has.
+
+    A Hugging Face folder without a ``generation_config.json`` may name what ends a text in its ``config.json``: several
+    ids count, as in transformers; one, which may be no more than a default, where the tokenizer knows none.
+    """
+    if given is None:
+        given = next((folder for folder in reversed(folders) if has_tokenizer(folder)), None)
+    folder = None if given is None else Path(given)
+    if folder is None or not folder.is_dir():
+        return None if folder is None else load_tokenizer(given)
+    files, named = read_files(folder), huggingface.named_ends(folder)
+    known = MODEL_FILE in files or "eos_token" in special_tokens(files, str(folder))
+    if not files or GENERATION in files or not named or (known and not isinstance(named["eos_token_id"], list)):
+        return load_tokenizer(folder)
+    return from_files(files | {GENERATION: dumped(named | {STOPS: [STOP]})}, str(folder))

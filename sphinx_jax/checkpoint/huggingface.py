@@ -6,10 +6,9 @@ range when it is asked for.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from sphinx_jax.checkpoint.huggingface_config import DEFAULTS, check_config, complete, read_json
 from sphinx_jax.checkpoint.huggingface_names import huggingface_names
 from sphinx_jax.checkpoint.names import Name, check
 from sphinx_jax.checkpoint.store import BadCheckpoint
@@ -28,8 +28,8 @@ DTYPES = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
 }  # fmt: skip
-# architecture -> the name of our model, and the rope theta of a config that is silent about it
-ARCHITECTURES = {"LlamaForCausalLM": ("llama", 1e4), "MixtralForCausalLM": ("mixtral", 1e6)}
+ARCHITECTURES = {"LlamaForCausalLM": "llama", "MixtralForCausalLM": "mixtral"}  # and the name of our model
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 UNUSED = ("*.rotary_emb.inv_freq",)
 
 
@@ -111,8 +111,9 @@ def read_config(folder: str | Path) -> ModelConfig:
     architecture = (values.get("architectures") or ["model without a name"])[0]
     if architecture not in ARCHITECTURES:
         raise BadCheckpoint(f"{file} describes a {architecture}; supported are {' and '.join(ARCHITECTURES)}")
-    require(file, values, hidden_act=("silu",), sliding_window=(), quantization_config=())
-    name, theta = ARCHITECTURES[architecture]
+    name = ARCHITECTURES[architecture]
+    check_config(file, values, name)
+    values = DEFAULTS[name] | {key: value for key, value in values.items() if value is not None}
     with complete(file):
         dim, heads = values["hidden_size"], values["num_attention_heads"]
         head_width = values.get("head_dim")
@@ -120,40 +121,57 @@ def read_config(folder: str | Path) -> ModelConfig:
             dim=dim, layers=values["num_hidden_layers"], heads=heads, kv_heads=values.get("num_key_value_heads"),
             vocab_size=values["vocab_size"], hidden_dim=values["intermediate_size"],
             head_width=None if head_width == dim // heads else head_width,
-            norm_eps=values.get("rms_norm_eps", 1e-6), max_positions=values.get("max_position_embeddings") or 4096,
-            tied_embeddings=_tied(folder, values),
+            norm_eps=values["rms_norm_eps"], max_positions=_max_positions(values),
+            tied_embeddings=bool(values.get("tie_word_embeddings")) and not _has_output(folder),
             moe=_moe(values) if name == "mixtral" else None,
             bias=ATTENTION_MAPS * bool(values.get("attention_bias")) + FFN_MAPS * bool(values.get("mlp_bias")),
-            **_rope(file, values, theta),
+            **_rope(values),
         )  # fmt: skip
     return ModelConfig(name=name, decoder=decoder)
 
 
-def _tied(folder: Path, values: Mapping[str, Any]) -> bool:
-    # a config may say so and the files hold an output of their own, which then counts
-    return bool(values.get("tie_word_embeddings")) and "lm_head.weight" not in open_folder(folder)
+def named_ends(folder: Path) -> dict[str, Any]:
+    """The ids that begin and end a text as ``config.json`` names them; empty where it names none that ends one."""
+    file = folder / "config.json"
+    values = read_json(file) if file.is_file() else {}
+    found = {key: values.get(key) for key in ("bos_token_id", "eos_token_id")}
+    return {} if found["eos_token_id"] is None else found
+
+
+def _max_positions(values: Mapping[str, Any]) -> int:
+    # the first conversions of LLaMA named it otherwise
+    return values.get("max_position_embeddings") or values.get("max_sequence_length") or values["positions"]
+
+
+def _has_output(folder: Path) -> bool:
+    """Whether the files hold an output beside the embedding: it then counts, whatever the config says."""
+    return {EMBEDDING, OUTPUT} <= open_folder(folder).keys()
+
+
+def shared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a tied model whose file has the one matrix under the output's name, as safetensors may."""
+    if OUTPUT not in tensors or EMBEDDING in tensors:
+        return dict(tensors)
+    return {EMBEDDING if key == OUTPUT else key: tensor for key, tensor in tensors.items()}
 
 
 def _moe(values: Mapping[str, Any]) -> MoeConfig:
     experts, per_token = values["num_local_experts"], values["num_experts_per_tok"]
     # transformers sums the load-balance loss over a token's choices, ours is their mean
-    return MoeConfig(experts, per_token, balance_weight=values.get("router_aux_loss_coef", 0.0) * per_token)
+    return MoeConfig(experts, per_token, balance_weight=values["router_aux_loss_coef"] * per_token)
 
 
-def _rope(file: Path, values: Mapping[str, Any], theta: float) -> dict[str, Any]:
+def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of DecoderConfig; the table is ``rope_parameters`` in transformers 5, ``rope_scaling`` in 4."""
     table = values.get("rope_scaling") or values.get("rope_parameters") or {}
     kind = table.get("rope_type") or table.get("type") or "default"
-    fields = {"rope_theta": float(table.get("rope_theta") or values.get("rope_theta") or theta)}
-    require(file, values | table, partial_rotary_factor=(1.0,))
+    fields = {"rope_theta": float(table.get("rope_theta") or values["rope_theta"])}
     if kind == "linear":
         fields["rope_scaling"] = 1 / table["factor"]
     elif kind == "llama3":
         length = table.get("original_max_position_embeddings") or values["max_position_embeddings"]
         factors = (table["factor"], table["low_freq_factor"], table["high_freq_factor"], length)
         fields["rope_llama3"] = tuple(map(float, factors))
-    elif kind != "default":
-        raise BadCheckpoint(f"{file} asks for rope of type {kind!r}; supported are default, linear and llama3")
     return fields
 
 
@@ -165,30 +183,3 @@ def is_folder(folder: Path) -> bool:
 def checked_names(tensors: Mapping[str, Tensor], config: ModelConfig) -> list[Name]:
     """The names of the decoder, checked against the files."""
     return check(huggingface_names(config), tensors, blueprint(config).specs, UNUSED)
-
-
-def require(file: Path, values: Mapping[str, Any], **supported: Sequence[Any]) -> None:
-    """Refuses, by name, a value that is there and not among the supported ones."""
-    for key, options in supported.items():
-        found = values.get(key)
-        if found is not None and found not in options:
-            only = f", only {' and '.join(map(repr, options))}" if options else ""
-            raise BadCheckpoint(f"{file}: {key} {found!r} is not supported{only}")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError:
-        raise BadCheckpoint(f"{file} does not exist") from None
-    except ValueError as error:
-        raise BadCheckpoint(f"{file} is not JSON ({error})") from None
-
-
-@contextlib.contextmanager
-def complete(file: Path) -> Iterator[None]:
-    """Tells a key that is read and not there by the name of its file."""
-    try:
-        yield
-    except KeyError as error:
-        raise BadCheckpoint(f"{file} has no {error}") from None

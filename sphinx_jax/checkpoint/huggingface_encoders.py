@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.checkpoint.huggingface import Tensor, complete, open_folder, read_json, require
+from sphinx_jax.checkpoint.huggingface import Tensor, open_folder
+from sphinx_jax.checkpoint.huggingface_config import complete, read_json, require
 from sphinx_jax.checkpoint.huggingface_names import blip2_names, clip_names, convnext_names, dinov2_names
 from sphinx_jax.checkpoint.names import Name, check
 from sphinx_jax.checkpoint.store import BadCheckpoint

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, processors
 
-from sphinx_jax.data.conversation import ASSISTANT, HUMAN, STOP, SYSTEM, render
-from sphinx_jax.data.tokenizer import BadTokenizer, Tokenizer
+from sphinx_jax.data.conversation import ASSISTANT, HUMAN, STOP, SYSTEM
+from sphinx_jax.data.conversation_form import dumped, generation_config, is_of_our_form, own_generation_config
+from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.data.tokenizer_files import CONFIG, GENERATION, JSON_FILE, MODEL_FILE, table
+from sphinx_jax.data.tokenizer_models import from_sentencepiece
+
+__all__ = ["CHAT_TEMPLATE", "from_sentencepiece", "write_tokenizer"]
 
 # the published form (data/conversation.py); a first message of the system stands in place of ours
 CHAT_TEMPLATE = (
@@ -26,68 +28,44 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     f"{{% if add_generation_prompt %}}{{{{ {json.dumps(ASSISTANT)} }}}}{{% endif %}}"
 )
-BLANK = "\u2581"  # sentencepiece's
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Writes the tokenizer's files, ``tokenizer.json`` beside a ``tokenizer.model``, and the chat template.
+    """Writes the tokenizer's files and what transformers needs beside them.
+
+    Files that came with a chat template or a generation config of their own, and were never trained here since, stay as
+    they are.  Any others get our form of conversation: its chat template, and in ``generation_config.json`` the stop
+    that ends its answers.  A ``tokenizer.model`` alone gets the ``tokenizer.json`` that is the same tokenizer.
 
     Raises:
       BadTokenizer: a sentencepiece model that is not of LLaMA's form.
     """
-    tokenizer.save(folder)
-    config, model = folder / "tokenizer_config.json", folder / "tokenizer.model"
-    table = json.loads(config.read_text()) if config.is_file() else {}
-    table = {key: _content(value) for key, value in table.items()}
-    if model.is_file():
-        converted, named = from_sentencepiece(model.read_bytes(), tokenizer.bos_id, tokenizer.eos_id)
-        text, _ = render([("What is in the image? [0.12, 0.30]", "2 cafés"), ("Where?", None)])
-        if converted.encode(text, add_special_tokens=False).ids != tokenizer.encode(text):
-            raise BadTokenizer(
-                f"{model.name} is not of LLaMA's form (BPE, text as it stands); transformers cannot use it"
-            )
-        converted.save(str(folder / "tokenizer.json"))
-        table = {**named, "clean_up_tokenization_spaces": False}
-    # this class takes tokenizer.json as it stands, as we do
-    table |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE}
-    config.write_text(json.dumps(table, indent=2))
+    files = dict(tokenizer.files)
+    ours = is_of_our_form(files)
+    if JSON_FILE not in files and (ours or CONFIG not in files):
+        files[JSON_FILE] = tokenizer.as_json()
+    if ours or CONFIG not in files:
+        files[CONFIG] = dumped(_config(files, tokenizer) | ({"chat_template": CHAT_TEMPLATE} if ours else {}))
+    if ours or GENERATION not in files:
+        made = own_generation_config if ours else generation_config
+        files[GENERATION] = dumped(made(tokenizer.bos_id, tokenizer.eos_ids))
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def _config(files: dict[str, bytes], tokenizer: Tokenizer) -> dict[str, Any]:
+    """``tokenizer_config.json``: what was there, and that ``tokenizer.json`` is to be taken as it stands."""
+    values = {key: _content(value) for key, value in table(files, CONFIG, "").items()}
+    if MODEL_FILE in tokenizer.files:  # its own BOS and EOS stand nowhere else
+        model = tokenizers.Tokenizer.from_buffer(files[JSON_FILE])
+        ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+        named = {key: model.id_to_token(i) for key, i in ids.items()}
+        if getattr(model.model, "unk_token", None):
+            named["unk_token"] = model.model.unk_token
+        values = named | {"clean_up_tokenization_spaces": False} | {k: v for k, v in values.items() if v is not None}
+    return values | {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 def _content(value: Any) -> Any:
     """A special token as its text, which every version of transformers takes."""
     return value["content"] if isinstance(value, dict) and "content" in value else value
-
-
-def from_sentencepiece(content: bytes, bos_id: int, eos_id: int) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """A BPE ``tokenizer.model`` as the tokenizer of a ``tokenizer.json``, and the names of its special tokens."""
-    pieces = ModelProto.FromString(content).pieces
-    vocab, kinds = {piece.piece: i for i, piece in enumerate(pieces)}, ModelProto.SentencePiece.Type
-    special = [piece.piece for piece in pieces if piece.type in (kinds.UNKNOWN, kinds.CONTROL)]
-    whole = [piece.piece for piece in pieces if piece.type == kinds.USER_DEFINED]
-    unknown = next(piece.piece for piece in pieces if piece.type == kinds.UNKNOWN)
-    merges = _merges({piece.piece: piece.score for piece in pieces if piece.type == kinds.NORMAL}, vocab)
-    bpe = models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    made = tokenizers.Tokenizer(bpe)
-    # a text gets a blank of its own; the pieces that are found whole in it are normalised too, and must
-    # not: so a text that is one of them and nothing else gets none either
-    alone = "|".join(re.escape(piece) for piece in whole)
-    made.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(rf"\A(?!(?:{alone})\z)"), BLANK), normalizers.Replace(" ", BLANK)]
-    )
-    made.decoder = decoders.Sequence(
-        [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    made.add_special_tokens([AddedToken(piece, normalized=False) for piece in special])
-    made.add_tokens([AddedToken(piece, normalized=True) for piece in whole])
-    bos, eos = pieces[bos_id].piece, pieces[eos_id].piece
-    made.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bos_id)]
-    )
-    return made, {"bos_token": bos, "eos_token": eos, "unk_token": unknown}
-
-
-def _merges(scores: dict[str, float], vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """Pairs that make a piece, those of the best score first."""
-    best_first = sorted(scores, key=lambda piece: -scores[piece])
-    cuts = ((piece[:cut], piece[cut:]) for piece in best_first for cut in range(1, len(piece)))
-    return [(left, right) for left, right in cuts if left in vocab and right in vocab]

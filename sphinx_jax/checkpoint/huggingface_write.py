@@ -17,7 +17,9 @@ from sphinx_jax.checkpoint.huggingface_names import huggingface_names
 from sphinx_jax.checkpoint.huggingface_tokenizer import write_tokenizer
 from sphinx_jax.checkpoint.store import BadCheckpoint, staged
 from sphinx_jax.config import ATTENTION_MAPS, FFN_MAPS, DecoderConfig, ModelConfig, unknown
+from sphinx_jax.data.conversation_form import generation_config
 from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.data.tokenizer_files import GENERATION
 from sphinx_jax.model.blueprint import blueprint
 
 Reader = Callable[[str, tuple[int, ...]], np.ndarray]
@@ -38,8 +40,9 @@ def write(
 ) -> Path:
     """Writes a model's decoder as ``LlamaForCausalLM``, or as ``MixtralForCausalLM`` where it has experts.
 
-    A low-rank addition is merged into its map, and where some maps have a bias the others get one of zeros.  Nothing is
-    left of a failed attempt.
+    A low-rank addition is merged into its map, and where some maps have a bias the others get one of zeros.  The chat
+    template and ``generation_config.json`` are those that came with the tokenizer, or those of our form of
+    conversation, whose answers end in ``\\n###`` (see ``write_tokenizer``).  Nothing is left of a failed attempt.
 
     Args:
       folder: a new one.
@@ -56,12 +59,13 @@ def write(
     plain = plain_config(config)
     table = describe(plain.decoder, dtype)
     with staged(folder) as begun:
-        ends = {"bos_token_id": None, "eos_token_id": None}
+        ends = generation_config(None, ())
         if tokenizer is not None:
-            ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+            ends = generation_config(tokenizer.bos_id, tokenizer.eos_ids)
             write_tokenizer(begun, tokenizer)
+        else:
+            _write_json(begun / GENERATION, ends)
         _write_json(begun / "config.json", table | ends)
-        _write_json(begun / "generation_config.json", ends)
         _write_tensors(begun, merging(reader, config, plain), plain, WRITTEN[dtype], shard_bytes, allow)
     return folder
 

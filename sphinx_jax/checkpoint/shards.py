@@ -54,8 +54,11 @@ def cut(key: str, tensor: np.ndarray, shards: int, experts: int) -> list[np.ndar
     return [part.reshape(*before, size // shards, *after) for part in parts]
 
 
-def join(key: str, parts: Sequence[Stored | None], experts: int) -> Stored:
-    """The tensor whose parts the shards hold; None for a shard without it."""
+def join(key: str, parts: Sequence[Stored | None], experts: int, width: int | None = None) -> Stored:
+    """The tensor whose parts the shards hold; None for a shard without it.
+
+    ``width`` of the model tells an embedding cut over its rows (Meta's LLaMA 3) from one cut over its width.
+    """
     present = [part for part in parts if part is not None]
     if EXPERT.fullmatch(key):
         if len(present) > 1:
@@ -68,6 +71,8 @@ def join(key: str, parts: Sequence[Stored | None], experts: int) -> Stored:
         raise BadCheckpoint(f"{key} differs in shape or dtype from shard to shard")
     if how is None or len(parts) == 1:
         return first
+    if key == "tok_embeddings.weight" and first.shape[-1] == width:
+        how = Cut(0)
     if not how.blocks:
         raise BadCheckpoint(f"{key} holds experts, and no feed_forward.gate.weight says how many")
     return Joined(tuple(present), how)

@@ -1,4 +1,4 @@
-"""Text to token ids and back, for the two kinds of tokenizer files that LLaMA-family checkpoints carry.
+"""Text to token ids and back, for the kinds of tokenizer files that LLaMA-family checkpoints carry.
 
 A tokenizer is its files: they are kept in memory as they were read, and `save` writes them back byte for
 byte. So a checkpoint never depends on the folder that its tokenizer came from.
@@ -10,22 +10,23 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from sphinx_jax.data import tokenizer_files
+from sphinx_jax.data.tokenizer_files import COMPANIONS, JSON_FILE, MODEL_FILE, BadTokenizer
 from sphinx_jax.paths import as_path
+
+if TYPE_CHECKING:
+    import sentencepiece
+    import tokenizers
 
 Span = tuple[int, int]
 
 _BLANK = "\u2581"  # as both kinds of files write it
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
-_SENTENCEPIECE_FILE = "tokenizer.model"
-_JSON_FILE = "tokenizer.json"
-_JSON_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json")
-
-
-class BadTokenizer(ValueError):
-    """Tokenizer files that are missing or cannot be used; the message is one line that names them."""
+# a text on which a sentencepiece model of another form than LLaMA's differs from its copy
+_SAMPLE = " Human: What is  in the image? [0.12, 0.30]\n### Assistant: 2 caf\u00e9s\tX"
 
 
 class Tokenizer(Protocol):
@@ -40,7 +41,7 @@ class Tokenizer(Protocol):
     """Stands for what the vocabulary cannot spell; None where it spells everything."""
     vocab_size: int
     files: Mapping[str, bytes]
-    """What it was made from."""
+    """What it was made from, and what lay beside it about conversations (chat template, generation config)."""
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Token ids of `text`, with BOS before and EOS after where asked."""
@@ -65,39 +66,76 @@ class Tokenizer(Protocol):
     def vocabulary(self) -> dict[int, str]:
         """The piece of every token id, as the files spell it; ids may leave gaps."""
 
+    def as_json(self) -> bytes:
+        """The content of a Hugging Face `tokenizer.json` that is this tokenizer.
+
+        Raises BadTokenizer for a sentencepiece model that is not of LLaMA's form.
+        """
+
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes the files that the tokenizer was made from, byte for byte; `load_tokenizer` reads them."""
 
 
 def has_tokenizer(folder: str | PathLike[str]) -> bool:
-    return any((as_path(folder) / name).is_file() for name in (_SENTENCEPIECE_FILE, _JSON_FILE))
+    return any((as_path(folder) / name).is_file() for name in (MODEL_FILE, JSON_FILE))
 
 
 def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     """Loads a tokenizer from its folder or file.
 
     Args:
-      path: a sentencepiece `tokenizer.model`, a Hugging Face `tokenizer.json`, or a folder with one of them.
-        Where a folder has both, the sentencepiece file is taken, as in the reference.
+      path: a `tokenizer.model` (sentencepiece, or LLaMA 3's list of ranks), taken alone; a Hugging Face
+        `tokenizer.json` with what lies beside it; or a folder. Of a published folder (`consolidated.*.pth`) the
+        `tokenizer.model` counts alone, as in the reference. Of any other the `tokenizer.json` counts before the
+        `tokenizer.model`, with the tokens that other files add and the BOS and EOS that they name, as in transformers.
 
     Raises:
-      BadTokenizer: nothing there, or not a tokenizer.
+      BadTokenizer: nothing there, not a tokenizer, or files that contradict one another.
     """
     path = as_path(path)
     if path.is_dir():
-        for name in (_SENTENCEPIECE_FILE, _JSON_FILE):
-            if (path / name).is_file():
-                return load_tokenizer(path / name)
-        raise BadTokenizer(f"{path} has no {_SENTENCEPIECE_FILE} or {_JSON_FILE}; copy the tokenizer's files there")
+        files = tokenizer_files.read_files(path)
+        if not files:
+            raise BadTokenizer(f"{path} has no {MODEL_FILE} or {JSON_FILE}; copy the tokenizer's files there")
+        return from_files(files, str(path / (JSON_FILE if JSON_FILE in files else MODEL_FILE)))
     if not path.is_file():
-        raise BadTokenizer(f"tokenizer {path} does not exist; give a {_SENTENCEPIECE_FILE} or {_JSON_FILE}")
+        raise BadTokenizer(f"tokenizer {path} does not exist; give a {MODEL_FILE} or {JSON_FILE}")
     if path.suffix != ".json":
-        return SentencePieceTokenizer(path.read_bytes(), name=str(path))
-    files = {_JSON_FILE: path.read_bytes()}
-    for name in _JSON_COMPANIONS:
-        if (path.parent / name).is_file():
-            files[name] = (path.parent / name).read_bytes()
-    return JsonTokenizer(files, name=str(path))
+        return from_files({MODEL_FILE: path.read_bytes()}, str(path))
+    beside = {name: path.parent / name for name in COMPANIONS}
+    files = {name: file.read_bytes() for name, file in beside.items() if file.is_file()}
+    return from_files({JSON_FILE: path.read_bytes()} | files, str(path))
+
+
+def from_files(files: Mapping[str, bytes], name: str = "the tokenizer") -> Tokenizer:
+    """The tokenizer of a folder's files, by their content; `name` is for messages.
+
+    Raises:
+      BadTokenizer: as `load_tokenizer`.
+    """
+    from sphinx_jax.data.tokenizer_models import is_tiktoken
+
+    content = files.get(MODEL_FILE, b"")
+    if JSON_FILE in files or is_tiktoken(content):
+        return JsonTokenizer(files, name)
+    last = max(tokenizer_files.added_tokens(files, name), default=-1)
+    if last >= _sentencepiece(content, name).vocab_size():
+        return JsonTokenizer(files, name)
+    return SentencePieceTokenizer(content, name, files)
+
+
+def check_fits(tokenizer: Tokenizer, rows: int) -> None:
+    """Refuses a tokenizer with ids that have no row of the embedding; rows without a token (padding) are allowed.
+
+    Raises:
+      BadTokenizer: one line with both sizes and the fix.
+    """
+    if tokenizer.vocab_size > rows:
+        raise BadTokenizer(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {rows} rows; give the model's own "
+            "tokenizer (tokenizer=), take out the tokens added to it, or resize the embedding where they were added "
+            "(transformers: resize_token_embeddings)"
+        )
 
 
 class _Shared:
@@ -105,13 +143,13 @@ class _Shared:
 
     files: Mapping[str, bytes]
     bos_id: int
-    eos_id: int
+    eos_ids: tuple[int, ...]
     unk_id: int | None = None
     vocab_size: int
 
     @property
-    def eos_ids(self) -> tuple[int, ...]:
-        return (self.eos_id,)
+    def eos_id(self) -> int:
+        return self.eos_ids[0]
 
     def _ids(self, text: str) -> list[int]:
         raise NotImplementedError
@@ -143,37 +181,34 @@ class _Shared:
         return ids
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self)._rebuild, (dict(self.files),)
-
-    @classmethod
-    def _rebuild(cls, files: dict[str, bytes]) -> _Shared:
-        raise NotImplementedError
+        return from_files, (dict(self.files),)
 
 
 class SentencePieceTokenizer(_Shared):
     """A sentencepiece `tokenizer.model`, as LLaMA, TinyLlama and Mixtral carry."""
 
-    def __init__(self, content: bytes, name: str = _SENTENCEPIECE_FILE):
-        """Takes the content of the file; `name` is for messages."""
-        import sentencepiece
-
-        try:
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=content) if content else None
-        except (RuntimeError, OSError):
-            self._model = None
-        if self._model is None or not self._model.vocab_size():
-            raise BadTokenizer(f"{name} is not a sentencepiece model (is the download complete?)")
-        self.files = {_SENTENCEPIECE_FILE: content}
+    def __init__(self, content: bytes, name: str = MODEL_FILE, files: Mapping[str, bytes] | None = None):
+        """Takes the content of the file; `name` is for messages, `files` are those of its folder where there are
+        more."""
+        self._model = _sentencepiece(content, name)
+        self.files = {**(files or {}), MODEL_FILE: content}
         self.vocab_size = self._model.vocab_size()
         self.unk_id = self._model.unk_id()
-        self.eos_id = self._model.eos_id()
-        if self.eos_id < 0:
-            raise BadTokenizer(f"{name} has no end-of-sequence token; SPHINX needs one to end an answer")
-        self.bos_id = self._model.bos_id() if self._model.bos_id() >= 0 else self.eos_id
+        own = self._model.bos_id(), (self._model.eos_id(),)
+        self.bos_id, self.eos_ids = tokenizer_files.ends(self.files, name, self.vocab_size, self._id_of, own)
 
-    @classmethod
-    def _rebuild(cls, files: dict[str, bytes]) -> SentencePieceTokenizer:
-        return cls(files[_SENTENCEPIECE_FILE])
+    def as_json(self) -> bytes:
+        """The content of a `tokenizer.json` that is this tokenizer.
+
+        Raises:
+          BadTokenizer: a model that is not of LLaMA's form.
+        """
+        content = self.files[MODEL_FILE]
+        return _converted(self._model, content, MODEL_FILE, self.bos_id, self.eos_id).to_str(pretty=True).encode()
+
+    def _id_of(self, token: str) -> int | None:
+        found = self._model.piece_to_id(token)
+        return found if self._model.id_to_piece(found) == token else None
 
     def _ids(self, text: str) -> list[int]:
         return self._model.encode(text)
@@ -203,39 +238,31 @@ class SentencePieceTokenizer(_Shared):
 
 
 class JsonTokenizer(_Shared):
-    """A Hugging Face `tokenizer.json`; which tokens are BOS and EOS stands in the `tokenizer_config.json`
-    beside it.
+    """A tokenizer of the `tokenizers` library: a Hugging Face `tokenizer.json`, LLaMA 3's `tokenizer.model`, or a
+    sentencepiece `tokenizer.model` to which tokens were added.
 
     As in transformers, a special token that is spelled out in a text becomes that token.
     """
 
-    def __init__(self, files: Mapping[str, bytes], name: str = _JSON_FILE):
-        """Takes the content of `tokenizer.json` and of its companions, by name; `name` is for messages."""
-        import tokenizers
+    def __init__(self, files: Mapping[str, bytes], name: str = JSON_FILE):
+        """Takes the contents of the folder's files by name; `name` is for messages."""
+        from sphinx_jax.data.tokenizer_models import add_tokens
 
-        try:
-            self._model = tokenizers.Tokenizer.from_buffer(files[_JSON_FILE])
-        except Exception as error:
-            # The library raises bare Exception for every kind of bad file.
-            raise BadTokenizer(f"{name} is not a tokenizer: {str(error).splitlines()[0]}") from None
+        self._model, own = _tokenizers_model(files, name)
+        add_tokens(self._model, tokenizer_files.added_tokens(files, name), name)
         self._model.no_truncation()
         self._model.no_padding()
         self.files = dict(files)
         # The highest id counts, not the number of tokens: added tokens may leave gaps.
         self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        named = _special_tokens(files, name)
-        eos = self._model.token_to_id(named["eos_token"]) if "eos_token" in named else None
-        if eos is None:
-            raise BadTokenizer(f"{name} has no end-of-sequence token; put the model's tokenizer_config.json beside it")
-        bos = self._model.token_to_id(named["bos_token"]) if "bos_token" in named else None
         unknown = getattr(self._model.model, "unk_token", None)
         self.unk_id = None if unknown is None else self._model.token_to_id(unknown)
-        self.eos_id = eos
-        self.bos_id = eos if bos is None else bos
+        id_of = self._model.token_to_id
+        self.bos_id, self.eos_ids = tokenizer_files.ends(files, name, self.vocab_size, id_of, own)
 
-    @classmethod
-    def _rebuild(cls, files: dict[str, bytes]) -> JsonTokenizer:
-        return cls(files)
+    def as_json(self) -> bytes:
+        """The content of a `tokenizer.json` that is this tokenizer."""
+        return self.files.get(JSON_FILE) or self._model.to_str(pretty=True).encode()
 
     def _ids(self, text: str) -> list[int]:
         return self._model.encode(text, add_special_tokens=False).ids
@@ -248,7 +275,7 @@ class JsonTokenizer(_Shared):
         return self._model.decode(self._checked(ids), skip_special_tokens=True)
 
     def pieces(self) -> list[bytes]:
-        table = json.loads(self.files[_JSON_FILE])
+        table = json.loads(self._model.to_str())
         added = {token["id"]: b"" if token["special"] else token["content"].encode() for token in table["added_tokens"]}
         vocabulary = self._model.get_vocab(with_added_tokens=True)
         spell = self._speller(table.get("decoder"))
@@ -292,23 +319,62 @@ def _byte_characters() -> dict[str, bytes]:
 _BYTES = _byte_characters()
 
 
-def _special_tokens(files: Mapping[str, bytes], name: str) -> dict[str, str]:
-    """`bos_token` and `eos_token` as the companions of `tokenizer.json` name them; the first that does
-    wins."""
-    named: dict[str, str] = {}
-    for companion in _JSON_COMPANIONS:
-        if companion not in files:
-            continue
-        try:
-            table = json.loads(files[companion])
-        except ValueError as error:
-            raise BadTokenizer(f"{companion} beside {name} is not valid JSON: {error}") from None
-        for key in ("bos_token", "eos_token"):
-            value = table.get(key)
-            text = value.get("content") if isinstance(value, dict) else value
-            if isinstance(text, str):
-                named.setdefault(key, text)
-    return named
+def _sentencepiece(content: bytes, name: str) -> sentencepiece.SentencePieceProcessor:
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=content) if content else None
+    except (RuntimeError, OSError):
+        model = None
+    if model is None or not model.vocab_size():
+        raise BadTokenizer(f"{name} is not a sentencepiece model (is the download complete?)")
+    return model
+
+
+def _converted(
+    plain: sentencepiece.SentencePieceProcessor, content: bytes, name: str, bos_id: int, eos_id: int
+) -> tokenizers.Tokenizer:
+    """A sentencepiece model as the `tokenizers` library has it, where it can."""
+    from sphinx_jax.data.tokenizer_models import from_sentencepiece
+
+    model, _ = from_sentencepiece(content, bos_id, eos_id)
+    if model.encode(_SAMPLE, add_special_tokens=False).ids != plain.encode(_SAMPLE):
+        raise BadTokenizer(
+            f"{name} is not of LLaMA's form (BPE, text as it stands); save the tokenizer again with its {JSON_FILE}"
+        )
+    return model
+
+
+def _tokenizers_model(
+    files: Mapping[str, bytes], name: str
+) -> tuple[tokenizers.Tokenizer, tuple[int, tuple[int, ...]]]:
+    """The vocabulary in the file that counts, and the BOS (-1: none) and EOS ids that it has by itself."""
+    import tokenizers
+
+    from sphinx_jax.data import tokenizer_models as made
+
+    content = files.get(MODEL_FILE)
+    ranks = content is not None and made.is_tiktoken(content)
+    if ranks and JSON_FILE not in files:
+        model = made.from_tiktoken(content, name)
+        stops = made.END, made.END_OF_MESSAGE, made.END_OF_TURN
+        return model, (model.token_to_id(made.BEGIN), tuple(map(model.token_to_id, stops)))
+    plain = None if content is None or ranks else _sentencepiece(content, name)
+    own = (-1, ()) if plain is None else (plain.bos_id(), (plain.eos_id(),))
+    if JSON_FILE not in files:
+        eos = max(plain.eos_id(), 0)
+        return _converted(plain, content, name, eos if plain.bos_id() < 0 else plain.bos_id(), eos), own
+    try:
+        model = tokenizers.Tokenizer.from_buffer(files[JSON_FILE])
+    except Exception as error:
+        # The library raises bare Exception for every kind of bad file.
+        raise BadTokenizer(f"{name} is not a tokenizer: {str(error).splitlines()[0]}") from None
+    if plain is not None and plain.vocab_size() > model.get_vocab_size():
+        raise BadTokenizer(
+            f"{name} has {model.get_vocab_size()} tokens, the {MODEL_FILE} beside it {plain.vocab_size()}; remove the "
+            "one that is not the model's"
+        )
+    return model, own
 
 
 def _widened(spans: Sequence[Span]) -> list[Span]:

@@ -20,7 +20,7 @@ from sphinx_jax.checkpoint.convert import known_dtype
 from sphinx_jax.checkpoint.few_bits import quantised, restore_quantised
 from sphinx_jax.checkpoint.foreign import Foreign, is_foreign, open_foreign
 from sphinx_jax.config import ModelConfig
-from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.data.tokenizer import check_fits, load_tokenizer
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import Blueprint, blueprint
@@ -79,6 +79,8 @@ def from_pretrained(
         )
     words = store.read_tokenizer(found) if tokenizer is None else load_tokenizer(tokenizer)
     config = _with_dtype(store.read_config(found), compute)
+    if words is not None:
+        check_fits(words, config.decoder.vocab_size)
     if quantize is None:
         return Sphinx(config, store.restore(found, mesh), words, mesh)
     return Sphinx(config, restore_quantised(found, mesh, *_few(config, quantize)), words, mesh)
