@@ -73,11 +73,6 @@ def start(program: Program, model: ModelConfig, s: TrainStage, leaves: Leaves, m
         return TrainState(trainable, jax.jit(program.optimizer.init, out_shardings=slots)(trainable), frozen)
 
 
-def frozen_dtypes(model: ModelConfig, s: TrainStage) -> dict[str, str]:
-    """The compute dtype, for each leaf that does not train."""
-    return {p: model.dtype for p in blueprint(model).specs if matches(p, s.frozen)}
-
-
 def _kept(path: str, leaf: Any, model: ModelConfig, quantize: str) -> Any:
     if quantize:
         from sphinx_jax.model import quantise

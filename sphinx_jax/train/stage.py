@@ -15,12 +15,12 @@ from sphinx_jax.config import ConfigError, ModelConfig, unknown
 from sphinx_jax.data.rows import Shape, Source
 from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.data.tasks import INSTRUCTIONS
-from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
+from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, held_dtypes, matches
 from sphinx_jax.model.layers import remat_policy
 from sphinx_jax.sharding import row_share
 from sphinx_jax.train import flops, loop
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
-from sphinx_jax.train.program import frozen_dtypes, program, start
+from sphinx_jax.train.program import program, start
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run
@@ -100,7 +100,7 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     s, model, mesh = settings, run.recipe.model, run.mesh
     made = program(model, name, s, mesh)
     folder = run.folder(name)
-    held = [run.leaves(s.start, frozen_dtypes(model, s), s.quantize)]
+    held = [run.leaves(s.start, held_dtypes(model, s.frozen), s.quantize)]
     sources = {}
     if s.domains:
         sources["image"] = image_sources(run, s, held[0])
