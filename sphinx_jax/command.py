@@ -7,6 +7,9 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+
+from sphinx_jax.disk import DiskFull, is_full, nothing_logged
 
 LOST = 75  # exit status of a run that lost one of its processes: EX_TEMPFAIL, another attempt may do
 
@@ -21,19 +24,25 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def plain_errors(*more: type[Exception], stopped: str = "stopped; the same command goes on") -> Iterator[None]:
-    """Errors that a person can mend (ValueError, OSError and ``more``) are one line; others keep their traceback.
+    """Errors that a person can mend (ValueError, OSError, a full disk and ``more``) are one line; others keep their
+    traceback.
 
     All keep it where ``SPHINX_JAX_TRACEBACK`` is set.  Work that SIGTERM stopped ends with 143 (Ctrl-C: 130), as a
     shell counts signals: a scheduler that took the end for success would not start it again.
     """
+    whole = bool(os.environ.get("SPHINX_JAX_TRACEBACK"))
     try:
-        yield
-    except (ValueError, OSError, *more) as error:
-        if os.environ.get("SPHINX_JAX_TRACEBACK"):
-            raise
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        with contextlib.nullcontext() if whole else nothing_logged():
+            yield
     except Stopped as end:
         print(end, file=sys.stderr)
         sys.exit(128 + end.by)
     except KeyboardInterrupt:
         sys.exit(stopped)
+    except Exception as error:
+        full = is_full(error)
+        if whole or not (full or isinstance(error, (ValueError, OSError, *more))):
+            raise
+        if full and not isinstance(error, ValueError):  # which say more
+            error = DiskFull(Path(getattr(error, "filename", None) or "here").absolute().parent)
+        sys.exit(f"error: {' '.join(str(error).split())}")

@@ -59,7 +59,8 @@ def main(argv: list[str]) -> None:
             sys.exit(distributed.supervise(workdir, recipe.progress_of))
         distributed.connect(cluster, _HEARTBEAT.value)
     with contextlib.nullcontext() if cluster is None else distributed.leaving_alone():
-        recipe.run(recipe.parse(recipe_values()), workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
+        found = recipe.parse(recipe_values(), origins=False)  # the run looks at those of the stages to come
+        recipe.run(found, workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
 
 
 def recipe_values() -> dict[str, Any]:

@@ -6,6 +6,7 @@ stages that are not yet done.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -27,9 +28,12 @@ from sphinx_jax.config import ConfigError, ModelConfig, from_dict, unknown
 from sphinx_jax.data.conversation_form import as_trained
 from sphinx_jax.data.sources import Data, DataConfig
 from sphinx_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
+from sphinx_jax.disk import DiskFull, is_full, told_when_full
 from sphinx_jax.distributed import agree, barrier
+from sphinx_jax.lock import NAME as LOCK
+from sphinx_jax.lock import locked
 from sphinx_jax.model.blueprint import Leaves, blueprint
-from sphinx_jax.paths import CACHE, as_path
+from sphinx_jax.paths import CACHE, as_path, located, write_whole
 from sphinx_jax.recipe_check import check_names, check_training
 from sphinx_jax.settings import Seed, Settings, mapping, of_field
 from sphinx_jax.sharding import make_mesh
@@ -96,7 +100,7 @@ class Recipe(Settings):
 def parse(values: dict[str, Any], *, origins: bool = True) -> Recipe:
     """Plain data -> recipe.
 
-    ``origins``: whether the checkpoints that stages start from must be there.
+    ``origins``: whether the checkpoints that stages start from must be usable; ``run`` sees to it that they are there.
 
     Raises:
       ConfigError: an unknown key, with the nearest known one; a value that its setting does not take; a name of a
@@ -121,7 +125,7 @@ def parse(values: dict[str, Any], *, origins: bool = True) -> Recipe:
         if name not in settings:
             raise unknown("stage", name, settings)
     for name, stage in settings.items() if origins else ():
-        _check_origins(name, stage, settings)
+        _check_origins(name, stage, settings, gone=False)
     recipe = dataclasses.replace(recipe, settings=settings)
     for name in settings:
         try:
@@ -150,8 +154,11 @@ def mesh_of(recipe: Recipe, devices: Sequence[jax.Device], stages: Iterable[str]
     return make_mesh(**sizes, devices=list(devices))
 
 
-def _check_origins(name: str, stage: Any, known: dict[str, Any]) -> None:
-    """What a stage builds on is ``parts``, ``fresh``, a stage or a checkpoint: told before hours of work, not after."""
+def _check_origins(name: str, stage: Any, known: dict[str, Any], gone: bool = True) -> None:
+    """What a stage builds on is ``parts``, ``fresh``, a stage or a checkpoint: told before hours of work, not after.
+
+    ``gone``: whether a folder that is not there is refused too; a stage that has begun does not need it.
+    """
     for key in ORIGINS:
         origin = getattr(stage, key, None)
         if not origin or origin in ("parts", "fresh", *known):
@@ -159,6 +166,8 @@ def _check_origins(name: str, stage: Any, known: dict[str, Any]) -> None:
         if not as_path(origin).exists():
             if "/" not in origin:
                 raise unknown(f"{key} of stage {name}", origin, ["parts", "fresh", *known])
+            if not gone:
+                continue
             raise ConfigError(
                 f"{key} of stage {name}: there is no {origin}; tools/convert_checkpoint.py makes such a folder of "
                 f"published weights, and --config.stage.{name}.{key}=FOLDER names another"
@@ -201,9 +210,14 @@ class Run:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        found = as_trained(load_tokenizer(self.recipe.tokenizer or PLAYGROUND / "tokenizer.model"))
-        check_fits(found, self.recipe.model.decoder.vocab_size)
-        return found
+        """The recipe's; where that is gone, the one that every checkpoint of a stage holds."""
+        given = self.recipe.tokenizer or PLAYGROUND / "tokenizer.model"
+        if not located(given).exists():
+            found = (store.newest(self.folder(name) / "checkpoints") for name in self.recipe.settings)
+            given = next(filter(None, found), given)
+        words = as_trained(load_tokenizer(given))
+        check_fits(words, self.recipe.model.decoder.vocab_size)
+        return words
 
     def checkpoint(self, start: str) -> Path:
         """The folder that ``start`` names: ``parts``, a stage of this recipe, or a path."""
@@ -216,7 +230,7 @@ class Run:
 
     def leaves(self, start: str, dtypes: Mapping[str, str] | None = None, quantize: str = "") -> Leaves:
         """The model to start from, some leaves in dtypes of their own, the decoder's matrices quantised where that is
-        asked for and a checkpoint on a disk is read.
+        asked for and a checkpoint is read.
 
         ``parts`` holds encoders and decoder: projections and tags are born here, as LoRA is where the start has none.
         """
@@ -228,10 +242,15 @@ class Run:
         folder = self.checkpoint(start)
         if start == "parts":
             return plan.init(self.mesh, self.recipe.seed) | store.restore_parts(folder, self.mesh, model)
+        return self.read(folder, dtypes, quantize)
+
+    def read(self, folder: Path, dtypes: Mapping[str, str] | None = None, quantize: str = "") -> Leaves:
+        """The model that a checkpoint holds; LoRA is born where it has none.  Arguments as those of ``leaves``."""
+        model, plan = self.recipe.model, blueprint(self.recipe.model)
         lacks_lora = model.decoder.lora_rank and not store.read_config(folder).decoder.lora_rank
         decoder = dataclasses.replace(model.decoder, lora_rank=0) if lacks_lora else model.decoder
         stored = blueprint(dataclasses.replace(model, decoder=decoder))
-        if quantize and isinstance(folder, Path):
+        if quantize:
             from sphinx_jax.checkpoint.few_bits import restore_quantised
 
             leaves = restore_quantised(folder, self.mesh, stored, quantize, dtypes or {})
@@ -257,46 +276,63 @@ def run(
 ) -> Run:
     """Carry out the stages of a recipe that are not yet done, or only the one named.
 
-    Raises ConfigError where the workdir was made with other settings.
+    Raises:
+      ConfigError: the workdir was made with other settings, or another command works in it.
+      DiskFull: in one line; the same call goes on once there is room.
     """
     if only is not None and only not in recipe.settings:
         raise unknown("stage", only, recipe.settings)
     leader = jax.process_index() == 0
-    quiet = quiet or not leader
+    this = Run(recipe, workdir, quiet or not leader, profile)
+    for name in _todo(this, only):
+        if store.newest(this.folder(name) / "checkpoints") is None:
+            _check_origins(name, recipe.settings[name], recipe.settings)
     problem = None
-    try:
-        # a chat makes nothing, and asks the model that is there
-        if leader and (only is None or _kind(recipe.settings[only]) != "chat"):
-            workdir.mkdir(parents=True, exist_ok=True)
-            _settle(recipe, workdir)
-    except OSError as error:
-        problem = f"cannot write to workdir {workdir}: {error.strerror}; give another --workdir"
-    except ConfigError as error:
-        problem = str(error)
-    agree(problem)
-    this = Run(recipe, workdir, quiet, profile)
-    todo = [only] if only else [name for name in recipe.stages if not done(this, name)]
-    if not quiet:
+    with contextlib.ExitStack() as held:
+        try:
+            # a chat makes nothing, and asks the model that is there
+            if leader and (only is None or _kind(recipe.settings[only]) != "chat"):
+                workdir.mkdir(parents=True, exist_ok=True)
+                if isinstance(workdir, Path):  # a store has no locks
+                    held.enter_context(locked(workdir))
+                _settle(recipe, workdir)
+        except OSError as error:
+            problem = f"cannot write to workdir {workdir}: {error.strerror}; give another --workdir"
+            problem = str(DiskFull(workdir)) if is_full(error) else problem
+        except ConfigError as error:
+            problem = str(error)
+        agree(problem)
+        with told_when_full(workdir):
+            _carry_out(this, only)
+    return this
+
+
+def _todo(this: Run, only: str | None) -> list[str]:
+    return [only] if only else [name for name in this.recipe.stages if not done(this, name)]
+
+
+def _carry_out(this: Run, only: str | None) -> None:
+    recipe, todo = this.recipe, _todo(this, only)
+    if not this.quiet:
         for line in recipe.about if not only and len(todo) == len(recipe.stages) else ():
             print(line)
         if not todo:
-            print(f"All {len(recipe.stages)} stages are done; the results are in {workdir}.")
+            print(f"All {len(recipe.stages)} stages are done; the results are in {this.workdir}.")
         elif not only:
-            print(f"To do in {workdir}: {', '.join(todo)}", flush=True)
+            print(f"To do in {this.workdir}: {', '.join(todo)}", flush=True)
     check_training(this, [name for name in todo if _kind(recipe.settings[name]) == "train"])
     for name in todo:
         started = time.time()
         kind = _kind(recipe.settings[name])
         if jax.process_count() > 1 and kind in ALONE:
-            if not quiet:
+            if not this.quiet:
                 print(f"{name} and what follows is for one process: run the same command there")
             break
         module, _, function = KINDS[kind]
         getattr(importlib.import_module(module), function)(this, name, recipe.settings[name])
-        if name in recipe.stages and leader:
+        if name in recipe.stages and jax.process_index() == 0:
             _mark(this, name, time.time() - started)
         barrier(f"done {name}")
-    return this
 
 
 def progress_of(workdir: Path) -> tuple[str, int] | None:
@@ -336,7 +372,7 @@ def done(this: Run, name: str) -> bool:
 def _mark(this: Run, name: str, spent: float) -> None:
     this.folder(name).mkdir(parents=True, exist_ok=True)
     if not done(this, name):
-        (this.folder(name) / "done.json").write_text(json.dumps({"seconds": spent}))
+        write_whole(this.folder(name) / "done.json", json.dumps({"seconds": spent}).encode())
 
 
 def _settle(recipe: Recipe, workdir: Path) -> None:
@@ -346,8 +382,9 @@ def _settle(recipe: Recipe, workdir: Path) -> None:
     """
     path = workdir / "config.json"
     now = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    if not path.exists() or all(p == path for p in workdir.iterdir()):
-        path.write_text(json.dumps(now, indent=2))
+    content = json.dumps(now, indent=2).encode()
+    if not path.exists() or all(p.name in (path.name, LOCK) for p in workdir.iterdir()):
+        write_whole(path, content)
         return
     before, now_flat = _flat(json.loads(path.read_text())), _flat(now)
     # words, and the settings of chat, which asks the finished model, change nothing that was made
@@ -365,7 +402,7 @@ def _settle(recipe: Recipe, workdir: Path) -> None:
             + "; give another --workdir or delete this one"
         )
     if changed:
-        path.write_text(json.dumps(now, indent=2))
+        write_whole(path, content)
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

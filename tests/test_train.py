@@ -197,12 +197,12 @@ def test_training_stops_at_bad_steps_in_a_row_wherever_log_lines_fall(bad, stopp
         return state, {"loss": 1.0, "norm": 1.0, "finite": next(fine)}
 
     def train():
-        loop.run(
-            tmp_path, "stage", loop.LoopSettings(len(bad), log_every=3, bad_steps=3),
-            lambda: TrainState({}, None, {}), step, lambda step: 0.1, lambda start: batches, plan=PLAN, config=CONFIG,
-            tokenizer=None, mesh=mesh, recipe={}, throughput=loop.Throughput(1, 1.0, 1.0),
-            identify=lambda n: {"image": [f"row {n}"]}, quiet=True,
+        job = loop.TrainJob(
+            "stage", tmp_path, loop.LoopSettings(len(bad), log_every=3, bad_steps=3),
+            lambda found: TrainState({}, None, {}), step, lambda step: 0.1, lambda start: batches, CONFIG, None, mesh,
+            recipe={}, throughput=loop.Throughput(1, 1.0, 1.0), identify=lambda n: {"image": [f"row {n}"]}, quiet=True,
         )  # fmt: skip
+        loop.run(job)
 
     if stopped is None:
         return train()
@@ -223,11 +223,12 @@ def test_slow_data_is_named_once_and_chosen_steps_are_traced(tmp_path, mesh, mon
     def step(state, batches, rate):
         return state, {"loss": 1.0, "norm": 1.0, "finite": True}
 
-    loop.run(
-        tmp_path, "stage", loop.LoopSettings(6, log_every=2), lambda: TrainState({}, None, {}), step, lambda step: 0.1,
-        lambda start: iter(slow, None), plan=PLAN, config=CONFIG, tokenizer=None, mesh=mesh, recipe={},
+    job = loop.TrainJob(
+        "stage", tmp_path, loop.LoopSettings(6, log_every=2), lambda found: TrainState({}, None, {}), step,
+        lambda step: 0.1, lambda start: iter(slow, None), CONFIG, None, mesh, recipe={},
         throughput=loop.Throughput(1, 1.0, 1.0), profile=range(4, 9), quiet=True,
     )  # fmt: skip
+    loop.run(job)
     assert sum("of the time steps wait for data" in record.message for record in caplog.records) == 1
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
@@ -282,24 +283,25 @@ from sphinx_jax.recipe import PLAYGROUND
 from sphinx_jax.train import loop
 from sphinx_jax.train.numbers import order_numbers
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
+from sphinx_jax.train.program import slots
 from sphinx_jax.train.stage import TrainStage
 from sphinx_jax.train.step import TrainState, make_step
 from test_train import CONFIG, PLAN, trainable_specs
 import jax
 folder, steps, save_every = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 mesh = make_mesh()
-leaves = PLAN.init(mesh)
-trainable = {p: x for p, x in leaves.items() if not matches(p, FROZEN)}
 optimizer = make_optimizer("adamw", trainable_specs(), clip=1.0, weight_decay=0.1)
-frozen = {p: x for p, x in leaves.items() if p not in trainable}
-state = TrainState(trainable, jax.jit(optimizer.init)(trainable), frozen)
+def begin(found):
+    leaves = PLAN.init(mesh) if found is None else store.restore(found, mesh, PLAN)
+    trainable = {p: x for p, x in leaves.items() if not matches(p, FROZEN)}
+    frozen = {p: x for p, x in leaves.items() if p not in trainable}
+    return TrainState(trainable, slots(optimizer, trainable, mesh, found), frozen)
 data = lambda start: task_mix({"image": (rows(sources(), TOKENIZER, Shape(160, 32, 2, True), 0), 4)}, start=start)
 settings = loop.LoopSettings(steps, log_every=1, save_every=save_every)
 with plain_errors():
-    loop.run(folder, "t", settings, lambda: state, make_step(PLAN, optimizer),
-             lambda s: np.float32(learning_rate(s, peak=1e-3, steps=steps, warmup=2)), data, plan=PLAN, config=CONFIG,
-             tokenizer=TOKENIZER, mesh=mesh, recipe={"made_by": "test"},
-             throughput=loop.Throughput(1, 1.0, 1.0), quiet=True)
+    loop.run(loop.TrainJob("t", folder, settings, begin, make_step(PLAN, optimizer),
+             lambda s: np.float32(learning_rate(s, peak=1e-3, steps=steps, warmup=2)), data, CONFIG, TOKENIZER, mesh,
+             recipe={"made_by": "test"}, throughput=loop.Throughput(1, 1.0, 1.0), quiet=True))
 """
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.stream import Reader
 from sphinx_jax.model.blueprint import Blueprint
-from sphinx_jax.model.quantise import MATRICES, from_host
+from sphinx_jax.model.quantise import MATRICES, from_host, quantise, requantise
 
 
 class _Layers:
@@ -32,14 +32,24 @@ class _Layers:
 def restore_quantised(
     folder: Path, mesh: Mesh, plan: Blueprint, kind: str, dtypes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """As ``store.restore``, of a checkpoint on a disk: the matrices of the decoder's layers in ``kind``.
+    """As ``store.restore``: the matrices of the decoder's layers in ``kind``, read layer by layer from a disk; from an
+    object store they are whole on the devices first.
+
+    Those that training had in ``kind`` come back as it had them.
 
     Raises BadCheckpoint where it holds another model than ``plan``.
     """
+    scales = store.read_scales(folder, kind)
+    if not isinstance(folder, Path):
+        leaves = store.restore(folder, mesh, plan, dtypes=dtypes)
+        for path in MATRICES:  # taken out one by one, so that one at a time is there twice
+            leaf, scale = leaves.pop(path), scales.get(path)
+            leaves[path] = quantise(path, leaf, kind) if scale is None else requantise(leaf, scale, kind)
+        return leaves
     reader = Reader(folder)
     store.check_leaves(folder, plan, {path: leaf.shape for path, leaf in reader.leaves.items()})
     stored = ((path, _Layers(reader, path) if path in MATRICES else reader.read(path)) for path in reader.leaves)
-    return quantised(stored, mesh, plan, kind, dtypes)
+    return quantised(stored, mesh, plan, kind, dtypes, scales)
 
 
 def quantised(
@@ -48,13 +58,19 @@ def quantised(
     plan: Blueprint,
     kind: str,
     dtypes: Mapping[str, Any],
+    scales: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Leaves on a mesh, none of them there in more bits than it is kept in; ``dtypes``: of those that stay whole."""
-    leaves, expected = {}, plan.abstract(mesh, dtypes)
+    """Leaves on a mesh, none of them there in more bits than it is kept in.
+
+    Args:
+      dtypes: of those that stay whole.
+      scales: of those that were quantised before.
+    """
+    leaves, expected, scales = {}, plan.abstract(mesh, dtypes), scales or {}
     for path, leaf in stored:
         if path in MATRICES:
             layers = (leaf[i : i + 1] for i in range(len(leaf)))
-            leaves[path] = from_host(path, layers, kind, plan.specs[path].axes, mesh)
+            leaves[path] = from_host(path, layers, kind, plan.specs[path].axes, mesh, scales.get(path))
         else:
             leaves[path] = jax.device_put(leaf.astype(expected[path].dtype), expected[path].sharding)
     return leaves

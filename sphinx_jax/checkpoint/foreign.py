@@ -54,14 +54,19 @@ class Foreign:
         """The tensor that holds a leaf at a place in its leading axes."""
         return {(path, name.index): name for name in self.names for path in name.leaves}
 
-    def leaves(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Whole leaves, those that lie packed together at once."""
+    def leaves(self, dtypes: Mapping[str, Any] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """Whole leaves, those that lie packed together at once.
+
+        ``dtypes``: of leaves that are wanted in another dtype than the files'; each tensor is cast as it is read.
+        """
         specs = blueprint(self.config).specs
         groups: dict[tuple[str, ...], list[Name]] = {}
         for name in self.names:
             groups.setdefault(name.leaves, []).append(name)
         for paths, names in groups.items():
-            whole = [np.empty(specs[path].shape, self.dtypes[path]) for path in paths]
+            whole = [
+                np.empty(specs[path].shape, (dtypes or self.dtypes).get(path, self.dtypes[path])) for path in paths
+            ]
             for name in names:
                 for leaf, array in zip(whole, name.ours(self.tensors[name.foreign].read()), strict=True):
                     leaf[name.index] = array

@@ -15,21 +15,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sphinx_jax import config as model_config
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from sphinx_jax.disk import DiskFull, told_when_full
 from sphinx_jax.distributed import barrier
 from sphinx_jax.model.blueprint import Blueprint, Leaves, blueprint, flatten, unflatten
 from sphinx_jax.paths import as_path, remove, write_whole
 
 CHUNK_BYTES = 8 * 2**20  # any leaf can then be read slice by slice
 MODEL, RECIPE = "model.json", "recipe.json"
+SCALES = "scales_{}"  # by kind of quantisation: a part of a checkpoint, beside its state and optimizer
+UNCOMMITTED = ".orbax-checkpoint-tmp"
 
 
 class BadCheckpoint(ValueError):
     """A folder that is not a complete checkpoint of the model asked for."""
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """What is left of a save, under its own name and under Orbax's for what is not whole."""
+    left = folder.parent.glob(f"{folder.name}{UNCOMMITTED}*") if folder.parent.exists() else ()
+    for debris in (folder, *left):
+        remove(debris)
 
 
 def _orbax():
@@ -49,7 +60,12 @@ def save(
     *,
     optimizer: Any = None,
 ) -> Path:
-    """Write a complete checkpoint; ``optimizer`` (a pytree) makes it resumable."""
+    """Write a complete checkpoint; ``optimizer`` (a pytree) makes it resumable.
+
+    Raises:
+      BadCheckpoint: there is one in ``folder``.
+      DiskFull: in one line.
+    """
     save_async(folder, leaves, config, tokenizer, recipe, optimizer=optimizer)()
     return as_path(folder)
 
@@ -62,34 +78,42 @@ def save_async(
     recipe: dict[str, Any],
     *,
     optimizer: Any = None,
+    scales: Mapping[str, Leaves] | None = None,
 ) -> Callable[[], None]:
     """Begin what ``save`` does: it returns when the arrays may change, and its result waits for the checkpoint.
 
     Errors of the writing are raised by the wait.  All processes of a run call it, and write their own shards.
+
+    ``scales``: kind -> path -> those of leaves that were quantised (``read_scales``), and are given whole.
     """
     folder = as_path(folder)
     if is_complete(folder):
         raise BadCheckpoint(f"{folder} already holds a checkpoint")
     barrier(f"saving {folder}")  # all have seen that it is not there
     if jax.process_index() == 0:
-        remove(folder)  # what a killed process left
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(folder)  # what a killed process left
+        with told_when_full(folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
     barrier(f"begun {folder}")
     ocp, context = _orbax()
     parts = {"state": unflatten(leaves)}
+    parts |= {SCALES.format(kind): unflatten(of) for kind, of in (scales or {}).items()}
     if optimizer is not None:
         parts["optimizer"] = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(optimizer))}
-    with context:
+    with told_when_full(folder.parent), context:
         response = ocp.save_checkpointables_async(folder, parts)
     failed: list[BaseException] = []
 
     def finish() -> None:
         try:
-            response.result()
-            if jax.process_index() == 0:
-                describe(folder, config, tokenizer, recipe)
+            with told_when_full(folder.parent):
+                response.result()
+                if jax.process_index() == 0:
+                    describe(folder, config, tokenizer, recipe)
         except BaseException as error:  # noqa: BLE001 (raised again where the checkpoint is waited for)
             failed.append(error)
+            if isinstance(error, DiskFull) and jax.process_index() == 0:
+                _remove_unfinished(folder)  # there may be other use for the room
 
     thread = threading.Thread(target=finish, name=f"saving {folder.name}")
     thread.start()
@@ -113,10 +137,11 @@ def staged(out: Path) -> Iterator[Path]:
         raise BadCheckpoint(f"{out} exists already; give a new folder")
     begun = out.with_name(out.name + ".begun")
     shutil.rmtree(begun, ignore_errors=True)  # what a killed process left
-    begun.mkdir(parents=True)
     try:
-        yield begun
-        begun.rename(out)
+        with told_when_full(out.parent):
+            begun.mkdir(parents=True)
+            yield begun
+            begun.rename(out)
     except BaseException:
         shutil.rmtree(begun, ignore_errors=True)
         raise
@@ -221,6 +246,21 @@ def restore_training(folder: str | Path, optimizer: Any) -> Any:
     return jax.tree.unflatten(structure, [parts["optimizer"][str(i)] for i in range(len(leaves))])
 
 
+def read_scales(folder: str | Path, kind: str) -> dict[str, np.ndarray]:
+    """Those of the leaves that training had quantised in ``kind``; none where it had not."""
+    folder, name = as_path(folder), SCALES.format(kind)
+    if not (folder / name).exists():
+        return {}
+    ocp, context = _orbax()
+    with context:
+        found = flatten(ocp.metadata(folder, name).metadata)
+        # whole in every process
+        where = NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec())
+        like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for path, x in found.items()}
+        scales = flatten(ocp.load(folder, unflatten(like), checkpointable_name=name))
+    return {path: np.asarray(scale) for path, scale in scales.items()}
+
+
 def newest(folder: str | Path) -> Path | None:
     """The newest complete checkpoint among ``folder``'s step-numbered ones."""
     folder = as_path(folder)
@@ -236,9 +276,13 @@ def newest_in(folder: Path) -> Path:
 
 
 def keep_newest(folder: str | Path, count: int = 1) -> None:
-    """Delete step-numbered checkpoints but the newest ``count`` complete ones."""
-    steps = sorted((int(p.name), p) for p in as_path(folder).iterdir() if p.name.isdigit() and is_complete(p))
+    """Delete step-numbered checkpoints but the newest ``count`` complete ones, and what killed saves left."""
+    found = list(as_path(folder).iterdir())
+    steps = sorted((int(p.name), p) for p in found if p.name.isdigit() and is_complete(p))
     for _, old in steps[:-count]:
         # the marker goes first, so an interrupted deletion is not taken for a checkpoint
         (old / RECIPE).unlink()
         remove(old)
+    for debris in found:
+        if debris.name.partition(UNCOMMITTED)[0].isdigit() and not is_complete(debris):
+            remove(debris)

@@ -32,6 +32,7 @@ from sphinx_jax.checkpoint.casting import Cast, place_of
 from sphinx_jax.checkpoint.store import CHUNK_BYTES, BadCheckpoint
 from sphinx_jax.config import ModelConfig, unknown
 from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.disk import is_full, room_left
 from sphinx_jax.paths import located
 
 UNFINISHED = "unfinished.json"
@@ -264,8 +265,10 @@ class Writer:
         try:
             return future.result()
         except (ValueError, OSError) as error:
+            room = f" ({room_left(self.folder)})" if is_full(error) else ""
             raise WriteFailed(
-                f"cannot write {path} to {self.folder}: {_reason(error)}; what is written stays, run again to go on"
+                f"cannot write {path} to {self.folder}: {_reason(error)}{room}; what is written stays, "
+                "run again to go on"
             ) from None
 
 

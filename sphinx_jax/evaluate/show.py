@@ -15,7 +15,7 @@ from sphinx_jax.data.image import load_image
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.evaluate.report import Sample, format_table, write_report
 from sphinx_jax.settings import Count, Name, Settings
-from sphinx_jax.train.loop import read_history
+from sphinx_jax.train.history import read_history
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run

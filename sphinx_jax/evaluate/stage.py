@@ -21,6 +21,7 @@ from sphinx_jax.data.conversation import render
 from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import KIND_METRICS, METRICS
 from sphinx_jax.generate import engine
+from sphinx_jax.model.blueprint import held_dtypes
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.progress import progress
 from sphinx_jax.settings import Count, Name, Settings
@@ -80,7 +81,8 @@ def questions(run: Run, s: EvaluateStage) -> list[Question]:
 def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     """Write ``predictions.jsonl`` and ``scores.json`` into the stage's folder."""
     s = settings
-    leaves = run.leaves(s.start)  # first: what cannot be had is told before pictures are made
+    # first: what cannot be had is told before pictures are made
+    leaves = run.leaves(s.start, held_dtypes(run.recipe.model))
     asked = questions(run, s)
     features = {domain: run.features(leaves, s.split, domain) for domain in s.domains}
     for domain, cache in features.items():

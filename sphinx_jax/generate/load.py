@@ -23,8 +23,8 @@ from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import check_fits, load_tokenizer
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.sphinx import Sphinx
-from sphinx_jax.model.blueprint import Blueprint, blueprint
-from sphinx_jax.model.quantise import check_kind
+from sphinx_jax.model.blueprint import blueprint, held_dtypes
+from sphinx_jax.model.quantise import MATRICES, check_kind
 from sphinx_jax.paths import located
 from sphinx_jax.sharding import make_mesh
 
@@ -46,8 +46,8 @@ def from_pretrained(
       folder: one of our checkpoints; a recipe's workdir (its last trained stage); a published folder or a list of
         them, later ones on top of earlier ones; a Hugging Face folder.
       mesh: where it lies; default: all devices.
-      dtype: compute dtype, as ``bfloat16`` or ``bf16``; default: as the checkpoint says, float32 for the files of
-        others.
+      dtype: what it computes in and what its weights are held in, as ``bfloat16`` or ``bf16``; default: as the
+        checkpoint says, float32 for the files of others.
       model: of a published folder without ``meta.json``, a ``llama_type`` or a name of the family (``sphinx_1k``).
       config: of one without ``config.json``, that file or its content.
       tokenizer: file or folder, in place of the folder's own.
@@ -66,9 +66,12 @@ def from_pretrained(
     if len(folders) > 1 or is_foreign(folders[0]):
         found = open_foreign(folders, model=model, config=config, tokenizer=tokenizer, quick_gelu=quick_gelu)
         config = _with_dtype(found.config, compute)
+        dtypes = held_dtypes(config)
         if quantize is None:
-            return Sphinx(config, place(found, mesh), found.tokenizer, mesh)
-        return Sphinx(config, quantised(found.leaves(), mesh, *_few(config, quantize)), found.tokenizer, mesh)
+            return Sphinx(config, place(found, mesh, dtypes), found.tokenizer, mesh)
+        whole = {path: dtype for path, dtype in dtypes.items() if path not in MATRICES}
+        leaves = quantised(found.leaves(whole), mesh, blueprint(config), quantize, whole)
+        return Sphinx(config, leaves, found.tokenizer, mesh)
     given = {"model": model, "config": config, "quick_gelu": quick_gelu}
     if named := [key for key, value in given.items() if value is not None]:
         raise ValueError(f"{named[0]} is for published folders; {folders[0]} is a checkpoint that says it itself")
@@ -81,21 +84,16 @@ def from_pretrained(
     config = _with_dtype(store.read_config(found), compute)
     if words is not None:
         check_fits(words, config.decoder.vocab_size)
+    plan, dtypes = blueprint(config), held_dtypes(config)
     if quantize is None:
-        return Sphinx(config, store.restore(found, mesh), words, mesh)
-    return Sphinx(config, restore_quantised(found, mesh, *_few(config, quantize)), words, mesh)
+        return Sphinx(config, store.restore(found, mesh, plan, dtypes=dtypes), words, mesh)
+    return Sphinx(config, restore_quantised(found, mesh, plan, quantize, dtypes), words, mesh)
 
 
-def _few(config: ModelConfig, kind: str) -> tuple[Blueprint, str, dict[str, str]]:
-    """What is loaded in few bits: the model, their kind, and all else in the compute dtype."""
-    plan = blueprint(config)
-    return plan, kind, dict.fromkeys(plan.specs, config.dtype)
-
-
-def place(found: Foreign, mesh: Mesh) -> dict[str, jax.Array]:
-    """Read a foreign model leaf by leaf onto a mesh."""
+def place(found: Foreign, mesh: Mesh, dtypes: Mapping[str, str] | None = None) -> dict[str, jax.Array]:
+    """Read a foreign model leaf by leaf onto a mesh, in these ``dtypes``; default: the files' own."""
     shardings = blueprint(found.config).shardings(mesh)
-    return {path: jax.device_put(array, shardings[path]) for path, array in found.leaves()}
+    return {path: jax.device_put(array, shardings[path]) for path, array in found.leaves(dtypes)}
 
 
 def _folders(given: Any) -> list[Path]:

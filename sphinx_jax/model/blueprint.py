@@ -146,6 +146,15 @@ def blueprint(config: ModelConfig) -> Blueprint:
     return Blueprint(lambda rngs: SphinxModel(config, rngs=rngs))
 
 
+def held_dtypes(config: ModelConfig, frozen: Iterable[str] = ("*",)) -> dict[str, str]:
+    """The compute dtype, for each leaf that does not train (``frozen`` patterns; by default none does).
+
+    Nothing is lost by it but in what is computed in float32, norms and the resizing of position embeddings: their
+    weights are rounded once more.
+    """
+    return {path: config.dtype for path in blueprint(config).specs if matches(path, frozen)}
+
+
 @functools.cache
 def make_encode(config: ModelConfig) -> Callable[[Leaves, np.ndarray], Features]:
     """(leaves of the encoders, pixels (B, S, S, 3) uint8) -> features; views that are skipped cost no time."""

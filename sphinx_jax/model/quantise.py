@@ -55,6 +55,26 @@ def quantise(path: str, leaf: jax.Array, kind: str) -> qwix.QArray:
     return qwix.quantize(leaf.astype(jnp.float32), "nf4", channelwise_axes=channels, tiled_axes=tiles)
 
 
+@functools.partial(jax.jit, static_argnames="kind")
+def requantise(leaf: jax.Array, scale: jax.Array, kind: str) -> qwix.QArray:
+    """The quantised leaf of this scale that ``leaf`` was made whole of: ``quantise`` would choose scales anew, for int8
+    other ones.
+
+    leaf (L, …) in the dtype that it was made whole in, scale of as many dimensions, as ``quantise`` gives both.
+    """
+    of_each = scale.astype(leaf.dtype).astype(jnp.float32)
+    for axis, (size, scales) in enumerate(zip(leaf.shape, scale.shape, strict=True)):
+        if scales > 1:
+            of_each = jnp.repeat(of_each, size // scales, axis)
+    name, most = (jnp.int8, 127.5) if kind == "int8" else (kind, 1)
+    unit = qwix.quantize(leaf.astype(jnp.float32) / of_each, name, calibration_method=f"fixed,{-most},{most}")
+    return unit.replace(scale=scale)
+
+
+def kind_of(leaf: qwix.QArray) -> str:
+    return leaf.qtype if leaf.qtype in KINDS else "int8"
+
+
 def whole(leaf: qwix.QArray, dtype: Any) -> jax.Array:
     """The array that a quantised leaf stands for."""
     import qwix
@@ -80,13 +100,25 @@ def is_quantised(leaf: Any) -> bool:
 
 
 def from_host(
-    path: str, layers: Iterable[np.ndarray], kind: str, axes: Sequence[str | None], mesh: Mesh
+    path: str,
+    layers: Iterable[np.ndarray],
+    kind: str,
+    axes: Sequence[str | None],
+    mesh: Mesh,
+    scale: np.ndarray | None = None,
 ) -> qwix.QArray:
-    """A leaf whose ``layers``, each (1, …), come one at a time; the whole of it is only ever held in its few bits."""
+    """A leaf whose ``layers``, each (1, …), come one at a time; the whole of it is only ever held in its few bits.
+
+    ``scale`` of all layers, where they were quantised before (``requantise``).
+    """
     cpu = jax.local_devices(backend="cpu")[0]
     parts = []
-    for layer in layers:
-        made = quantise(path, jax.device_put(layer, cpu), kind)
+    for number, layer in enumerate(layers):
+        layer = jax.device_put(layer, cpu)
+        if scale is None:
+            made = quantise(path, layer, kind)
+        else:
+            made = requantise(layer, jax.device_put(scale[number : number + 1], cpu), kind)
         parts.append(jax.tree.map(np.asarray, made))
     return jax.tree.map(
         lambda *xs: jax.device_put(

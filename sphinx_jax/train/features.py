@@ -18,8 +18,10 @@ import numpy as np
 from sphinx_jax.config import ModelConfig, to_dict
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.image import BadImage, load_image, padded_resize
+from sphinx_jax.disk import told_when_full
 from sphinx_jax.model.blueprint import FROZEN, Leaves, make_encode, matches
 from sphinx_jax.model.embedding_mix import Features
+from sphinx_jax.paths import write_whole
 from sphinx_jax.progress import progress
 
 _log = logging.getLogger(__name__)
@@ -85,13 +87,25 @@ def cache_features(
     """Features of the pictures of ``items``, read from ``folder`` when they are those of these encoders.
 
     A picture that cannot be read is noted: the stream skips and names its item.
+
+    Raises:
+      DiskFull: in one line.
     """
     mark = {"encoders": fingerprint(leaves, config), "pictures": pictures_hash(items)}
     marker = folder / "complete.json"
     if marker.exists() and json.loads(marker.read_text()) == mark:
         return FeatureCache(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.unlink(missing_ok=True)
+    with told_when_full(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.unlink(missing_ok=True)
+        _fill(folder, items, leaves, config, description, batch)
+        write_whole(marker, json.dumps(mark).encode())
+    return FeatureCache(folder)
+
+
+def _fill(
+    folder: Path, items: Sequence[Item], leaves: Leaves, config: ModelConfig, description: str, batch: int
+) -> None:
     bad: dict[int, str] = {}
     size, arrays, encode = config.views.image_size, {}, make_encode(config)
     encoders = {path: leaf for path, leaf in leaves.items() if matches(path, FROZEN)}
@@ -107,11 +121,19 @@ def cache_features(
                 continue
             if name not in arrays:
                 shape = (len(items), *value.shape[1:])
-                arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, shape)
+                arrays[name] = _new_array(folder / f"{name}.npy", shape)
             rows = min(batch, len(items) - start)
             arrays[name][start : start + rows] = np.asarray(value[:rows], np.float16)
     for array in arrays.values():
         array.flush()
     (folder / BAD).write_text(json.dumps(bad))
-    marker.write_text(json.dumps(mark))
-    return FeatureCache(folder)
+
+
+def _new_array(file: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A float16 array in a file of its full size, all of it there: a write to a page that a full disk has no room for
+    ends the process."""
+    array = np.lib.format.open_memmap(file, "w+", np.float16, shape)
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+    return array

@@ -22,8 +22,9 @@ from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.rows import DOMAINS, TASKS
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.distributed import barrier, gather
-from sphinx_jax.model.blueprint import Blueprint, Leaves
-from sphinx_jax.sharding import RULES, abstract, row_share
+from sphinx_jax.model.blueprint import Leaves
+from sphinx_jax.sharding import RULES, row_share
+from sphinx_jax.train.history import History
 from sphinx_jax.train.preemption import Preemption
 from sphinx_jax.train.step import TrainState
 
@@ -57,67 +58,72 @@ class Throughput:
     peak: float
 
 
-def run(
-    folder: Path,
-    name: str,
-    settings: LoopSettings,
-    begin: Callable[[], TrainState],
-    step_fn: Callable,
-    rate: Callable[[int], Any],
-    data: Callable[[int], Iterator[Any]],
-    *,
-    plan: Blueprint,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    mesh: Mesh,
-    recipe: dict[str, Any],
-    throughput: Throughput,
-    identify: Callable[[int], Any] = lambda step: None,
-    profile: range | None = None,
-    quiet: bool = False,
-) -> TrainState:
-    """Train from the newest checkpoint in ``folder``/checkpoints, or from the state that ``begin`` makes, to the end.
-
-    Writes ``history.jsonl`` (one line a log step), TensorBoard events and checkpoints into ``folder``; a checkpoint
-    holds the state after its step, whose number is also the position in the data, so a resumed run repeats and skips
-    nothing.  Checkpoints are written while training goes on.  Batches are on their way to the devices while these work
-    on the step before: nothing here waits for a step but a log line.
+@dataclass(frozen=True)
+class TrainJob:
+    """What a stage trains, on what, and where that is kept.
 
     Args:
-      begin: called once; nothing else should hold the arrays of what it returns, which the steps write over.
+      begin: the stage's own newest checkpoint, or None where there is none yet -> the state to go on from.  Called
+        once; nothing else should hold the arrays of what it returns, which the steps write over.
+      step: (state, batches, what ``rate`` gives) -> (state, metrics), as ``step.make_step`` returns it.
+      rate: number of a step, from 0 -> its learning rate, and what else the step takes.
       data: number of a step -> batches from there on, this process's share of the rows.
+      config, tokenizer, recipe: what checkpoints say of themselves.
+      throughput: what a step is worth.
       identify: number of a step, from 0 -> what its batch was made of, as JSON.
       profile: steps, from 0, of which ``folder``/profile gets a trace for XProf and TensorBoard.
+    """
+
+    name: str
+    folder: Path
+    settings: LoopSettings
+    begin: Callable[[Path | None], TrainState]
+    step: Callable[..., tuple[TrainState, dict[str, Any]]]
+    rate: Callable[[int], Any]
+    data: Callable[[int], Iterator[Any]]
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    mesh: Mesh
+    recipe: dict[str, Any]
+    throughput: Throughput
+    identify: Callable[[int], Any] = lambda step: None
+    profile: range | None = None
+    quiet: bool = False
+
+
+def run(job: TrainJob) -> TrainState:
+    """Train from the job's newest checkpoint, or from its beginning, to the end.
+
+    Writes ``history.jsonl`` (one line a log step), TensorBoard events and checkpoints into the job's folder; a
+    checkpoint holds the state after its step, whose number is also the position in the data, so a resumed run repeats
+    and skips nothing.  Checkpoints are written while training goes on.  Batches are on their way to the devices while
+    these work on the step before: nothing here waits for a step but a log line.
 
     Raises:
       TrainingStopped: after too many steps in a row that are not finite, whose batches ``bad_steps.json`` names, or
         whose rows were all left out.
       Stopped: on SIGTERM and Ctrl-C, after a checkpoint of the step at hand.
+      DiskFull: a checkpoint could not be written; those before it are whole.
     """
-    checkpoints = Checkpoints(folder / "checkpoints", settings.keep, config, tokenizer, recipe)
+    folder, name, settings, profile = job.folder, job.name, job.settings, job.profile
+    checkpoints = Checkpoints(folder / "checkpoints", settings.keep, job.config, job.tokenizer, job.recipe)
     leader = jax.process_index() == 0
-    start = 0
     found = store.newest(checkpoints.folder)
-    state = begin()
-    if found is not None:
-        start = int(found.name)
-        paths, frozen, slots = list(state.trainable), state.frozen, abstract(state.optimizer)
-        state = None  # what trains is read in its place, not beside it
-        trainable = store.restore(found, mesh, plan, only=paths)
-        state = TrainState(trainable, store.restore_training(found, slots), frozen)
-        if leader and not quiet:
-            print(f"{name}: all {start} steps are done" if start == settings.steps else f"{name}: on from step {start}")
-    history = _History(folder, start, leader)
-    line = _Line(name, settings.steps, quiet or not leader)
-    data = data(start)
+    start = 0 if found is None else int(found.name)
+    state = job.begin(found)
+    if found is not None and leader and not job.quiet:
+        print(f"{name}: all {start} steps are done" if start == settings.steps else f"{name}: on from step {start}")
+    history = History(folder, start, leader)
+    line = _Line(name, settings.steps, job.quiet or not leader)
+    data = job.data(start)
     window = _Window(start)
     bad, left, waits, tracing, unusable = 0, None, False, False, collections.Counter()
-    rows, (_, shares) = NamedSharding(mesh, PartitionSpec(RULES["batch"])), row_share(mesh)
+    rows, (_, shares) = NamedSharding(job.mesh, PartitionSpec(RULES["batch"])), row_share(job.mesh)
 
     def place(x: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(rows, x, (len(x) * shares, *x.shape[1:]))
 
-    with jax.set_mesh(mesh), Preemption() as preemption:
+    with jax.set_mesh(job.mesh), Preemption() as preemption:
         for step in range(start, settings.steps):
             if profile and step in profile and leader and not tracing:  # a resumed run may begin among them
                 jax.profiler.start_trace(folder / "profile")
@@ -127,7 +133,7 @@ def run(
             skipped = {kind: int(b.pop("skipped", np.zeros(1)).sum()) for kind, b in batches.items()}
             waited = time.perf_counter() - waited
             batches = jax.tree.map(place, batches)
-            state, metrics = step_fn(state, batches, rate(step))
+            state, metrics = job.step(state, batches, job.rate(step))
             window.add(metrics, {kind: len(next(iter(b.values()))) for kind, b in batches.items()}, skipped, waited)
             if tracing and step in (profile[-1], settings.steps - 1):
                 jax.block_until_ready(metrics)
@@ -136,11 +142,13 @@ def run(
             leaving = preemption.due(step + 1)
             last = step + 1 == settings.steps or leaving
             if (step + 1) % settings.log_every == 0 or last:
-                entry = window.summary(step + 1, throughput, shares)
+                entry = window.summary(step + 1, job.throughput, shares)
                 for number, finite in enumerate(window.finite, window.first + 1):
                     bad = 0 if finite else bad + 1
                     if bad >= settings.bad_steps:
-                        batches = [{"step": n, "batch": identify(n - 1)} for n in range(number - bad + 1, number + 1)]
+                        batches = [
+                            {"step": n, "batch": job.identify(n - 1)} for n in range(number - bad + 1, number + 1)
+                        ]
                         if leader:
                             bad_steps = json.dumps({"stage": name, "steps": batches}, indent=1)
                             (folder / "bad_steps.json").write_text(bad_steps)
@@ -194,7 +202,7 @@ class Checkpoints:
         self.wait()
         self._wait = store.save_async(
             self.folder / str(step), state.trainable | self._plain(state.frozen), self.config, self.tokenizer,
-            self.recipe | {"step": step}, optimizer=state.optimizer,
+            self.recipe | {"step": step}, optimizer=state.optimizer, scales=_scales(state.frozen),
         )  # fmt: skip
 
     def _plain(self, leaves: dict[str, Any]) -> Leaves:
@@ -214,6 +222,18 @@ class Checkpoints:
             if jax.process_index() == 0:
                 store.keep_newest(self.folder, self.keep)
             barrier("saved")  # none goes on before the first process has made it complete
+
+
+def _scales(leaves: dict[str, Any]) -> dict[str, Leaves]:
+    """Those of what is quantised, by its kind: a resumed run quantises as this one did."""
+    found: dict[str, Leaves] = {}
+    if not all(isinstance(leaf, jax.Array) for leaf in leaves.values()):
+        from sphinx_jax.model.quantise import is_quantised, kind_of
+
+        for path, leaf in leaves.items():
+            if is_quantised(leaf):
+                found.setdefault(kind_of(leaf), {})[path] = leaf.scale
+    return found
 
 
 class _Window:
@@ -286,48 +306,6 @@ def peak_memory() -> dict[str, float]:
     return {"memory_gib": max(used) / 2**30} if any(used) else {}
 
 
-class _History:
-    """history.jsonl and TensorBoard events, of the first process; lines beyond the step resumed from are dropped."""
-
-    def __init__(self, folder: Path, start: int, leader: bool):
-        self.seconds, self.events, self.leader = 0.0, None, leader
-        if not leader:
-            return
-        from tensorboardX import SummaryWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "history.jsonl"
-        old = self.path.read_text().splitlines() if self.path.exists() else []
-        # the last line may be cut off where a process was killed
-        self.lines = [entry for entry in old if entry.endswith("}") and json.loads(entry)["step"] <= start]
-        self._rewrite()
-        self.seconds = json.loads(self.lines[-1])["seconds"] if self.lines else 0.0
-        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
-
-    def _rewrite(self) -> None:
-        self.path.write_text("".join(f"{entry}\n" for entry in self.lines))
-
-    def write(self, entry: dict[str, float]) -> None:
-        """Append a line; ``seconds`` becomes the time spent training up to it, over all attempts."""
-        if not self.leader:
-            return
-        self.seconds += entry["seconds"]
-        entry = entry | {"seconds": self.seconds}
-        self.lines.append(json.dumps(entry))
-        if isinstance(self.path, Path):
-            with self.path.open("a") as file:
-                file.write(self.lines[-1] + "\n")
-        else:  # objects in a store cannot grow
-            self._rewrite()
-        for key, value in entry.items():
-            if key != "step":
-                self.events.add_scalar(key, value, entry["step"])
-
-    def close(self) -> None:
-        if self.leader:
-            self.events.close()
-
-
 class _Line:
     """One progress line, rewritten in place on a terminal."""
 
@@ -366,8 +344,3 @@ class _Line:
     def close(self) -> None:
         if self.terminal and not self.quiet:
             print(file=sys.stderr)
-
-
-def read_history(folder: Path) -> list[dict[str, float]]:
-    path = folder / "history.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -21,7 +21,8 @@ from sphinx_jax.config import ConfigError
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.distributed import barrier
-from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
+from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, held_dtypes, matches
+from sphinx_jax.paths import write_whole
 from sphinx_jax.settings import Count, Name, NonNegative, Settings, Share
 from sphinx_jax.train.mix_search import Judge, along, best, sweep
 from sphinx_jax.train.step import loss_sums
@@ -51,7 +52,8 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
     if store.newest(folder / "checkpoints"):  # written last
         return
     check_models(run, {start: described(run.checkpoint(start)) for start in (s.real, s.synthetic)})
-    trees, frozen = apart(run, [run.leaves(s.real), run.leaves(s.synthetic)])
+    dtypes = held_dtypes(run.recipe.model, FROZEN)
+    trees, frozen = apart(run, [run.leaves(start, dtypes) for start in (s.real, s.synthetic)])
     judge, test = (judge_of(run, s, trees, frozen, split) for split in ("validation", "test"))
     with jax.set_mesh(run.mesh):
         curve = sweep(judge, [s.betas], run.quiet)
@@ -62,7 +64,7 @@ def mix(run: Run, name: str, settings: MixStage) -> None:
     result = {"values": list(s.betas), "metric": s.metric, **curves, "chosen": chosen, "test": tested}
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "beta.json").write_text(json.dumps(result, indent=2))
+        write_whole(folder / "beta.json", json.dumps(result, indent=2).encode())
     barrier("judged")
     sources = [str(run.checkpoint(start)) for start in (s.real, s.synthetic)]
     made, out = as_mix(sources, [("*", np.array([chosen, 1 - chosen]))]), folder / "checkpoints" / "0"

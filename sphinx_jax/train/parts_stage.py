@@ -26,6 +26,7 @@ from sphinx_jax.train import loop
 from sphinx_jax.train.flops import peak_flops
 from sphinx_jax.train.optimizer import check_optimizer, learning_rate, make_optimizer
 from sphinx_jax.train.parts import Parts, PartsBatch
+from sphinx_jax.train.program import slots
 from sphinx_jax.train.step import TrainState, update
 
 if TYPE_CHECKING:
@@ -161,18 +162,20 @@ def train_encoders(run: Run, name: str, settings: EncodersStage) -> None:
     tokens = 2 * s.batch * (1 + model.grid**2)
     encoders = sum(spec.size for path, spec in plan.specs.items() if path.startswith("encoders/"))
 
-    def begin() -> TrainState:
-        leaves = plan.init(mesh, run.recipe.seed)
+    def begin(found: Path | None) -> TrainState:
+        leaves = plan.init(mesh, run.recipe.seed) if found is None else store.restore(found, mesh, plan)
         with jax.set_mesh(mesh):
-            return TrainState(leaves, jax.jit(optimizer.init)(leaves), {})
+            return TrainState(leaves, slots(optimizer, leaves, mesh, found), {})
 
-    loop.run(
-        run.folder(name), name, loop.LoopSettings(s.steps, s.log_every, s.save_every), begin, step,
-        lambda step: (np.float32(rate(step)), np.uint32(step)), lambda step: iter(named[step:].to_iter_dataset()),
-        plan=plan, config=model, tokenizer=run.tokenizer, mesh=mesh,
+    job = loop.TrainJob(
+        name, run.folder(name), loop.LoopSettings(s.steps, s.log_every, s.save_every), begin, step,
+        rate=lambda step: (np.float32(rate(step)), np.uint32(step)),
+        data=lambda step: iter(named[step:].to_iter_dataset()),
+        config=model, tokenizer=run.tokenizer, mesh=mesh,
         recipe={"made_by": "encoders", "stage": name, "settings": asdict(s)},
         throughput=loop.Throughput(tokens, 6.0 * tokens * encoders, peak_flops()), quiet=run.quiet,
     )  # fmt: skip
+    loop.run(job)
 
 
 def assemble(run: Run, name: str, settings: AssembleStage) -> None:

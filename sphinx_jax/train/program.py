@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, ModelConfig
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.model.blueprint import Leaves, blueprint, matches
@@ -62,20 +64,35 @@ def _program(
     return Program(tx, step, dict(parts))
 
 
-def start(program: Program, model: ModelConfig, s: TrainStage, leaves: Leaves, mesh: Mesh) -> TrainState:
-    """The state before the first step, which takes the leaves over: what is frozen goes into the compute dtype, or into
-    fewer bits, and out of ``leaves``."""
+def start(
+    program: Program, model: ModelConfig, s: TrainStage, leaves: Leaves, mesh: Mesh, found: Path | None = None
+) -> TrainState:
+    """The state before the next step, which takes the leaves over: what is frozen goes into the compute dtype, or into
+    fewer bits, and out of ``leaves``.
+
+    ``found``: the stage's own checkpoint, that the leaves are from; without one the optimizer begins.
+    """
     trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
-    slots = state_shardings(program.optimizer, abstract(trainable), mesh)
     with jax.set_mesh(mesh):
         # taken out one by one, so that none is there in two forms at once
         frozen = {p: _kept(p, leaves.pop(p), model, s.quantize) for p in list(leaves) if p not in trainable}
-        return TrainState(trainable, jax.jit(program.optimizer.init, out_shardings=slots)(trainable), frozen)
+        return TrainState(trainable, slots(program.optimizer, trainable, mesh, found), frozen)
 
 
-def frozen_dtypes(model: ModelConfig, s: TrainStage) -> dict[str, str]:
-    """The compute dtype, for each leaf that does not train."""
-    return {p: model.dtype for p in blueprint(model).specs if matches(p, s.frozen)}
+def slots(optimizer: optax.GradientTransformation, trainable: Leaves, mesh: Mesh, found: Path | None = None) -> Any:
+    """The optimizer's state on a mesh: fresh, or that of the checkpoint ``found``."""
+    like = abstract_slots(optimizer, abstract(trainable), mesh)
+    if found is not None:
+        return store.restore_training(found, like)
+    return jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda slot: slot.sharding, like))(trainable)
+
+
+def abstract_slots(optimizer: optax.GradientTransformation, trainable: Leaves, mesh: Mesh) -> Any:
+    """Shapes, dtypes and layout of the optimizer's state."""
+    return jax.tree.map(
+        lambda slot, sharding: jax.ShapeDtypeStruct(slot.shape, slot.dtype, sharding=sharding),
+        jax.eval_shape(optimizer.init, trainable), state_shardings(optimizer, trainable, mesh),
+    )  # fmt: skip
 
 
 def _kept(path: str, leaf: Any, model: ModelConfig, quantize: str) -> Any:
@@ -92,11 +109,7 @@ def abstract_state(program: Program, model: ModelConfig, s: TrainStage, mesh: Me
     leaves = blueprint(model).abstract(mesh)
     trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
     frozen = abstract_kept(model, mesh, leaves.keys() - trainable.keys(), s.quantize)
-    slots = jax.tree.map(
-        lambda slot, sharding: jax.ShapeDtypeStruct(slot.shape, slot.dtype, sharding=sharding),
-        jax.eval_shape(program.optimizer.init, trainable), state_shardings(program.optimizer, trainable, mesh),
-    )  # fmt: skip
-    return TrainState(trainable, slots, frozen)
+    return TrainState(trainable, abstract_slots(program.optimizer, trainable, mesh), frozen)
 
 
 def abstract_kept(model: ModelConfig, mesh: Mesh, paths: Iterable[str], quantize: str = "") -> dict[str, Any]:

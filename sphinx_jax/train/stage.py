@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, ModelConfig, unknown
 from sphinx_jax.data.rows import Shape, Source
 from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.data.tasks import INSTRUCTIONS
-from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
+from sphinx_jax.model.blueprint import FROZEN, Leaves, held_dtypes, matches
 from sphinx_jax.model.layers import remat_policy
 from sphinx_jax.settings import Count, Name, NonNegative, Plain, Positive, Settings, Whole, of_field
 from sphinx_jax.sharding import row_share
 from sphinx_jax.train import flops, loop
 from sphinx_jax.train.optimizer import check_optimizer, learning_rate
-from sphinx_jax.train.program import frozen_dtypes, program, start
+from sphinx_jax.train.program import program, start
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run
@@ -101,8 +102,10 @@ class TrainStage(Settings):
 def train(run: Run, name: str, settings: TrainStage) -> None:
     s, model, mesh = settings, run.recipe.model, run.mesh
     made = program(model, name, s, mesh)
-    folder = run.folder(name)
-    held = [run.leaves(s.start, frozen_dtypes(model, s), s.quantize)]
+    folder, dtypes = run.folder(name), held_dtypes(model, s.frozen)
+    found = store.newest(folder / "checkpoints")
+    # what has begun needs nothing but its own checkpoint, which holds what does not train too
+    held = [run.leaves(s.start, dtypes, s.quantize) if found is None else run.read(found, dtypes, s.quantize)]
     sources = {}
     if s.domains:
         sources["image"] = image_sources(run, s, held[0])
@@ -127,14 +130,15 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     def data(step: int) -> Iterator[Any]:
         return task_mix(streams, start=step, process=process, processes=processes, workers=s.workers)
 
-    loop.run(
-        folder, name, loop.LoopSettings(s.steps, s.log_every, s.save_every, s.keep),
-        lambda: start(made, model, s, held.pop(), mesh), made.step,
-        lambda step: np.float32(learning_rate(step, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor)), data,
-        plan=blueprint(model), config=model, tokenizer=run.tokenizer, mesh=mesh,
+    job = loop.TrainJob(
+        name, folder, loop.LoopSettings(s.steps, s.log_every, s.save_every, s.keep),
+        begin=lambda found: start(made, model, s, held.pop(), mesh, found), step=made.step,
+        rate=lambda n: np.float32(learning_rate(n, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor)),
+        data=data, config=model, tokenizer=run.tokenizer, mesh=mesh,
         recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},
         throughput=throughput(model, s), identify=identify, profile=run.profile, quiet=run.quiet,
     )  # fmt: skip
+    loop.run(job)
 
 
 def shapes(model: ModelConfig, s: TrainStage) -> dict[str, Shape]:

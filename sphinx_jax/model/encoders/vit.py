@@ -94,7 +94,7 @@ class Vit(nnx.Module):
 
     def positions(self) -> jax.Array:
         """(1 + P, C) position embedding; a stored grid of another size is resized bicubically, the class slot kept."""
-        stored = self.position_embedding[...]
+        stored = self.position_embedding[...].astype(jnp.float32)
         config = self.config
         if config.position_grid in (None, config.grid):
             return stored
