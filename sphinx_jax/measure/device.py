@@ -47,10 +47,10 @@ class Check:
 _HERE = "sphinx_jax.measure."
 CHECKS = (
     Check("parity", 110, "logits beside the reference's", _HERE + "device_parity:check"),
-    Check("decode", 70, "a token in bfloat16", _HERE + "device_decode:check"),
+    Check("decode", 70, "a token of the decoder", _HERE + "device_decode:check"),
     Check("step", 160, "the published training step", _HERE + "device_step:check"),
-    Check("int8", 45, "a token, matrices in 8 bits", _HERE + "device_decode:check", (("quantize", "int8"),)),
-    Check("nf4", 45, "a token, matrices in 4 bits", _HERE + "device_decode:check", (("quantize", "nf4"),)),
+    Check("int8", 45, "the same, matrices in 8 bits", _HERE + "device_decode:check", (("quantize", "int8"),)),
+    Check("nf4", 45, "the same, matrices in 4 bits", _HERE + "device_decode:check", (("quantize", "nf4"),)),
     Check("saves", 60, "a checkpoint beside the steps", _HERE + "device_step:check_saves"),
 )
 START = 45  # seconds that the device has to say what it is

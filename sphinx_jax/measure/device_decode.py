@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from sphinx_jax.config import DECODERS, FAMILY, DecoderConfig, ModelConfig
 from sphinx_jax.generate import engine
 from sphinx_jax.measure import hardware
-from sphinx_jax.measure.rows import Row, Setting, reason
+from sphinx_jax.measure.rows import Row, Setting, reason, size_text
 from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.model.cache import Cache
 from sphinx_jax.sharding import make_mesh
@@ -26,7 +26,7 @@ from sphinx_jax.train.program import abstract_kept
 
 POSITIONS = 256  # of the cache; all of them are read for every token
 BATCHES = {"": (1, 8, 64), "int8": (1, 8), "nf4": (1, 8)}
-ROUNDS, ROUND = 5, 1.0  # rounds, of which the middle one counts, and seconds of each at most
+ROUNDS, ROUND = 5, 0.5  # rounds, of which the middle one counts, and about how many seconds each takes
 SPARE = 1.5 * 2**30  # bytes for what is neither weights nor cache
 
 
@@ -36,11 +36,11 @@ def check(setting: Setting, deadline: float, quantize: str = "") -> Iterator[Row
     leaves = born(model, quantize)
     size = weight_bytes(leaves)
     peak, origin = hardware.bandwidth()
-    for batch in BATCHES[quantize]:
-        what = f"{name} decoder, {quantize or model.dtype}, {_size(sum(size.values()))}: batch {batch}"
+    for batch in BATCHES[quantize] if hardware.device_memory() else (1,):
+        what = f"{name} decoder, {quantize or model.dtype}, {size_text(sum(size.values()))}: batch {batch}"
         needed = sum(size.values()) + room(model, batch)
         if needed > (hardware.device_memory() or needed):
-            yield Row(what, f"left out: takes {_size(needed)}")
+            yield Row(what, f"left out: takes {size_text(needed)}")
             continue
         try:
             seconds = seconds_of_token(model, leaves, batch, deadline)
@@ -50,7 +50,7 @@ def check(setting: Setting, deadline: float, quantize: str = "") -> Iterator[Row
         rate = size["read"] / seconds
         result = (
             f"{seconds * 1e3:.2f} ms a token, {batch / seconds:,.0f} tokens/s; weights at {rate / 1e9:,.1f} GB/s, "
-            f"{rate / peak:.0%} of {peak / 1e9:,.0f} ({origin})"
+            f"{rate / peak:.0%} of {peak / 1e9:,.1f} ({origin})"
         )
         numbers = {
             "seconds": seconds, "batch": batch, "positions": POSITIONS, "weights": sum(size.values()),
@@ -140,7 +140,3 @@ def seconds_of_token(model: ModelConfig, leaves: Leaves, batch: int, deadline: f
 
 def _text(decoder: DecoderConfig, dtype: str) -> ModelConfig:
     return ModelConfig("llama", decoder, dtype=dtype)
-
-
-def _size(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB" if size > 2**29 else f"{size / 2**20:.1f} MiB"

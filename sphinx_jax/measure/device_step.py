@@ -17,7 +17,7 @@ import jax
 
 from sphinx_jax.config import ConfigError, DecoderConfig, to_dict
 from sphinx_jax.measure import hardware
-from sphinx_jax.measure.rows import Row, Setting
+from sphinx_jax.measure.rows import Row, Setting, size_text
 from sphinx_jax.model.blueprint import blueprint, matches
 from sphinx_jax.recipe import Recipe, parse
 from sphinx_jax.smoke import smoke
@@ -119,8 +119,8 @@ def cut(values: dict[str, Any], size: Size, devices: int) -> Recipe:
 
 
 def nano(recipes: dict[str, dict[str, Any]], decoder: DecoderConfig | None = None) -> Recipe:
-    """The first recipe at nano size, for a CPU; ``decoder``: with another one."""
-    values = smoke(copy.deepcopy(next(iter(recipes.values()))))
+    """The smallest recipe at nano size, for a CPU; ``decoder``: with another one."""
+    values = smoke(copy.deepcopy(list(recipes.values())[-1]))
     if decoder is not None:
         values["model"]["decoder"] = to_dict(decoder) if dataclasses.is_dataclass(decoder) else decoder
     values["stage"][STAGE] |= {"length": 64, "device_rows": 8}
@@ -149,6 +149,4 @@ def check_saves(setting: Setting, deadline: float) -> Iterator[Row]:
         f"take {found.cost:+.2f} s with one, {max(0.0, found.cost) / 120:.1%} of two minutes"
     )
     numbers = found._asdict() | {"steps": steps}
-    yield Row(
-        f"checkpoint of {found.size / 2**30:.2f} GiB beside the steps", result, True, hardware.peak_gib(), numbers
-    )
+    yield Row(f"checkpoint of {size_text(found.size)} beside the steps", result, True, hardware.peak_gib(), numbers)

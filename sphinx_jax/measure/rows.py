@@ -26,6 +26,11 @@ class Setting:
     scratch: str = "."  # folder on the disk that checkpoints are tried on
 
 
+def size_text(size: float) -> str:
+    """Bytes in words."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
+
+
 def reason(error: BaseException) -> str:
     """Why a check failed, in a line."""
     words = " ".join(str(error).split()) or "no message"

@@ -123,9 +123,9 @@ def time_saves(recipe: Recipe, stage: str, steps: int, rounds: int, folder: Path
                 complete = True
                 written.append(time.perf_counter() - begun)
         seconds = time.perf_counter() - begun
+        checkpoints.wait()
         if not complete:
             raise ConfigError(f"{steps} steps took {seconds:.1f} s and the checkpoint longer; give more --steps")
-        checkpoints.wait()
         return seconds
 
     with jax.set_mesh(mesh):
