@@ -89,14 +89,16 @@ def run(
     todo = [check for check in chosen if check.name not in have]
     yield f"{here['count']} x {title(here)}: {len(todo)} of {len(chosen)} checks to run; kept in {out}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    setting = dataclasses.replace(setting, scratch=str(out.parent.absolute()))
     begun, allowed = time.monotonic(), 0.0
     for number, check in enumerate(todo, 1):
         allowed += check.seconds
         limit = allowed - (time.monotonic() - begun)
         yield f"[{number}/{len(todo)}] {check.name}: {check.about}, {check.seconds:.0f} s at most"
         started = time.monotonic()
-        rows = run_check(check, setting, limit, out.with_suffix(f".{check.name}.log"))
+        # made here, and so gone too where the check is killed
+        with tempfile.TemporaryDirectory(prefix=f"{check.name}-", dir=out.parent) as scratch:
+            on_disk = dataclasses.replace(setting, scratch=str(Path(scratch).absolute()))
+            rows = run_check(check, on_disk, limit, out.with_suffix(f".{check.name}.log"))
         line = {"check": check.name, **{key: here[key] for key in IDENTITY}, "count": here["count"]}
         line |= {"date": datetime.date.today().isoformat(), "seconds": round(time.monotonic() - started, 1)}
         lines.append(line | {"rows": [dataclasses.asdict(row) for row in rows]})
@@ -167,14 +169,14 @@ def run_check(check: Check, setting: Setting, limit: float, log: Path) -> list[R
     try:
         child.start()
         theirs.close()
-        why = _collect(ours, ends, rows, limit)
+        why = _collect(ours, ends, rows)
+        child.join(20)
+    except TimeoutError:
+        why = f"took longer than {limit:.0f} s and was stopped"
     finally:
-        if child.is_alive():
-            child.join(5 if rows else 0.5)
-        if child.is_alive():
-            child.kill()
+        child.kill()
         child.join()
-    if why == "gone":
+    if why is None:
         why = _end_of(child.exitcode, log)
     if why:
         rows.append(Row(check.about, f"failed: {why}", ok=False))
@@ -183,15 +185,18 @@ def run_check(check: Check, setting: Setting, limit: float, log: Path) -> list[R
     return rows
 
 
-def _collect(ours: Connection, ends: float, rows: list[Row], limit: float) -> str:
-    """Take in rows until the check says that it is done; else what went wrong."""
+def _collect(ours: Connection, ends: float, rows: list[Row]) -> str | None:
+    """Take in rows until the check says that it is done (an empty text), or why not; None where it ends without a word.
+
+    Raises TimeoutError where it has not ended by ``ends``, of time.monotonic().
+    """
     while True:
         if not ours.poll(max(0.0, ends - time.monotonic())):
-            return f"took longer than {limit:.0f} s and was stopped"
+            raise TimeoutError
         try:
             kind, said = ours.recv()
         except EOFError:
-            return "gone"
+            return None
         if kind == "row":
             rows.append(said)
         else:

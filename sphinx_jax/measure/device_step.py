@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sphinx_jax.config import ConfigError, DecoderConfig, to_dict
+from sphinx_jax.config import ConfigError, DecoderConfig
 from sphinx_jax.measure import hardware
 from sphinx_jax.measure.rows import Row, Setting, size_text
 from sphinx_jax.model.blueprint import blueprint, matches
@@ -122,7 +122,7 @@ def nano(recipes: dict[str, dict[str, Any]], decoder: DecoderConfig | None = Non
     """The smallest recipe at nano size, for a CPU; ``decoder``: with another one."""
     values = smoke(copy.deepcopy(list(recipes.values())[-1]))
     if decoder is not None:
-        values["model"]["decoder"] = to_dict(decoder) if dataclasses.is_dataclass(decoder) else decoder
+        values["model"]["decoder"] = dataclasses.asdict(decoder)
     values["stage"][STAGE] |= {"length": 64, "device_rows": 8}
     return parse(values)
 
