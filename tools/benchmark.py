@@ -16,15 +16,23 @@ What a checkpoint costs that is written beside the steps, by windows of steps wi
 
 What fewer bits cost a recipe's model on held-out data:
   python tools/benchmark.py quantise --workdir runs/quickstart
+
+All that wants an accelerator, on the one that is here, in under nine minutes on a GPU of 80 GB:
+  python tools/benchmark.py device
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from sphinx_jax.checkpoint import mix_benchmark
 from sphinx_jax.command import plain_errors
+
+ROOT = Path(__file__).parents[1]
+DEVICE_RECIPES = ("sphinx_1k", "sphinx_tiny_1k")  # the largest of which a few layers fit is measured
 
 
 def arguments() -> argparse.Namespace:
@@ -57,6 +65,10 @@ def arguments() -> argparse.Namespace:
     saves.add_argument("--rounds", type=int, default=3, help="windows of each sort (default: %(default)s)")
     few = kinds.add_parser("quantise", help="the held-out loss of a recipe's model in 8 and 4 bits")
     few.add_argument("--workdir", type=Path, required=True, help="of a recipe that was run, e.g. runs/quickstart")
+    device = kinds.add_parser("device", help="all that wants an accelerator: parity, step, decoding, few bits, saves")
+    device.add_argument("--out", type=Path, help="JSON lines that go on (default: runs/device/<the device>.jsonl)")
+    device.add_argument("--only", nargs="+", default=(), metavar="NAME", help="parity decode step int8 nf4 saves")
+    device.add_argument("--fresh", action="store_true", help="run anew what --out has")
     args, args.recipe = parser.parse_known_args()
     if args.recipe and args.kind not in ("step", "saves"):
         parser.error(f"unrecognized arguments: {' '.join(args.recipe)}")
@@ -103,6 +115,15 @@ def measure_saves(args: argparse.Namespace) -> Iterator[str]:
     yield from step_benchmark.measure_saves(*stage_of(args.recipe), args.steps, args.rounds, args.folder)
 
 
+def measure_device(args: argparse.Namespace) -> Iterator[str]:
+    from sphinx_jax.measure import device
+
+    sys.path.append(str(ROOT))
+    recipes = {name: import_module(f"configs.{name}").get_config().to_dict() for name in DEVICE_RECIPES}
+    setting = device.Setting(str(ROOT / "tests" / "data"), recipes)
+    yield from device.run(setting, args.out, args.only, args.fresh)
+
+
 def stage_of(flags_given: list[str]) -> tuple[Any, str]:
     """The recipe, and the stage of it, that flags name."""
     from absl import flags
@@ -120,7 +141,7 @@ if __name__ == "__main__":
         args = arguments()
         work = {
             "mix": compare_mix, "train": compare_train, "step": measure_step, "saves": measure_saves,
-            "quantise": compare_quantised,
+            "quantise": compare_quantised, "device": measure_device,
         }  # fmt: skip
         for line in work[args.kind](args):
             print(line, flush=True)

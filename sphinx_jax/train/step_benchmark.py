@@ -22,10 +22,32 @@ from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.recipe import PLAYGROUND, Recipe, mesh_of
 from sphinx_jax.sharding import RULES
 from sphinx_jax.train.ahead import train_stages
-from sphinx_jax.train.loop import Checkpoints, peak_memory
+from sphinx_jax.train.loop import Checkpoints, Throughput, peak_memory
 from sphinx_jax.train.program import Program, abstract_batches, program, start
 from sphinx_jax.train.stage import TrainStage, shapes, throughput
 from sphinx_jax.train.step import TrainState
+
+
+class StepTimes(NamedTuple):
+    seconds: list[float]  # of each step; the first two are not worth counting
+    loss: float
+    worth: Throughput
+    mesh: Mesh
+    parts: dict[str, int]  # that each kind of batch is cut into
+
+
+class SaveTimes(NamedTuple):
+    """Seconds, medians of some windows of steps."""
+
+    without: float
+    beside: float  # with a checkpoint that is written meanwhile
+    waited: float  # by the steps, for it
+    written: float  # until it was complete
+    size: int  # bytes of it
+
+    @property
+    def cost(self) -> float:
+        return self.beside - self.without
 
 
 def measure(recipe: Recipe, stage: str, steps: int) -> Iterator[str]:
@@ -33,6 +55,23 @@ def measure(recipe: Recipe, stage: str, steps: int) -> Iterator[str]:
 
     Raises ConfigError for a stage that does not train.
     """
+    times = time_steps(recipe, stage, steps)
+    seconds, worth = times.seconds, times.worth
+    best, usual = min(seconds[2:]), statistics.median(seconds[2:])
+    devices, rows = len(jax.devices()), recipe.settings[stage].rows()
+    parts = ", ".join(f"{size} {kind} rows in {times.parts[kind]} parts" for kind, size in rows.items())
+    yield f"{stage}: {parts}; {devices} x {jax.devices()[0].device_kind}, mesh {dict(times.mesh.shape)}"
+    yield f"  first step {seconds[0]:.1f} s, compiled; best {best * 1e3:,.1f} ms, median {usual * 1e3:,.1f} ms"
+    yield (
+        f"  {worth.tokens / usual / devices:,.0f} tokens/s and {worth.flops / usual / devices / 1e12:,.2f} TFLOP/s a "
+        f"device, MFU {worth.flops / usual / devices / worth.peak:.1%}; loss {times.loss:.3f}"
+    )
+    for size in peak_memory().values():
+        yield f"  {size:.2f} GiB at most on a device"
+
+
+def time_steps(recipe: Recipe, stage: str, steps: int) -> StepTimes:
+    """What ``measure`` says, as numbers."""
     s, model, mesh, made, state, batches, _ = _prepare(recipe, stage)
     seconds = []
     with jax.set_mesh(mesh):
@@ -41,18 +80,7 @@ def measure(recipe: Recipe, stage: str, steps: int) -> Iterator[str]:
             state, metrics = made.step(state, batches, np.float32(s.rate))
             loss = float(metrics["loss"])
             seconds.append(time.perf_counter() - begun)
-    worth = throughput(model, s)
-    best, usual = min(seconds[2:]), statistics.median(seconds[2:])
-    devices = len(jax.devices())
-    parts = ", ".join(f"{size} {kind} rows in {made.parts[kind]} parts" for kind, size in s.rows().items())
-    yield f"{stage}: {parts}; {devices} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
-    yield f"  first step {seconds[0]:.1f} s, compiled; best {best * 1e3:,.1f} ms, median {usual * 1e3:,.1f} ms"
-    yield (
-        f"  {worth.tokens / usual / devices:,.0f} tokens/s and {worth.flops / usual / devices / 1e12:,.2f} TFLOP/s a "
-        f"device, MFU {worth.flops / usual / devices / worth.peak:.1%}; loss {loss:.3f}"
-    )
-    for size in peak_memory().values():
-        yield f"  {size:.2f} GiB at most on a device"
+    return StepTimes(seconds, loss, throughput(model, s), mesh, made.parts)
 
 
 def measure_saves(recipe: Recipe, stage: str, steps: int, rounds: int, folder: Path) -> Iterator[str]:
@@ -60,6 +88,22 @@ def measure_saves(recipe: Recipe, stage: str, steps: int, rounds: int, folder: P
     turn.
 
     Raises ConfigError for a stage that does not train.
+    """
+    found = time_saves(recipe, stage, steps, rounds, folder)
+    yield (
+        f"{stage}: {steps} steps in {found.without:.1f} s, with a checkpoint of {found.size / 2**30:.2f} GiB in "
+        f"{found.beside:.1f} s (medians of {rounds})"
+    )
+    yield (
+        f"  steps wait {found.waited:.2f} s for it; it is complete after {found.written:.1f} s; "
+        f"in all {found.cost:.2f} s, {found.cost / 120:.1%} of two minutes, {found.cost / 300:.1%} of five"
+    )
+
+
+def time_saves(recipe: Recipe, stage: str, steps: int, rounds: int, folder: Path) -> SaveTimes:
+    """What ``measure_saves`` says, as numbers.
+
+    Raises ConfigError where the steps were over before the checkpoint was complete.
     """
     s, model, mesh, made, state, batches, tokenizer = _prepare(recipe, stage)
     checkpoints = Checkpoints(folder, 1, model, tokenizer, {"made_by": "benchmark"})
@@ -79,9 +123,9 @@ def measure_saves(recipe: Recipe, stage: str, steps: int, rounds: int, folder: P
                 complete = True
                 written.append(time.perf_counter() - begun)
         seconds = time.perf_counter() - begun
+        checkpoints.wait()
         if not complete:
             raise ConfigError(f"{steps} steps took {seconds:.1f} s and the checkpoint longer; give more --steps")
-        checkpoints.wait()
         return seconds
 
     with jax.set_mesh(mesh):
@@ -90,16 +134,8 @@ def measure_saves(recipe: Recipe, stage: str, steps: int, rounds: int, folder: P
             beside.append(window(number))
             without.append(window())
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    cost = statistics.median(beside) - statistics.median(without)
-    yield (
-        f"{stage}: {steps} steps in {statistics.median(without):.1f} s, with a checkpoint of {size / 2**30:.2f} GiB in "
-        f"{statistics.median(beside):.1f} s (medians of {rounds})"
-    )
-    wait, complete = statistics.median(blocked), statistics.median(written)
-    yield (
-        f"  steps wait {wait:.2f} s for it; it is complete after {complete:.1f} s; "
-        f"in all {cost:.2f} s, {cost / 120:.1%} of two minutes, {cost / 300:.1%} of five"
-    )
+    medians = (statistics.median(x) for x in (without, beside, blocked, written))
+    return SaveTimes(*medians, size)
 
 
 class _Prepared(NamedTuple):
