@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
+LONGEST = 300  # characters of a message
 LOST = 75  # exit status of a run that lost one of its processes: EX_TEMPFAIL, another attempt may do
 
 
@@ -31,9 +32,21 @@ def plain_errors(*more: type[Exception], stopped: str = "stopped; the same comma
     except (ValueError, OSError, *more) as error:
         if os.environ.get("SPHINX_JAX_TRACEBACK"):
             raise
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(shortened(f"error: {error}"))
     except Stopped as end:
         print(end, file=sys.stderr)
         sys.exit(128 + end.by)
     except KeyboardInterrupt:
         sys.exit(stopped)
+
+
+def shortened(message: str, most: int = LONGEST) -> str:
+    """A message on one line of at most so many characters: its middle goes, the fix at its end stays."""
+    line = " ".join(message.split())
+    if len(line) <= most:
+        return line
+    fix = line.rfind("; ")
+    kept = len(line) - fix if fix > 0 else 0
+    if not 0 < kept <= most // 2:  # what a message ends in tells more than its middle
+        kept = most // 3
+    return f"{line[: most - kept - 3].rstrip()} … {line[-kept:].lstrip()}"[:most]
