@@ -5,9 +5,11 @@ python -m sphinx_jax.main --config configs/finetune.py:FOLDER,lora=16 --config.d
 python -m sphinx_jax.main --config configs/finetune.py:FOLDER,lora=16,nf4 --config.data.meta.train=list.yaml
 
 FOLDER is what tools/convert_checkpoint.py wrote, or a checkpoint or training stage of this project.  The list is of the
-published form, YAML with META: [{path: conversations.jsonl, root: pictures/}, …].  int8 and nf4 keep the frozen decoder
-in few bits.  It computes in bfloat16; on a CPU --config.model.dtype=float32 is faster.  Hyper-parameters are the
-published ones of stage 2; LoRA's rate † is this project's choice.
+published form, YAML with META: [{path: conversations.jsonl, root: pictures/}, …].  It may hold pictures, texts or both:
+a step takes both in the proportion of the list, and an epoch sees each item.  A model that takes text alone leaves
+pictures out, and says how many.  int8 and nf4 keep the frozen decoder in few bits.  It computes in bfloat16; on a CPU
+--config.model.dtype=float32 is faster.  Hyper-parameters are the published ones of stage 2; LoRA's rate † is this
+project's choice.
 """
 
 import json
@@ -45,8 +47,8 @@ def get_config(what: str = "") -> ConfigDict:
     c.stages = ("finetune",)
     stage = {
         "kind": "train", "start": str(start), "epochs": 1.0, "batch": 128, "device_rows": 1, "length": 512,
-        "domains": {"*": 1.0}, "rate": 2e-5, "warmup_epochs": 0.03, "clip": 8.0, "weight_decay": 0.0, "remat": "full",
-        "save_every": 500, "frozen": FROZEN,
+        "text_length": 512, "domains": {"*": 1.0}, "rate": 2e-5, "warmup_epochs": 0.03, "clip": 8.0,
+        "weight_decay": 0.0, "remat": "full", "save_every": 500, "frozen": FROZEN,
     }  # fmt: skip
     for option in options:
         name, _, value = option.partition("=")

@@ -79,7 +79,8 @@ def sphinx_x(model: str, device_rows: int, aligned: tuple[str, ...], rate: float
     c = _recipe(model, f"{model}: alignment of the projections, then one stage on all tasks.")
     align = _step(model, device_rows) | {
         "split": "pretrain", "start": f"checkpoints/{model}_parts", "steps": 5000, "batch": 256, "length": 128,  # †
-        "rate": 1e-3, "warmup": 100, "clip": 8.0, "domains": {"*": 1.0}, "frozen": aligned,  # †
+        "rate": 1e-3, "warmup": 100, "clip": 8.0, "domains": {"*": 1.0}, "text_batch": 0,  # †
+        "frozen": aligned,
     }  # fmt: skip
     c.stages = ("align", "finetune")
     tuned = finetune(model, device_rows, "align", rate, 256, 0.01)

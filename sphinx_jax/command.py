@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sphinx_jax.disk import DiskFull, is_full, nothing_logged
 
+LONGEST = 300  # characters of a message
 LOST = 75  # exit status of a run that lost one of its processes: EX_TEMPFAIL, another attempt may do
 
 
@@ -45,4 +46,16 @@ def plain_errors(*more: type[Exception], stopped: str = "stopped; the same comma
             raise
         if full and not isinstance(error, ValueError):  # which say more
             error = DiskFull(Path(getattr(error, "filename", None) or "here").absolute().parent)
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(shortened(f"error: {error}"))
+
+
+def shortened(message: str, most: int = LONGEST) -> str:
+    """A message on one line of at most so many characters: its middle goes, the fix at its end stays."""
+    line = " ".join(message.split())
+    if len(line) <= most:
+        return line
+    fix = line.rfind("; ")
+    kept = len(line) - fix if fix > 0 else 0
+    if not 0 < kept <= most // 2:  # what a message ends in tells more than its middle
+        kept = most // 3
+    return f"{line[: most - kept - 3].rstrip()} … {line[-kept:].lstrip()}"[:most]

@@ -101,7 +101,7 @@ def run(job: TrainJob) -> TrainState:
 
     Raises:
       TrainingStopped: after too many steps in a row that are not finite, whose batches ``bad_steps.json`` names, or
-        whose rows were all left out.
+        whose rows were all left out; at the end where no step was of any use.  Before one was, nothing is saved.
       Stopped: on SIGTERM and Ctrl-C, after a checkpoint of the step at hand.
       DiskFull: a checkpoint could not be written; those before it are whole.
     """
@@ -118,6 +118,7 @@ def run(job: TrainJob) -> TrainState:
     data = job.data(start)
     window = _Window(start)
     bad, left, waits, tracing, unusable = 0, None, False, False, collections.Counter()
+    learnt, used = start > 0, collections.Counter()  # whether a step was of use; rows that were, by kind
     rows, (_, shares) = NamedSharding(job.mesh, PartitionSpec(RULES["batch"])), row_share(job.mesh)
 
     def place(x: np.ndarray) -> jax.Array:
@@ -141,11 +142,12 @@ def run(job: TrainJob) -> TrainState:
                 tracing = False
             leaving = preemption.due(step + 1)
             last = step + 1 == settings.steps or leaving
-            if (step + 1) % settings.log_every == 0 or last:
+            saves = (step + 1) % settings.save_every == 0 or last
+            if (step + 1) % settings.log_every == 0 or last or (saves and not learnt):
                 entry = window.summary(step + 1, job.throughput, shares)
                 for number, finite in enumerate(window.finite, window.first + 1):
                     bad = 0 if finite else bad + 1
-                    if bad >= settings.bad_steps:
+                    if bad >= min(settings.bad_steps, settings.steps):
                         batches = [
                             {"step": n, "batch": job.identify(n - 1)} for n in range(number - bad + 1, number + 1)
                         ]
@@ -157,12 +159,15 @@ def run(job: TrainJob) -> TrainState:
                             f"{folder / 'bad_steps.json'} names their batches"
                         )
                 for kind, count in window.usable.items():
+                    used[kind] += count
                     unusable[kind] = 0 if count else unusable[kind] + window.rows[kind]
-                    if unusable[kind] >= UNUSABLE_ROWS:
+                    never = start == 0 and step + 1 == settings.steps and not used[kind]
+                    if unusable[kind] >= UNUSABLE_ROWS or never:
                         raise TrainingStopped(
                             f"{name}: none of the {unusable[kind]} {kind} rows up to step {step + 1} could be used; "
                             "the log says why (where pictures do not exist, check the list's root)"
                         )
+                learnt = learnt or (any(window.finite) and any(used.values()))
                 history.write(entry)
                 line.show(entry)
                 if entry["data_wait"] > DATA_WAIT and leader and not waits:
@@ -172,7 +177,7 @@ def run(job: TrainJob) -> TrainState:
                         name, 100 * entry["data_wait"],
                     )  # fmt: skip
                 window = _Window(step + 1)
-            if (step + 1) % settings.save_every == 0 or last:
+            if saves and learnt:
                 saving = time.perf_counter()
                 checkpoints.save(step + 1, state)
                 window.saving += time.perf_counter() - saving
@@ -184,8 +189,9 @@ def run(job: TrainJob) -> TrainState:
     line.close()
     if left is not None:
         by = preemption.signal
+        saved = f"step {left} is saved, and the same command goes on from there"
         raise Stopped(
-            f"{name}: stopped by {by.name}; step {left} is saved, and the same command goes on from there", by
+            f"{name}: stopped by {by.name}; {saved if learnt else 'no step was of use yet, none is saved'}", by
         )
     return state
 

@@ -47,20 +47,21 @@ def program(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh) -> Program
             share = size // ways
             parts[kind] = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= s.device_rows)
     settings = tuple(sorted(s.optimizer_settings.items()))
+    weights = (("image", s.image_weight), ("text", s.text_weight))
     return _program(
-        model, s.optimizer, settings, s.clip, s.weight_decay, s.frozen, s.text_weight, tuple(parts.items()), s.remat
+        model, s.optimizer, settings, s.clip, s.weight_decay, s.frozen, weights, tuple(parts.items()), s.remat
     )  # fmt: skip
 
 
 @functools.cache
 def _program(
     model: ModelConfig, optimizer: str, settings: tuple, clip: float, decay: float, frozen: tuple[str, ...],
-    text_weight: float, parts: tuple[tuple[str, int], ...], remat: str,
+    weights: tuple[tuple[str, float], ...], parts: tuple[tuple[str, int], ...], remat: str,
 ) -> Program:  # fmt: skip
     plan = blueprint(model)
     trainable = {p: spec for p, spec in plan.specs.items() if not matches(p, frozen)}
     tx = make_optimizer(optimizer, trainable, clip=clip, weight_decay=decay, **dict(settings))
-    step = make_step(plan, tx, weights={"text": text_weight}, accumulate=dict(parts), remat=remat)
+    step = make_step(plan, tx, weights=dict(weights), accumulate=dict(parts), remat=remat)
     return Program(tx, step, dict(parts))
 
 

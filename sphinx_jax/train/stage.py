@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.config import ConfigError, ModelConfig, unknown
+from sphinx_jax.config import ConfigError, ModelConfig
 from sphinx_jax.data.rows import Shape, Source
 from sphinx_jax.data.task_mix import names, rows, task_mix
-from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.model.blueprint import FROZEN, Leaves, held_dtypes, matches
 from sphinx_jax.model.layers import remat_policy
-from sphinx_jax.settings import Count, Name, NonNegative, Plain, Positive, Settings, Whole, of_field
-from sphinx_jax.sharding import row_share
+from sphinx_jax.settings import Count, Name, NonNegative, Plain, Positive, Settings, Share, Whole, of_field
+from sphinx_jax.sharding import RULES, row_share
 from sphinx_jax.train import flops, loop
 from sphinx_jax.train.optimizer import check_optimizer, learning_rate
 from sphinx_jax.train.program import program, start
+from sphinx_jax.train.stage_data import check, check_features, describe, fitted, sources_of, with_rows, with_steps
 
 if TYPE_CHECKING:
     from sphinx_jax.recipe import Run
@@ -39,15 +39,19 @@ class TrainStage(Settings):
     split: Name = "train"  # of the data: with data.meta any list that is named there
     domains: Mapping[str, Positive] = dataclasses.field(default_factory=dict)  # domain (*: all) -> share; none: text
     tasks: Mapping[str, NonNegative] | None = None  # task -> weight, others 0; None: all alike
-    batch: Count = 128  # pictures a step
+    batch: Count = 128  # pictures a step; pictures and texts where text_batch is None
     turns: Count | None = None  # questions drawn for each picture; None: all of its conversation
     isolate_turns: bool = False  # turns about one picture do not see each other
     turn_power: NonNegative = 1.0  # an answer of n tokens counts as n to this power: 1 all tokens alike, 0 all answers
     length: Count = 512  # text positions of a picture's row
-    text_batch: Whole = 0  # text-only rows a step
+    # text-only rows a step; None: of all of people's own list (domain *) as many of the batch as there are texts in it,
+    # and epochs count every item; of anything else none
+    text_batch: Whole | None = None
     text_length: Count = 512
     pack_text: bool = False  # rows of text without padding, several documents in each, which do not see each other
-    text_weight: NonNegative = 1.0  # of the text-only loss beside the pictures'
+    image_weight: NonNegative = 1.0  # of the pictures' loss
+    text_weight: NonNegative = 1.0  # of the text-only loss
+    unusable: Share = 0.1  # share of a list that may be of no use (no picture, no room for the answer)
     optimizer: Name = "adamw"
     optimizer_settings: Mapping[str, Plain] = dataclasses.field(default_factory=dict)
     rate: Positive = 2e-5
@@ -100,19 +104,23 @@ class TrainStage(Settings):
 
 
 def train(run: Run, name: str, settings: TrainStage) -> None:
-    s, model, mesh = settings, run.recipe.model, run.mesh
+    model, mesh, folder = run.recipe.model, run.mesh, run.folder(name)
+    s = fitted(model, settings)
+    program(model, name, s, mesh)  # a batch that cannot be cut is told before data is read
+    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    s = with_rows(s, run.data, ways * s.accumulate)
     made = program(model, name, s, mesh)
-    folder, dtypes = run.folder(name), held_dtypes(model, s.frozen)
-    found = store.newest(folder / "checkpoints")
+    dtypes, found = held_dtypes(model, s.frozen), store.newest(folder / "checkpoints")
     # what has begun needs nothing but its own checkpoint, which holds what does not train too
     held = [run.leaves(s.start, dtypes, s.quantize) if found is None else run.read(found, dtypes, s.quantize)]
-    sources = {}
-    if s.domains:
-        sources["image"] = image_sources(run, s, held[0])
-    if s.text_batch:
-        sources["text"] = run.data.texts(s.split)
-    s = with_steps(s, sources)
+    sources = sources_of(s, run.data)
+    s = with_steps(s, sources, every=settings.text_batch is None)
     sizes, shaped = s.rows(), shapes(model, s)
+    check(name, s, run.data, sources, shaped, run.tokenizer)
+    if s.cache_features and s.domains:
+        sources["image"] = [with_features(run, name, s, source, held[0]) for source in sources["image"]]
+    if not (run.quiet or run.data.config.playground):
+        print(describe(name, s, sources), flush=True)
     seeds = {"image": run.recipe.seed, "text": run.recipe.seed + 1}
 
     def stream(of: Callable[..., Sequence], kind: str) -> Sequence:
@@ -148,28 +156,11 @@ def shapes(model: ModelConfig, s: TrainStage) -> dict[str, Shape]:
     return {kind: shape for kind, shape in (("image", image), ("text", text)) if shape}
 
 
-def with_steps(s: TrainStage, sources: Mapping[str, list[Source]]) -> TrainStage:
-    """Epochs as steps, now that the data is known."""
-    if s.steps:
-        return s
-    kind, batch = next(iter(s.rows().items()))
-    epoch = sum(len(source.eligible) for source in sources[kind]) / batch
-    warmup = round(s.warmup_epochs * epoch) if s.warmup_epochs else s.warmup
-    return dataclasses.replace(s, steps=max(1, math.ceil(s.epochs * epoch)), epochs=0.0, warmup=warmup)
-
-
-def image_sources(run: Run, s: TrainStage, leaves: Leaves) -> list[Source]:
-    weights = {} if s.tasks is None else dict.fromkeys(INSTRUCTIONS, 0.0) | dict(s.tasks)
-    for task in weights.keys() - INSTRUCTIONS.keys():  # people's own data may have tasks of their own
-        if not any(task in item.tasks for domain in s.domains for item in run.data.items(s.split, domain)):
-            raise unknown("task", task, INSTRUCTIONS)
-    return [
-        Source(
-            domain, run.data.items(s.split, domain), share, weights,
-            run.features(leaves, s.split, domain) if s.cache_features else None,
-        )
-        for domain, share in s.domains.items()
-    ]  # fmt: skip
+def with_features(run: Run, name: str, s: TrainStage, source: Source, leaves: Leaves) -> Source:
+    features = run.features(leaves, s.split, source.name)
+    if features is not None and not run.data.config.playground:
+        check_features(name, s, features.bad, len(source.items))
+    return dataclasses.replace(source, features=features)
 
 
 def throughput(model: ModelConfig, s: TrainStage) -> loop.Throughput:

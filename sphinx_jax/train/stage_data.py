@@ -1,0 +1,223 @@
+"""What a training stage takes of its data: pictures, texts or both, what it leaves out, and whether it can be used."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sphinx_jax.command import shortened
+from sphinx_jax.config import ConfigError, ModelConfig, unknown
+from sphinx_jax.data.conversation import BadItem
+from sphinx_jax.data.image import BadImage, load_image
+from sphinx_jax.data.rows import Rows, Shape, Source
+from sphinx_jax.data.sources import OTHER, Data, some
+from sphinx_jax.data.tasks import INSTRUCTIONS
+from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.distributed import agree
+
+if TYPE_CHECKING:
+    from sphinx_jax.train.stage import TrainStage
+
+_log = logging.getLogger(__name__)
+
+TRIED = 256  # items of each source that are tried before a stage begins
+READERS = 16  # of their pictures, which may lie far away
+
+
+def fitted(model: ModelConfig, s: TrainStage) -> TrainStage:
+    """The stage without pictures where the model takes text alone.
+
+    Raises ConfigError where that leaves nothing.
+    """
+    if model.has_vision or not s.domains:
+        return s
+    if s.text_batch == 0:
+        raise ConfigError("the model takes text alone and text_batch is 0: nothing is left to train on; leave it out")
+    if s.cache_features:
+        raise ConfigError("cache_features is of pictures, and the model takes text alone; leave it out")
+    return dataclasses.replace(s, domains={}, text_batch=s.text_batch or s.batch)
+
+
+def with_rows(s: TrainStage, data: Data, unit: int) -> TrainStage:
+    """The stage with its rows of each kind, where ``text_batch`` leaves them to the data.
+
+    With all of people's own list (the domain *) that is the batch in the proportion of pictures and texts, in multiples
+    of ``unit``, at least one of each kind there is; a row of either counts as its items do.  Anything else is pictures.
+    """
+    if s.text_batch is not None:
+        return s
+    if data.config.playground or "*" not in s.domains:
+        return dataclasses.replace(s, text_batch=0)
+    pictures = len(data.pictures(s.split))
+    texts = len(data.listed(s.split)) - pictures
+    if not texts:
+        return dataclasses.replace(s, text_batch=0)
+    if not pictures:
+        return dataclasses.replace(s, domains={}, text_batch=s.batch)
+    units, share = max(2, s.batch // unit), texts / (pictures + texts)
+    rows = unit * min(max(1, round(units * share)), units - 1)
+    return dataclasses.replace(
+        s, batch=units * unit - rows, text_batch=rows, image_weight=s.image_weight * (1 - share),
+        text_weight=s.text_weight * share,
+    )  # fmt: skip
+
+
+def with_steps(s: TrainStage, sources: Mapping[str, Sequence[Source]], every: bool = False) -> TrainStage:
+    """Epochs as steps, now that the data is known: of the pictures (the texts, where there are none), or of whichever
+    takes longer where ``every`` item counts."""
+    if s.steps:
+        return s
+    counted = list(s.rows().items())
+    epoch = max(
+        sum(len(source.eligible) for source in sources[kind]) / rows
+        for kind, rows in (counted if every and not s.pack_text else counted[:1])
+    )
+    warmup = round(s.warmup_epochs * epoch) if s.warmup_epochs else s.warmup
+    return dataclasses.replace(s, steps=max(1, math.ceil(s.epochs * epoch)), epochs=0.0, warmup=warmup)
+
+
+def sources_of(s: TrainStage, data: Data) -> dict[str, list[Source]]:
+    """The data sets of each kind of batch.
+
+    Raises ConfigError where nothing is of a kind, a domain or the tasks that the stage asks for.
+    """
+    found = {}
+    if s.domains:
+        weights = {} if s.tasks is None else dict.fromkeys(INSTRUCTIONS, 0.0) | dict(s.tasks)
+        found["image"] = [Source(d, data.items(s.split, d), share, weights) for d, share in s.domains.items()]
+        for task in weights.keys() - INSTRUCTIONS.keys():  # people's own data may have tasks of their own
+            if not any(task in item.tasks for source in found["image"] for item in source.items):
+                raise unknown("task", task, INSTRUCTIONS)
+        for source in found["image"]:
+            if not len(source.eligible):
+                tasks = sorted({task or "none" for item in source.items for task in item.tasks})
+                raise ConfigError(
+                    f"tasks: no picture of domain {source.name!r} has one of them; its tasks are {some(tasks)}"
+                )
+    if s.text_batch:
+        found["text"] = data.texts(s.split)
+        if not any(len(source.items) for source in found["text"]):
+            raise ConfigError(f"text_batch: data.meta.{s.split} has no text alone; leave it out")
+    return found
+
+
+class Tried(NamedTuple):
+    """What became of the first look at a source."""
+
+    items: int
+    unusable: int
+    first: str  # why the first of them is
+    cut: int  # items of which a part of the answers does not fit
+
+
+def tried(source: Source, tokenizer: Tokenizer, shape: Shape) -> Tried:
+    """Try items from all over a source as rows are made of them; pictures are read, but not encoded."""
+    count = len(source.eligible)
+    numbers = np.linspace(0, count - 1, min(TRIED, count)).astype(int)
+    indices = [int(source.eligible[n]) for n in numbers]
+    rows = Rows(source, tokenizer, shape)
+    whole = Rows(source, tokenizer, dataclasses.replace(shape, length=sys.maxsize))
+
+    def attempt(index: int) -> tuple[str, bool]:
+        item = source.items[index]
+        try:
+            if shape.image_size is not None:
+                load_image(item.image)
+            if isinstance(item, str) or item.text:
+                return "", False
+            if not shape.packed:
+                rows.conversation(item, np.random.default_rng(index))
+            learnt = whole.conversation(item, np.random.default_rng(index)).loss_mask
+        except (BadItem, BadImage) as error:
+            return f"{source.name}/{getattr(item, 'id', '') or index}: {error}", False
+        return "", not shape.packed and bool(learnt[shape.length :].any())
+
+    with ThreadPoolExecutor(READERS) as pool:
+        results = list(pool.map(attempt, indices))
+    reasons = [why for why, _ in results if why]
+    return Tried(len(indices), len(reasons), next(iter(reasons), ""), sum(cut for _, cut in results))
+
+
+def check(
+    name: str, s: TrainStage, data: Data, sources: Mapping[str, Sequence[Source]], shapes: Mapping[str, Shape],
+    tokenizer: Tokenizer,
+) -> None:  # fmt: skip
+    """Say what of people's own list a stage does not use, and look whether it can use the rest.
+
+    Raises ConfigError, in every process of a run, where a larger share than ``unusable`` is of no use.
+    """
+    if data.config.playground:
+        return
+    problem = None
+    if jax.process_index() == 0:
+        try:
+            unreadable = data.unreadable(s.split)
+            total = len(unreadable) + len(data.listed(s.split))
+            _enough(name, s, total, len(unreadable), f"of data.meta.{s.split}", next(iter(unreadable), ""))
+            remarks = left_out(s, data, sources)
+            for kind, of_kind in sources.items():
+                for source in of_kind:
+                    found = tried(source, tokenizer, shapes[kind])
+                    _enough(name, s, found.items, found.unusable, f"tried of {source.name!r}", found.first)
+                    if found.cut:
+                        setting = "length" if kind == "image" else "text_length"
+                        remarks.append(
+                            f"of {found.items} items tried of {source.name!r} {found.cut} have answers beyond "
+                            f"{setting} = {shapes[kind].length}, which are cut"
+                        )
+            for remark in remarks:
+                _log.warning("%s: %s", name, remark)
+        except ConfigError as error:
+            problem = str(error)
+    agree(problem)
+
+
+def check_features(name: str, s: TrainStage, bad: Mapping[int, str], total: int) -> None:
+    """The same of a cache of features, which knows of all its pictures those that could not be read."""
+    _enough(name, s, total, len(bad), "with pictures", next(iter(bad.values()), ""))
+
+
+def _enough(name: str, s: TrainStage, total: int, unusable: int, of: str, first: str) -> None:
+    if unusable > s.unusable * total:
+        allowed = min(1.0, math.ceil(10 * unusable / total) / 10)
+        raise ConfigError(
+            f"{name}: {unusable} of {total} items {of} cannot be used ({shortened(first, 110)}); mend the list or its "
+            f"root, or let it be with --config.stage.{name}.unusable={allowed:g}"
+        )
+
+
+def left_out(s: TrainStage, data: Data, sources: Mapping[str, Sequence[Source]]) -> list[str]:
+    """What a stage does not take of a list, one line for each reason."""
+    listed, pictures = data.listed(s.split), data.pictures(s.split)
+    found, texts = [], len(listed) - len(pictures)
+    if texts and not s.text_batch:
+        found.append(f"{texts} of {len(listed)} items are text alone, which it leaves out; text_batch takes them")
+    if pictures and not s.domains:
+        found.append(f"{len(pictures)} of {len(listed)} items have pictures, which it leaves out: it takes text alone")
+    if s.domains and "*" not in s.domains:
+        others = [i for i in pictures if (i.domain or OTHER) not in s.domains]
+        if others:
+            domains = sorted({i.domain or OTHER for i in others})
+            found.append(f"{len(others)} of {len(pictures)} pictures are of other domains ({some(domains)})")
+    for source in sources.get("image", ()):
+        if rest := len(source.items) - len(source.eligible):
+            found.append(f"{rest} of {len(source.items)} pictures of {source.name!r} have none of its tasks")
+    return found
+
+
+def describe(name: str, s: TrainStage, sources: Mapping[str, Sequence[Source]]) -> str:
+    """The line that says what a stage trains on."""
+    words: dict[str, Any] = {"image": "pictures", "text": "texts"}
+    parts = [
+        f"{rows} of {sum(len(source.eligible) for source in sources[kind])} {words[kind]}"
+        for kind, rows in s.rows().items()
+    ]
+    return f"{name}: {s.steps} steps, each of {' and '.join(parts)}"
