@@ -37,7 +37,7 @@ def outputs(folders):
     return [leaves.get(OUTPUT, leaves[EMBEDDING].T) for leaves in found]
 
 
-@pytest.mark.parametrize("missing", ["error", "take", "skip"])
+@pytest.mark.parametrize("missing", ["take", "skip"])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (0, 1, 2)])
 def test_the_embedding_of_the_tied_goes_into_the_output(models, tmp_path, order, missing):
     sources = [models[i] for i in order]
@@ -53,6 +53,12 @@ def test_the_embedding_of_the_tied_goes_into_the_output(models, tmp_path, order,
     )
     assert store.read_config(out) == TEXT
     store.restore(out, make_mesh(devices=jax.devices()[:1]))
+
+
+def test_an_untied_model_is_not_made_unasked(models, tmp_path):
+    with pytest.raises(BadCheckpoint, match="embedding, other sources have an output of their own; --missing take"):
+        weight_mix.write(linear(models[:2], (0.5, 0.5)), tmp_path / "out", quiet=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_tied_in_all_stays_tied(models, tmp_path):
@@ -79,7 +85,7 @@ def test_any_method_mixes_as_if_all_were_untied(models, tmp_path, method, base, 
     for folders in (models, untied):
         sources = [str(f) for i, f in enumerate(folders) if i != base][:2]
         per_source = (own,) * 2 if own else ()
-        mix = Mix(method, tuple(sources), None if base is None else str(folders[base]), parameters, per_source)
+        mix = Mix(method, tuple(sources), None if base is None else str(folders[base]), parameters, per_source, missing="take")
         results.append(leaves_of(weight_mix.write(mix, tmp_path / f"mix{len(results)}", quiet=True)))
     assert results[0].keys() == results[1].keys()
     for path, leaf in results[0].items():
@@ -97,7 +103,7 @@ def test_other_forms_and_small_pieces(models, tmp_path, form, monkeypatch):
         folders = [tmp_path / "plain", models[1]]
     monkeypatch.setattr("sphinx_jax.checkpoint.mix_sources.PIECE_BYTES", 1000)
     monkeypatch.setattr("sphinx_jax.checkpoint.mixer.BLOCK_BYTES", 1000)
-    out = weight_mix.write(linear(folders, (0.5, 0.5), dtype="bf16"), tmp_path / "out", quiet=True)
+    out = weight_mix.write(linear(folders, (0.5, 0.5), dtype="bf16", missing="take"), tmp_path / "out", quiet=True)
     wanted = sum(outputs(models[:2])) / 2
     np.testing.assert_array_equal(leaves_of(out)[OUTPUT], wanted.astype(ml_dtypes.bfloat16))
     assert not list(tmp_path.glob("*.scratch*"))
@@ -107,14 +113,14 @@ def test_other_forms_and_small_pieces(models, tmp_path, form, monkeypatch):
 def test_low_rank_additions_come_along(models, tmp_path, merge):
     config = with_decoder(tied_embeddings=True, lora_rank=2)
     tuned = store.save(tmp_path / "tuned", born(config, 5), config, None, {})
-    mix = linear([tuned, models[1]], (0.5, 0.5), merge_lora=merge)
+    mix = linear([tuned, models[1]], (0.5, 0.5), merge_lora=merge, missing="take")
     out = weight_mix.write(mix, tmp_path / "out", quiet=True)
     np.testing.assert_allclose(leaves_of(out)[OUTPUT], sum(outputs([tuned, models[1]])) / 2, atol=1e-6)
     assert store.read_config(out) == with_decoder(lora_rank=0 if merge else 2)
 
 
 def test_the_dry_run_and_the_interference_know_it(models, tmp_path):
-    lines = list(weight_mix.Mixer(linear(models[:2], (0.5, 0.5)), Path()).describe())
+    lines = list(weight_mix.Mixer(linear(models[:2], (0.5, 0.5), missing="take"), Path()).describe())
     (line,) = [line for line in lines if line.startswith(OUTPUT)]
     assert line.endswith(f"1 x linear, with the embedding of what is tied: {models[0]}")
     assert not any("tied" in line for line in weight_mix.Mixer(linear(models[1:2], (1,)), Path()).describe())

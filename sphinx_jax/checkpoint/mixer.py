@@ -105,7 +105,15 @@ class Mixer:
         return next(fitting, configs[0] if configs else None)
 
     def check_config(self) -> None:
-        """BadCheckpoint if the leaves of the mix are those of no source's config, so that nothing could load it."""
+        """BadCheckpoint if a model of another form than the sources' would come of them unasked, or one of no form.
+
+        Tied and untied sources make an untied model; leaves that are those of no source's config could not be loaded.
+        """
+        if self.tied and self.mix.missing == "error":
+            raise BadCheckpoint(
+                f"{self.tied[0]} computes its output with its embedding, other sources have an output of their own; "
+                "--missing take mixes that embedding with those outputs, into a model that is not tied"
+            )
         if self.config is None:
             return
         wanted, found = blueprint(self.config).specs.keys(), set(self.paths)

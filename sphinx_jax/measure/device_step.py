@@ -26,8 +26,8 @@ from sphinx_jax.train.stage import throughput
 
 STAGE, STEPS, FEWEST = "finetune", 8, 2  # a stage of every recipe, steps that are timed, layers worth timing
 TRAINED, KEPT = 16, 2  # bytes of a parameter: float32 with its gradient and AdamW's two slots; frozen, in bfloat16
-# bytes of activations and of buffers a position takes, for each channel of the decoder: 230 for sphinx_1k compiled
-# for an H100, and some for what kernels need for themselves
+# bytes of activations and of buffers a position takes, for each channel of the decoder: 230 for sphinx_1k compiled for
+# an H100, and some for what kernels need for themselves
 WORKING = 260
 # a checkpoint of 1.2 GB, with its optimizer
 SAVED = DecoderConfig(dim=1024, layers=8, heads=16, vocab_size=1280)
