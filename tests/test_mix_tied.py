@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 from sphinx_jax.checkpoint import convert, interference, store, weight_mix
 from sphinx_jax.checkpoint.mix_settings import Mix
 from sphinx_jax.checkpoint.mix_sources import EMBEDDING, OUTPUT
+from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.sharding import make_mesh
 
 
@@ -85,7 +86,9 @@ def test_any_method_mixes_as_if_all_were_untied(models, tmp_path, method, base, 
     for folders in (models, untied):
         sources = [str(f) for i, f in enumerate(folders) if i != base][:2]
         per_source = (own,) * 2 if own else ()
-        mix = Mix(method, tuple(sources), None if base is None else str(folders[base]), parameters, per_source, missing="take")
+        mix = Mix(
+            method, tuple(sources), None if base is None else str(folders[base]), parameters, per_source, missing="take"
+        )
         results.append(leaves_of(weight_mix.write(mix, tmp_path / f"mix{len(results)}", quiet=True)))
     assert results[0].keys() == results[1].keys()
     for path, leaf in results[0].items():
