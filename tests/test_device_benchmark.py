@@ -219,7 +219,7 @@ def test_the_decoder_is_the_largest_that_fits():
     assert fitting(None)[0] == "nano" and fitting(75 * GIB)[1].dtype == "bfloat16"
 
 
-@pytest.mark.parametrize(("kind", "share"), [("", 4.0), ("int8", 1.1), ("nf4", 0.7)])
+@pytest.mark.parametrize(("kind", "share"), [("", 4.0), ("int8", 1.05625), ("nf4", 0.56875)])
 def test_random_weights_are_those_that_inference_keeps(kind, share):
     import jax
 
@@ -241,9 +241,10 @@ def test_random_weights_are_those_that_inference_keeps(kind, share):
     values = leaves[MATRICES[0]].qvalue if kind else leaves[MATRICES[0]]
     assert len(np.unique(np.asarray(values[0]).astype(np.float32))) > 8
     size, few = weight_bytes(leaves), sum(specs[path].size for path in MATRICES)
-    # a token reads a row of the embedding, the output and the norms whole
+    # bytes a weight, with scales of 4: 576 of a layer's 40,960 weights in int8 (one an output), 704 in nf4 (one for 64
+    # inputs, 32 of o); a token reads a row of the embedding, the output and the norms whole
     assert size["rest"] == 4 * 32 * 64
-    assert size["read"] == pytest.approx(share * few + 4 * (32 * 64 + 5 * 64), rel=0.06)
+    assert size["read"] == pytest.approx(share * few + 4 * (32 * 64 + 5 * 64))
 
 
 def test_parity_is_held_to_its_bound():
