@@ -46,7 +46,7 @@ def _small_stage(stage: dict[str, Any], stages: dict[str, Any]) -> dict[str, Any
     stage |= SMALL.get(kind, {})
     if kind == "train":
         stage["start"] = stage["start"] if stage["start"] in stages else "fresh"
-        stage |= {key: ROWS for key in ("batch", "text_batch") if stage.get(key)}
+        stage |= {key: ROWS for key in ("batch", "text_batch") if stage.get(key) not in (None, 0, "auto")}
         if "*" in stage.get("domains", ()):
             stage["domains"] = {"real": 1.0, "synthetic": 1.0}
     return stage

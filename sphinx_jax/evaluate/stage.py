@@ -17,7 +17,9 @@ import jax
 import numpy as np
 from annotated_types import MinLen
 
+from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import render
+from sphinx_jax.data.sources import some
 from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import KIND_METRICS, METRICS
 from sphinx_jax.generate import engine
@@ -64,7 +66,10 @@ class Question:
 
 
 def questions(run: Run, s: EvaluateStage) -> list[Question]:
-    """Every turn of the held-out pictures as a question of its own."""
+    """Every turn of the held-out pictures as a question of its own.
+
+    Raises ConfigError where there is none to ask.
+    """
     found, counts = [], collections.Counter()
     for domain in s.domains:
         for picture, item in enumerate(run.data.items(s.split, domain)):
@@ -75,6 +80,11 @@ def questions(run: Run, s: EvaluateStage) -> list[Question]:
                 counts[domain, task] += 1
                 if s.limit is None or counts[domain, task] <= s.limit:
                     found.append(Question(domain, picture, task, kind, question, answer))
+    if not found:
+        raise ConfigError(
+            f"no question of the {s.split} split in domains {some(s.domains)} has a task that is scored"
+            f'{f", of {some(s.tasks)}" if s.tasks else ""}; give items a "task", e.g. "vqa"'
+        )
     return found
 
 

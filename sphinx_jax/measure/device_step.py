@@ -102,7 +102,7 @@ def fitting_layers(recipe: Recipe, rows: int, memory: int, devices: int) -> int:
             layer += size // model.decoder.layers
         else:
             rest += size
-    positions = rows * (model.image_positions + s.length + (s.text_length if s.text_batch else 0))
+    positions = rows * (model.image_positions + s.length + (s.text_length if "text" in s.rows() else 0))
     left = memory - rest / devices - WORKING * model.decoder.dim * positions
     # the backward pass keeps what goes into a layer
     each = layer / devices + 2 * model.decoder.dim * positions

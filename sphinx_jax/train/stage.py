@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -39,14 +39,14 @@ class TrainStage(Settings):
     split: Name = "train"  # of the data: with data.meta any list that is named there
     domains: Mapping[str, Positive] = dataclasses.field(default_factory=dict)  # domain (*: all) -> share; none: text
     tasks: Mapping[str, NonNegative] | None = None  # task -> weight, others 0; None: all alike
-    batch: Count = 128  # pictures a step; pictures and texts where text_batch is None
+    batch: Count = 128  # pictures a step; pictures and texts where text_batch is auto
     turns: Count | None = None  # questions drawn for each picture; None: all of its conversation
     isolate_turns: bool = False  # turns about one picture do not see each other
     turn_power: NonNegative = 1.0  # an answer of n tokens counts as n to this power: 1 all tokens alike, 0 all answers
     length: Count = 512  # text positions of a picture's row
-    # text-only rows a step; None: of all of people's own list (domain *) as many of the batch as there are texts in it,
-    # and epochs count every item; of anything else none
-    text_batch: Whole | None = None
+    # text-only rows a step; auto: of all of people's own list (domain *) the share of the batch that is text in it,
+    # and epochs count every item; none of anything else
+    text_batch: Whole | Literal["auto"] = "auto"
     text_length: Count = 512
     pack_text: bool = False  # rows of text without padding, several documents in each, which do not see each other
     image_weight: NonNegative = 1.0  # of the pictures' loss
@@ -82,7 +82,7 @@ class TrainStage(Settings):
             raise ConfigError("how many rows an epoch of packed text has shows only once it is read; give steps")
         if self.device_rows and self.accumulate > 1:
             raise ConfigError("a train stage takes accumulate or device_rows, not both")
-        if not self.domains and not self.text_batch:
+        if not self.rows():
             raise ConfigError("a train stage needs domains, a text_batch, or both")
         if self.remat != "none":
             with of_field("remat"):
@@ -97,10 +97,9 @@ class TrainStage(Settings):
         check_optimizer(self.optimizer, self.optimizer_settings, clip=self.clip, weight_decay=self.weight_decay)
 
     def rows(self) -> dict[str, int]:
-        """Rows a step of each kind of batch."""
-        return {
-            name: size for name, size in (("image", self.domains and self.batch), ("text", self.text_batch)) if size
-        }
+        """Rows a step of each kind of batch, as far as they are known before the data is."""
+        text = 0 if self.text_batch == "auto" else self.text_batch
+        return {kind: size for kind, size in (("image", self.domains and self.batch), ("text", text)) if size}
 
 
 def train(run: Run, name: str, settings: TrainStage) -> None:
@@ -114,7 +113,7 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     # what has begun needs nothing but its own checkpoint, which holds what does not train too
     held = [run.leaves(s.start, dtypes, s.quantize) if found is None else run.read(found, dtypes, s.quantize)]
     sources = sources_of(s, run.data)
-    s = with_steps(s, sources, every=settings.text_batch is None)
+    s = with_steps(s, sources, every=settings.text_batch == "auto")
     sizes, shaped = s.rows(), shapes(model, s)
     check(name, s, run.data, sources, shaped, run.tokenizer)
     if s.cache_features and s.domains:
@@ -152,7 +151,7 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
 def shapes(model: ModelConfig, s: TrainStage) -> dict[str, Shape]:
     """The static shape of each kind of row."""
     image = s.domains and Shape(s.length, model.views.image_size, s.turns, s.isolate_turns, s.turn_power)
-    text = s.text_batch and Shape(s.text_length, packed=s.pack_text)
+    text = "text" in s.rows() and Shape(s.text_length, packed=s.pack_text)
     return {kind: shape for kind, shape in (("image", image), ("text", text)) if shape}
 
 
@@ -175,7 +174,7 @@ def throughput(model: ModelConfig, s: TrainStage) -> loop.Throughput:
         total += s.batch * (per_picture + 3 * flops.image_forward(model, True))
         if not s.cache_features:
             total += s.batch * (flops.image_forward(model, False) - flops.image_forward(model, True))
-    if s.text_batch:
-        tokens += s.text_batch * s.text_length
-        total += s.text_batch * passes * flops.decoder_forward(model.decoder, s.text_length, s.text_length)
+    if texts := s.rows().get("text"):
+        tokens += texts * s.text_length
+        total += texts * passes * flops.decoder_forward(model.decoder, s.text_length, s.text_length)
     return loop.Throughput(int(tokens), total, flops.peak_flops())

@@ -43,7 +43,7 @@ def fitted(model: ModelConfig, s: TrainStage) -> TrainStage:
         raise ConfigError("the model takes text alone and text_batch is 0: nothing is left to train on; leave it out")
     if s.cache_features:
         raise ConfigError("cache_features is of pictures, and the model takes text alone; leave it out")
-    return dataclasses.replace(s, domains={}, text_batch=s.text_batch or s.batch)
+    return dataclasses.replace(s, domains={}, text_batch=s.batch if s.text_batch == "auto" else s.text_batch)
 
 
 def with_rows(s: TrainStage, data: Data, unit: int) -> TrainStage:
@@ -52,7 +52,7 @@ def with_rows(s: TrainStage, data: Data, unit: int) -> TrainStage:
     With all of people's own list (the domain *) that is the batch in the proportion of pictures and texts, in multiples
     of ``unit``, at least one of each kind there is; a row of either counts as its items do.  Anything else is pictures.
     """
-    if s.text_batch is not None:
+    if s.text_batch != "auto":
         return s
     if data.config.playground or "*" not in s.domains:
         return dataclasses.replace(s, text_batch=0)
