@@ -24,7 +24,7 @@ from sphinx_jax.checkpoint.huggingface_write import write
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig, MoeConfig, QFormerConfig, blip2_config
 from sphinx_jax.data import playground
-from sphinx_jax.data.conversation import SYSTEM, render
+from sphinx_jax.data.conversation import SYSTEM, clean, render
 from sphinx_jax.data.tokenizer import BadTokenizer, load_tokenizer
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import Blueprint, blueprint
@@ -379,8 +379,8 @@ def test_transformers_reads_tokenizer_and_conversation_as_we_do(kind, tmp_path):
     for system in (SYSTEM, 'Be brief\'s "best".'):
         messages = [{"role": "system", "content": system}] if system != SYSTEM else []
         messages += [{"role": "user", "content": " what is it? "}, {"role": "assistant", "content": "a cat"}]
-        messages += [{"role": "user", "content": "where?"}]
-        text, _ = render([("what is it?", "a cat"), ("where?", None)], system)
+        messages += [{"role": "user", "content": "\n### where?\n###"}]
+        text, _ = render([("what is it?", "a cat"), (clean("\n### where?\n###"), None)], system)
         chat = theirs.apply_chat_template(messages, add_generation_prompt=True)
         assert chat["input_ids"] == ours.encode(text, bos=True)
 

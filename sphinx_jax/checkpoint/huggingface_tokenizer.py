@@ -16,15 +16,17 @@ from sphinx_jax.data.tokenizer_models import from_sentencepiece
 
 __all__ = ["CHAT_TEMPLATE", "from_sentencepiece", "write_tokenizer"]
 
+# a message cannot hold the stop text, as in ``conversation.clean``
+ESCAPE = f"replace({json.dumps(STOP)}, {json.dumps(STOP.replace('#', ' #', 1))})"
 # the published form (data/conversation.py); a first message of the system stands in place of ours
 CHAT_TEMPLATE = (
     "{{ bos_token or eos_token }}"
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}"
+    f"{{% if messages[0]['role'] == 'system' %}}{{{{ messages[0]['content'] | {ESCAPE} }}}}"
     f"{{% else %}}{{{{ {json.dumps(SYSTEM)} }}}}{{% endif %}}"
     f"{{{{ {json.dumps(chr(10) + STOP)} }}}}"
     "{% for message in messages if message['role'] != 'system' %}"
     f"{{{{ {json.dumps(HUMAN)} if message['role'] == 'user' else {json.dumps(ASSISTANT)} }}}}"
-    f"{{{{ ' ' + message['content'] | trim + {json.dumps(STOP)} }}}}"
+    f"{{{{ ' ' + message['content'] | trim | {ESCAPE} + {json.dumps(STOP)} }}}}"
     "{% endfor %}"
     f"{{% if add_generation_prompt %}}{{{{ {json.dumps(ASSISTANT)} }}}}{{% endif %}}"
 )

@@ -18,7 +18,7 @@ import numpy as np
 from annotated_types import MinLen
 
 from sphinx_jax.config import ConfigError
-from sphinx_jax.data.conversation import render
+from sphinx_jax.data.conversation import SYSTEM, render
 from sphinx_jax.data.sources import some
 from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import KIND_METRICS, METRICS
@@ -63,6 +63,7 @@ class Question:
     kind: str
     question: str
     answer: str
+    system: str | None = None
 
 
 def questions(run: Run, s: EvaluateStage) -> list[Question]:
@@ -79,7 +80,7 @@ def questions(run: Run, s: EvaluateStage) -> list[Question]:
                     continue
                 counts[domain, task] += 1
                 if s.limit is None or counts[domain, task] <= s.limit:
-                    found.append(Question(domain, picture, task, kind, question, answer))
+                    found.append(Question(domain, picture, task, kind, question, answer, item.system))
     if not found:
         raise ConfigError(
             f"no question of the {s.split} split in domains {some(s.domains)} has a task that is scored"
@@ -125,7 +126,8 @@ def answer(
 ) -> list[str]:
     """Greedy answers, each question alone; without ``features`` the picture is withheld."""
     tokenizer, config = run.tokenizer, run.recipe.model
-    prompts = [tokenizer.encode(render([(q.question, None)])[0], bos=True) for q in asked]
+    texts = [render([(q.question, None)], SYSTEM if q.system is None else q.system)[0] for q in asked]
+    prompts = [tokenizer.encode(text, bos=True) for text in texts]
     length = engine.round_up(max(map(len, prompts)))
     stops = engine.stop_tokens(tokenizer)
     answers = [""] * len(asked)
