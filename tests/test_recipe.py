@@ -65,6 +65,10 @@ def test_a_list_whose_pictures_are_nowhere_is_no_success(tmp_path, caplog):
         "domains": {"*": 1.0}, "tasks": None, "cache_features": False, "steps": 40, "batch": 4, "text_batch": 0,
         "log_every": 20,
     }  # fmt: skip
+    with pytest.raises(ValueError, match=r"real: 8 of 8 items tried of '\*' .*picturs/0.png does not exist"):
+        recipe.run(recipe.parse(wrong), tmp_path / "start", quiet=True)
+    assert not (tmp_path / "start" / "real").exists()
+    wrong["stage"]["real"]["unusable"] = 1.0  # whoever lets it be is told by the steps
     with pytest.raises(ValueError, match=r"real: none of the \d+ image rows up to step 20 could be used.*list's root"):
         recipe.run(recipe.parse(wrong), tmp_path / "w", quiet=True)
     assert "image picturs/3.png does not exist" in caplog.text
