@@ -118,7 +118,7 @@ def test_a_leaf_of_unknown_axes_is_mixed_in_parts_of_its_deeper_axes(method, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("sources", [2, 8])
 def test_memory_stays_small_for_any_number_of_sources(sources, tmp_path):
-    found = mix_benchmark.measure(tmp_path, layers=2, sources=sources, rounds=1)
+    found = mix_benchmark.measure(tmp_path, TOOL, layers=2, sources=sources, rounds=1)
     assert found.peak_bytes < 600e6
 
 

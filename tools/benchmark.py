@@ -77,8 +77,9 @@ def arguments() -> argparse.Namespace:
 
 def compare_mix(args: argparse.Namespace) -> Iterator[str]:
     yield from mix_benchmark.measure(
-        args.folder, layers=args.layers, sources=args.sources, rounds=args.rounds, method=args.method
-    ).lines()
+        args.folder, Path(__file__).with_name("mix_weights.py"), layers=args.layers, sources=args.sources,
+        rounds=args.rounds, method=args.method,
+    ).lines()  # fmt: skip
 
 
 def compare_quantised(args: argparse.Namespace) -> Iterator[str]:

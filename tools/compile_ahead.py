@@ -17,6 +17,7 @@ h100:4x8 (pip install jax-cuda12-plugin).  A large model takes minutes.  --confi
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs here
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"unexpected argument {argv[1]!r}; options begin with --")
     if _TABLE.value:
         sys.path.append(str(Path(__file__).parents[1]))  # its recipes are those of the configs beside this folder
-        return ahead_report.fill(_TABLE.value)
+        return ahead_report.fill(_TABLE.value, lambda name: import_module(f"configs.{name}").get_config().to_dict())
     if CONFIG.value is None or not _TOPOLOGY.value:
         raise ValueError("give --config and --topology, e.g. --config configs/sphinx_1k.py --topology v5e:16x16")
     ahead_report.report(

@@ -45,13 +45,16 @@ class Measured:
         return [*lines, f"peak memory of a mix {self.peak_bytes / 2**20:,.0f} MiB"]
 
 
-def measure(folder: Path, *, layers: int = 10, sources: int = 2, rounds: int = 3, method: str = "linear") -> Measured:
+def measure(
+    folder: Path, tool: Path, *, layers: int = 10, sources: int = 2, rounds: int = 3, method: str = "linear"
+) -> Measured:
     """Mix checkpoints of random bfloat16 weights and copy the same bytes, in turn.
 
     ``copy`` is ``cp -r`` of every source and of one more for the output, and a sync: what a person would compare with.
     ``stream`` reads the sources and writes the output's bytes, the least that any tool must do.
 
     Args:
+      tool: the command that mixes, ``tools/mix_weights.py``.
       folder: new; the checkpoints stay there.
       layers: 69 MB each, in each source.
     """
@@ -69,7 +72,7 @@ def measure(folder: Path, *, layers: int = 10, sources: int = 2, rounds: int = 3
             _forget(made)
             begun = time.perf_counter()
             if name == "mix":
-                peak = max(peak, _mix(made, out, method))
+                peak = max(peak, _mix(tool, made, out, method))
             elif name == "copy":
                 out.mkdir()
                 for i, source in enumerate([*made, made[0]]):
@@ -92,10 +95,9 @@ def _make(folder: Path, layers: int, seed: int) -> None:
     writer.finish(None, None, {})
 
 
-def _mix(sources: list[Path], out: Path, method: str) -> int:
+def _mix(tool: Path, sources: list[Path], out: Path, method: str) -> int:
     """A mix in a process of its own -> its peak memory in bytes."""
     weights = [str(1 / len(sources))] * len(sources)
-    tool = Path(__file__).parents[2] / "tools" / "mix_weights.py"
     command = [sys.executable, str(tool), "--quiet", "--method", method, "--sources", *map(str, sources)]
     measured = [sys.executable, "-ISc", _PEAK, *command, "--weights", *weights, "--out", str(out)]
     done = subprocess.run(measured, stdout=subprocess.PIPE, text=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,18 @@ def report(
         print(json.dumps(to_json(chip, train, inference)))
 
 
-def fill(path: str | Path) -> None:
+def fill(path: str | Path, recipe_of: Callable[[str], dict[str, Any]]) -> None:
     """Compile every row of ``TABLE`` that the file of JSON lines does not have, and draw the table beside it.
 
     A row of a recipe that has changed since is compiled again.
+
+    Args:
+      recipe_of: the name of a recipe in ``TABLE`` -> its plain data, for ``parse``.
     """
     path = Path(path)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for config, topologies in TABLE.items():
-        recipe = parse(import_module(f"configs.{config}").get_config().to_dict(), origins=False)
+        recipe = parse(recipe_of(config), origins=False)
         for topology in topologies:
             wanted = [s for s in train_stages(recipe) if s != "continue_synthetic"]  # the same step as pretrain_real
             for stage in (*wanted, "inference"):
