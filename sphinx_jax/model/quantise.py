@@ -62,6 +62,8 @@ def requantise(leaf: jax.Array, scale: jax.Array, kind: str) -> qwix.QArray:
 
     leaf (L, …) in the dtype that it was made whole in, scale of as many dimensions, as ``quantise`` gives both.
     """
+    import qwix
+
     of_each = scale.astype(leaf.dtype).astype(jnp.float32)
     for axis, (size, scales) in enumerate(zip(leaf.shape, scale.shape, strict=True)):
         if scales > 1:
