@@ -336,17 +336,22 @@ def _names(folder: str) -> frozenset[str]:
         return frozenset()
 
 
+def read_text(path: Path, name: str, fix: str = "") -> str:
+    """The text of a file; ValueError, which calls it ``name``, where there is none (``fix`` ends the message)."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"{name} does not exist{fix}") from None
+    except Exception as error:
+        # Clients of object stores raise what they like.
+        raise ValueError(f"{name} cannot be read: {shortened(str(error), 120)}") from None
+
+
 def _read_raw(path: Path) -> list[Any]:
     name = shortened(path)
     if path.suffix.lower() not in (".json", ".jsonl"):
         raise ValueError(f"{name} is neither .json nor .jsonl")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"{name} does not exist; check the path in the data config") from None
-    except Exception as error:
-        # Clients of object stores raise what they like.
-        raise ValueError(f"{name} cannot be read: {shortened(str(error), 120)}") from None
+    content = read_text(path, name, "; check the path in the data config")
     lined = path.suffix.lower() == ".jsonl"
     # Not splitlines(): it also breaks at U+2028 and others that JSON strings may hold.
     lines = enumerate(content.split("\n"), 1) if lined else [(0, content)]

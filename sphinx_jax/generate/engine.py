@@ -61,17 +61,14 @@ def generate_tokens(
     out = jnp.full((batch, steps), NOTHING)
     stopped = len(stops) - 1
 
-    def done(at):
-        return at == stopped
-
     def going(state):
         step, at, *_ = state
-        return (step < steps) & ~done(at).all()
+        return (step < steps) & (at != stopped).any()
 
     def one(state):
         step, at, logits, cache, out = state
         new = sample(logits, jax.random.fold_in(key, step), temperature, top_p)
-        out = out.at[:, step].set(jnp.where(done(at), NOTHING, new))
+        out = out.at[:, step].set(jnp.where(at == stopped, NOTHING, new))
         logits, cache = model.decode(new, next_position + step, cache)
         return step + 1, stops[at, new], logits, cache, out
 

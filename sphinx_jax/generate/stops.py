@@ -53,16 +53,13 @@ class Stops:
                 table[state, byte] = next(number[end] for n in range(len(text) + 1) if (end := text[n:]) in number)
         return table
 
+    @functools.cache  # noqa: B019 (one for each model)
     def table(self, vocab_size: int) -> np.ndarray:
         """(states, V) int32: the state after one more token.
 
         Args:
           vocab_size: V, the rows of the embedding; tokens beyond the tokenizer's spell nothing.
         """
-        return self._table(vocab_size)
-
-    @functools.cache  # noqa: B019 (one for each model)
-    def _table(self, vocab_size: int) -> np.ndarray:
         pieces = [*self.pieces[:vocab_size], *[b""] * (vocab_size - len(self.pieces))]
         states = np.repeat(np.arange(self.stopped + 1, dtype=np.int32)[:, None], vocab_size, axis=1)
         open_ = np.array([i for i, piece in enumerate(pieces) if piece], np.int64)

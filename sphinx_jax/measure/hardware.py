@@ -6,7 +6,6 @@ What a device says of itself differs by platform and version: each answer may be
 from __future__ import annotations
 
 import subprocess
-import time
 from importlib import metadata
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sphinx_jax.sharding import platform
+from sphinx_jax.train.flops import best_seconds
 from sphinx_jax.train.topologies import CHIPS
 
 # bytes a second of one device's memory, from the vendors' data sheets
@@ -87,12 +87,7 @@ def bandwidth() -> tuple[float, str]:
     x = jnp.zeros(size // 4, jnp.float32)
     copy = jax.jit(lambda x: x + 1)
     copy(x).block_until_ready()
-    best = float("inf")
-    for _ in range(5):
-        begun = time.perf_counter()
-        copy(x).block_until_ready()
-        best = min(best, time.perf_counter() - begun)
-    return 2 * size / best, "a copy"
+    return 2 * size / best_seconds(copy, x), "a copy"
 
 
 def _nvidia(what: str) -> str:

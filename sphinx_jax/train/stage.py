@@ -105,7 +105,6 @@ class TrainStage(Settings):
 def train(run: Run, name: str, settings: TrainStage) -> None:
     model, mesh, folder = run.recipe.model, run.mesh, run.folder(name)
     s = fitted(model, settings)
-    program(model, name, s, mesh)  # a batch that cannot be cut is told before data is read
     ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
     s = with_rows(s, run.data, ways * s.accumulate)
     made = program(model, name, s, mesh)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sphinx_jax.data.conversation import Items, read_items
+from sphinx_jax.data.conversation import Items, read_items, read_text
 from sphinx_jax.data.messages import short
 from sphinx_jax.paths import joined, located, shortened
 
@@ -44,13 +44,7 @@ def read_meta(path: str | PathLike[str], seed: int = 0) -> list[MetaEntry]:
 
     path = located(path)
     name = f"data config {shortened(path)}"
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"{name} does not exist") from None
-    except Exception as error:
-        # Clients of object stores raise what they like.
-        raise ValueError(f"{name} cannot be read: {shortened(str(error), 120)}") from None
+    content = read_text(path, name)
     try:
         table = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
