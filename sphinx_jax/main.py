@@ -16,7 +16,7 @@ from ml_collections.config_flags.config_flags import UnsupportedOperationError
 from sphinx_jax.command import plain_errors
 from sphinx_jax.paths import CACHE, as_path
 
-# not locked: a setting that the file leaves at its default can be given too; ``recipe.parse`` refuses unknown keys
+# not locked: a setting that the file leaves at its default can be given too; ``runner.parse`` refuses unknown keys
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
@@ -50,25 +50,27 @@ def main(argv: list[str]) -> None:
     # a second run finds its programs compiled
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    from sphinx_jax import distributed, recipe
+    from sphinx_jax import distributed
+    from sphinx_jax.recipe import runner
+    from sphinx_jax.recipe.run import progress_of
 
     workdir = as_path(_WORKDIR.value or Path("runs") / (f"{file.stem}-smoke" if _SMOKE.value else file.stem))
     cluster = distributed.find_cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _DISTRIBUTED.value)
     if cluster is not None:
         if distributed.CHILD not in os.environ:
-            sys.exit(distributed.supervise(workdir, recipe.progress_of))
+            sys.exit(distributed.supervise(workdir, progress_of))
         distributed.connect(cluster, _HEARTBEAT.value)
     with contextlib.nullcontext() if cluster is None else distributed.leaving_alone():
-        found = recipe.parse(recipe_values(), origins=False)  # the run looks at those of the stages to come
-        recipe.run(found, workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
+        found = runner.parse(recipe_values(), origins=False)  # the run looks at those of the stages to come
+        runner.run(found, workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
 
 
 def recipe_values() -> dict[str, Any]:
-    """What the flags say of the recipe, for ``recipe.parse``; at nano size with --smoke."""
+    """What the flags say of the recipe, for ``runner.parse``; at nano size with --smoke."""
     values = CONFIG.value.to_dict()
     if not _SMOKE.value:
         return values
-    from sphinx_jax.smoke import smoke
+    from sphinx_jax.recipe.smoke import smoke
 
     return smoke(values)
 

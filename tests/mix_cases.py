@@ -8,8 +8,8 @@ from pathlib import Path
 from conftest import tiny_config
 
 from sphinx_jax.checkpoint import stream
-from sphinx_jax.checkpoint.mix_settings import Mix
 from sphinx_jax.config import ModelConfig
+from sphinx_jax.weight_mix.settings import Mix
 
 TOOL = Path(__file__).parents[1] / "tools" / "mix_weights.py"
 CONFIG = tiny_config()

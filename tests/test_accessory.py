@@ -13,13 +13,13 @@ import pytest
 from conftest import DATA
 from test_tokenizer_files import listed, ranks
 
-from sphinx_jax.checkpoint import accessory, convert
-from sphinx_jax.checkpoint.accessory_config import from_params
-from sphinx_jax.checkpoint.accessory_write import write_folder
-from sphinx_jax.checkpoint.foreign import open_foreign
-from sphinx_jax.checkpoint.names import UNUSED, accessory_names
-from sphinx_jax.checkpoint.pth import PthWriter, read_pth
-from sphinx_jax.checkpoint.shards import cut
+from sphinx_jax.checkpoint.foreign import accessory, convert
+from sphinx_jax.checkpoint.foreign.accessory_config import from_params
+from sphinx_jax.checkpoint.foreign.accessory_write import write_folder
+from sphinx_jax.checkpoint.foreign.foreign import open_foreign
+from sphinx_jax.checkpoint.foreign.names import UNUSED, accessory_names
+from sphinx_jax.checkpoint.foreign.pth import PthWriter, read_pth
+from sphinx_jax.checkpoint.foreign.shards import cut
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig, MoeConfig, family
 from sphinx_jax.data.tokenizer import BadTokenizer, load_tokenizer

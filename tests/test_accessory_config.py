@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from sphinx_jax.checkpoint import accessory
-from sphinx_jax.checkpoint.accessory_config import TYPES, from_params, to_params
+from sphinx_jax.checkpoint.foreign import accessory
+from sphinx_jax.checkpoint.foreign.accessory_config import TYPES, from_params, to_params
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import FAMILY, ConfigError, DecoderConfig, ModelConfig, family
 

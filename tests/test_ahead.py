@@ -15,13 +15,13 @@ from test_sharding import batches
 
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.recipe import PLAYGROUND
+from sphinx_jax.measure import ahead, ahead_report
+from sphinx_jax.measure.collectives import collectives
+from sphinx_jax.measure.topologies import CHIPS, GIB, open_topology
+from sphinx_jax.recipe.recipe import PLAYGROUND
 from sphinx_jax.sharding import make_mesh
-from sphinx_jax.train import ahead, ahead_report
-from sphinx_jax.train.collectives import collectives
 from sphinx_jax.train.program import abstract_batches, abstract_state, program, start
-from sphinx_jax.train.stage import TrainStage, shapes
-from sphinx_jax.train.topologies import CHIPS, GIB, open_topology
+from sphinx_jax.train.settings import TrainStage, shapes
 
 MODEL = tiny_config()
 STAGE = TrainStage(
@@ -51,7 +51,7 @@ def test_collectives_are_counted_with_the_turns_of_their_loops():
         import jax, jax.numpy as jnp
         from jax.sharding import NamedSharding, PartitionSpec as P
         from sphinx_jax.sharding import make_mesh
-        from sphinx_jax.train.collectives import collectives, moved
+        from sphinx_jax.measure.collectives import collectives, moved
         mesh = make_mesh(1, 4, 2, 1)
         def all_sums(x):
             def body(carry, _):

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("torch")
 
 from sphinx_jax.config import DecoderConfig
-from sphinx_jax.train import benchmark, encoder_benchmark
+from sphinx_jax.measure import benchmark, encoder_benchmark
 
 SMALL = DecoderConfig(dim=64, layers=2, heads=2, kv_heads=1, vocab_size=96, multiple_of=32)
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sphinx_jax.generate.arguments import BadArgument, check_turns
-from sphinx_jax.serve import chat
+from sphinx_jax.recipe.stages import chat
 
 
 class Model:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from conftest import DATA, born, tiny_config
 
-from sphinx_jax.checkpoint import store, weight_mix
+from sphinx_jax.checkpoint import store
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.weight_mix.interpolate import interpolate
 
 TOKENIZER = load_tokenizer(DATA / "tokenizer.model")
 CONFIG = tiny_config()
@@ -35,14 +36,15 @@ def test_a_checkpoint_gives_back_what_went_in(saved, mesh):
 
 def test_an_object_store_takes_checkpoints_too(tmp_path, mesh, monkeypatch):
     """Its paths are no ``pathlib.Path``, their ``stat`` says less."""
-    from sphinx_jax import paths, recipe
+    from sphinx_jax import paths
+    from sphinx_jax.recipe.run import progress_of
 
     monkeypatch.setattr(paths, "in_store", lambda name: True)
     workdir = paths.as_path(tmp_path)
     assert not isinstance(workdir, Path)
     for step in (2, 10):
         store.save(workdir / "tune" / "checkpoints" / str(step), born(CONFIG), CONFIG, TOKENIZER, {"made_by": "test"})
-    assert recipe.progress_of(workdir) == ("tune", 10)
+    assert progress_of(workdir) == ("tune", 10)
     store.keep_newest(workdir / "tune" / "checkpoints", 1)
     left = store.newest(workdir / "tune" / "checkpoints")
     assert left.name == "10" and not (workdir / "tune" / "checkpoints" / "2").exists()
@@ -105,7 +107,7 @@ def test_interpolation_is_the_papers_formula(dtype):
         {"a": jnp.asarray(rng.normal(size=(3, 4)), dtype), "b": jnp.asarray(rng.normal(size=5), dtype)} for _ in "12"
     )
     for beta in (0.0, 0.3, 1.0):
-        mixed = jax.jit(weight_mix.interpolate)([real, synthetic], jnp.array([beta, 1 - beta]))
+        mixed = jax.jit(interpolate)([real, synthetic], jnp.array([beta, 1 - beta]))
         for name in real:
             exact = beta * np.float64(real[name]) + (1 - beta) * np.float64(synthetic[name])
             assert mixed[name].dtype == real[name].dtype

@@ -14,12 +14,14 @@ from conftest import DATA, born, tiny_config
 from safetensors.numpy import load_file, save_file
 
 import sphinx_jax
-from sphinx_jax.checkpoint import accessory, assemble, convert, store, stream, weight_mix
-from sphinx_jax.checkpoint.foreign import open_foreign
-from sphinx_jax.checkpoint.mix_settings import Mix
-from sphinx_jax.checkpoint.pth import read_pth
+from sphinx_jax.checkpoint import store, stream
+from sphinx_jax.checkpoint.foreign import accessory, assemble, convert
+from sphinx_jax.checkpoint.foreign.foreign import open_foreign
+from sphinx_jax.checkpoint.foreign.pth import read_pth
 from sphinx_jax.config import FAMILY, ConfigError, ModelConfig
 from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.weight_mix.settings import Mix
+from sphinx_jax.weight_mix.write import write as write_mix
 
 SPHINX, MIXTRAL, LLAMA = DATA / "llama_ens5" / "ckpt", DATA / "mixtral_sparse" / "ckpt", DATA / "llama_text"
 HUGGINGFACE = DATA / "huggingface"
@@ -237,9 +239,7 @@ def test_a_file_in_place_of_a_folder_is_called_a_file(tmp_path):
     file = tmp_path / "weights.pth"
     file.write_bytes(b"")
     with pytest.raises(store.BadCheckpoint, match="weights.pth is a file; give the folder that holds it"):
-        weight_mix.write(
-            Mix("linear", (str(file), str(file)), per_source=({"weight": 1}, {"weight": 0})), tmp_path / "o"
-        )
+        write_mix(Mix("linear", (str(file), str(file)), per_source=({"weight": 1}, {"weight": 0})), tmp_path / "o")
 
 
 def llama(folder, change=lambda leaves: leaves, config=None):
@@ -276,7 +276,7 @@ def test_what_the_dtype_cannot_hold_is_refused_and_nothing_is_left(tmp_path, for
             lambda: convert.from_checkpoint(ours, tmp_path / "out", form, dtype=np.dtype(np.float16), quiet=True)
         )
     mix = Mix("linear", (str(source),), per_source=({"weight": 1.0},), dtype="fp16")
-    ways.append(lambda: weight_mix.write(mix, tmp_path / "out", form=form, quiet=True))
+    ways.append(lambda: write_mix(mix, tmp_path / "out", form=form, quiet=True))
     for way in ways:
         with pytest.raises(store.BadCheckpoint, match=said) as refused:
             way()
@@ -299,9 +299,9 @@ def test_a_source_with_nan_or_infinity_is_named_unless_it_is_asked_for(tmp_path,
         convert.from_checkpoint(tmp_path / "ours2", tmp_path / "out", "accessory", quiet=True)
     mix = Mix("linear", (str(source),), per_source=({"weight": 1.0},))
     with pytest.raises(store.BadCheckpoint, match="holds NaN or infinity"):
-        weight_mix.write(mix, tmp_path / "out", quiet=True)
+        write_mix(mix, tmp_path / "out", quiet=True)
     allowed = dataclasses.replace(mix, allow=("nonfinite",))
-    leaf = stream.Reader(weight_mix.write(allowed, tmp_path / "out", quiet=True)).read("decoder/blocks/ffn/down")
+    leaf = stream.Reader(write_mix(allowed, tmp_path / "out", quiet=True)).read("decoder/blocks/ffn/down")
     assert np.argwhere(~np.isfinite(leaf)).tolist() == [[1, 4, 3]]
 
 
@@ -348,7 +348,7 @@ def test_a_leaf_has_a_dtype_that_holds_all_its_layers(tmp_path, first, last, wan
     converted = convert.to_checkpoint(found, tmp_path / "converted", quiet=True)
     assert convert.verify(found, converted, quiet=True)
     mix = Mix("linear", (str(source),), per_source=({"weight": 1.0},))
-    mixed = weight_mix.write(mix, tmp_path / "mixed", quiet=True)
+    mixed = write_mix(mix, tmp_path / "mixed", quiet=True)
     exported = convert.from_checkpoint(converted, tmp_path / "exported", "hf", quiet=True)
     again = convert.write(found, tmp_path / "again", "hf", quiet=True)
     leaves = [dict(found.leaves())[path], stream.Reader(converted).read(path), stream.Reader(mixed).read(path)]
@@ -371,9 +371,7 @@ def test_an_export_holds_every_leaf_whatever_dtype_the_norm_has(tmp_path, narrow
     converted = convert.to_checkpoint(found, tmp_path / "converted", quiet=True)
     for out in (
         convert.from_checkpoint(converted, tmp_path / "exported", "hf", quiet=True),
-        weight_mix.write(
-            Mix("linear", (str(source),), per_source=({"weight": 1.0},)), tmp_path / "m", form="hf", quiet=True
-        ),
+        write_mix(Mix("linear", (str(source),), per_source=({"weight": 1.0},)), tmp_path / "m", form="hf", quiet=True),
     ):
         for key, tensor in open_foreign([out]).tensors.items():
             np.testing.assert_array_equal(tensor.read(), found.tensors[key].read().astype(np.float32))

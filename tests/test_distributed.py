@@ -23,7 +23,7 @@ STEPS = 24
 BROKEN = (7, 20, 33)  # of 40 pictures
 RECIPE = """
 from sphinx_jax.config import family, to_dict
-from sphinx_jax.smoke import nano
+from sphinx_jax.recipe.smoke import nano
 from ml_collections import ConfigDict
 
 def get_config():

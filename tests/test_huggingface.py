@@ -17,10 +17,10 @@ from safetensors.numpy import load_file, save_file
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from test_tokenizer import byte_level_json, llama_json
 
-from sphinx_jax.checkpoint import huggingface
-from sphinx_jax.checkpoint.foreign import Foreign, open_foreign
-from sphinx_jax.checkpoint.huggingface_encoders import open_encoder, read_encoder_config
-from sphinx_jax.checkpoint.huggingface_write import write
+from sphinx_jax.checkpoint.foreign import huggingface
+from sphinx_jax.checkpoint.foreign.foreign import Foreign, open_foreign
+from sphinx_jax.checkpoint.foreign.huggingface_encoders import open_encoder, read_encoder_config
+from sphinx_jax.checkpoint.foreign.huggingface_write import write
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig, MoeConfig, QFormerConfig, blip2_config
 from sphinx_jax.data import playground

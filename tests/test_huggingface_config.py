@@ -9,14 +9,16 @@ from safetensors.numpy import load_file, save_file
 from test_huggingface import RECORDS, edited, load, logits, rewrite
 from test_tokenizer import llama_json
 
-from sphinx_jax.checkpoint import convert, huggingface, store
-from sphinx_jax.checkpoint.foreign import open_foreign
-from sphinx_jax.checkpoint.huggingface_write import write
+from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.foreign import convert, huggingface
+from sphinx_jax.checkpoint.foreign.foreign import open_foreign
+from sphinx_jax.checkpoint.foreign.huggingface_write import write
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.data.conversation_form import as_trained, is_of_our_form
 from sphinx_jax.data.tokenizer import BadTokenizer, load_tokenizer
 from sphinx_jax.generate.load import from_pretrained
-from sphinx_jax.recipe import Recipe, Run
+from sphinx_jax.recipe.recipe import Recipe
+from sphinx_jax.recipe.run import Run
 
 # keys of published configs, less those that every one has
 PUBLISHED = {

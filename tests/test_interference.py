@@ -13,12 +13,13 @@ from conftest import tiny_config
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
-from sphinx_jax.checkpoint import interference, store
-from sphinx_jax.checkpoint.mix_statistics import Slice, Unit
+from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConfigError, DecoderConfig, MoeConfig
-from sphinx_jax.evaluate import interference_report
 from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.report import interference as interference_report
+from sphinx_jax.weight_mix import interference
+from sphinx_jax.weight_mix.statistics import Slice, Unit
 
 TOOL = Path(__file__).parents[1] / "tools" / "mix_weights.py"
 CONFIG = tiny_config(

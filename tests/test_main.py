@@ -12,11 +12,11 @@ import pytest
 from conftest import DATA, tiny_config
 
 import sphinx_jax
-from sphinx_jax import recipe
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import from_dict, to_dict
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.recipe import runner
 
 # two stages over one model; nothing here is ever trained
 VALUES = {
@@ -91,7 +91,7 @@ def test_wrong_settings_are_named(changes, says):
             at = at[parent]
         at[key] = value
     with pytest.raises(ValueError) as error:
-        recipe.parse(values)
+        runner.parse(values)
     assert says in one_line(error)
 
 
@@ -102,12 +102,12 @@ def test_a_setting_without_a_default_is_asked_for(missing, says):
     values = copy.deepcopy(VALUES)
     del values["stage"]["first"][missing]
     with pytest.raises(ValueError) as error:
-        recipe.parse(values)
+        runner.parse(values)
     assert says in one_line(error)
 
 
 def test_whole_numbers_and_lists_stand_for_floats_and_tuples():
-    stage = recipe.parse(with_stage("first", rate=1, frozen=["encoders/*"])).settings["first"]
+    stage = runner.parse(with_stage("first", rate=1, frozen=["encoders/*"])).settings["first"]
     assert stage.rate == 1 and stage.frozen == ("encoders/*",)
     model = tiny_config()
     assert from_dict(json.loads(json.dumps(to_dict(model)))) == model
@@ -115,7 +115,7 @@ def test_whole_numbers_and_lists_stand_for_floats_and_tuples():
 
 def test_an_unknown_stage_makes_no_workdir(tmp_path):
     with pytest.raises(ValueError) as error:
-        recipe.run(recipe.parse(VALUES), tmp_path / "w", only="secnd", quiet=True)
+        runner.run(runner.parse(VALUES), tmp_path / "w", only="secnd", quiet=True)
     assert "unknown stage 'secnd'; did you mean 'second'" in one_line(error)
     assert not (tmp_path / "w").exists()
 
@@ -124,21 +124,21 @@ def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
     file = tmp_path / "file"
     file.write_text("kept")
     with pytest.raises(ValueError) as error:
-        recipe.run(recipe.parse(VALUES), file / "w", quiet=True)
+        runner.run(runner.parse(VALUES), file / "w", quiet=True)
     assert str(file / "w") in one_line(error) and "--workdir" in one_line(error)
     assert file.read_text() == "kept"
 
 
 def test_chat_without_a_model_says_what_to_run_and_makes_nothing(tmp_path):
     with pytest.raises(ValueError) as error:
-        recipe.run(recipe.parse(VALUES), tmp_path / "w", only="chat", quiet=True)
+        runner.run(runner.parse(VALUES), tmp_path / "w", only="chat", quiet=True)
     assert "holds no trained model yet" in one_line(error)
     assert not (tmp_path / "w").exists()
 
 
 def settle(values: dict, workdir) -> None:
     """What a run does with its config, with no stage to carry out."""
-    recipe.run(recipe.parse(values | {"stages": ()}), workdir, quiet=True)
+    runner.run(runner.parse(values | {"stages": ()}), workdir, quiet=True)
 
 
 def test_settings_may_change_until_their_stage_has_begun(tmp_path):
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_made(tmp_pa
     tokenizer = load_tokenizer(DATA / "tokenizer.model")
     folder = store.save(tmp_path / "other", leaves, other, tokenizer, {"made_by": "test"})
     with pytest.raises(ValueError) as error:
-        recipe.run(recipe.parse(with_stage("first", start=str(folder))), tmp_path / "w", quiet=True)
+        runner.run(runner.parse(with_stage("first", start=str(folder))), tmp_path / "w", quiet=True)
     assert "holds another model" in one_line(error) and str(folder) in one_line(error)
     assert [p.name for p in (tmp_path / "w").iterdir()] == ["config.json"]
     # and the same workdir takes the recipe once it is mended
@@ -234,13 +234,13 @@ def test_results_that_do_not_exist_yet_are_asked_for_by_stage(tmp_path):
     values = copy.deepcopy(VALUES)
     values["stage"]["show"] = {"kind": "show", "evaluate": "second", "mix": None}
     with pytest.raises(ValueError) as error:
-        recipe.run(recipe.parse(values), tmp_path / "w", only="show", quiet=True)
+        runner.run(runner.parse(values), tmp_path / "w", only="show", quiet=True)
     assert "scores.json yet; run stage second first" in one_line(error)
 
 
 def test_a_batch_that_cannot_be_cut_is_told_before_any_data_is_made(tmp_path):
     with pytest.raises(ValueError) as error:
-        recipe.run(recipe.parse(with_stage("first", batch=4, accumulate=3)), tmp_path / "w", quiet=True)
+        runner.run(runner.parse(with_stage("first", batch=4, accumulate=3)), tmp_path / "w", quiet=True)
     assert "first: 4 image rows do not divide over 1 devices x 3 accumulated parts" in one_line(error)
     assert {p.name for p in (tmp_path / "w").iterdir()} == {"config.json"}
 

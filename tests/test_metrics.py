@@ -7,16 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sphinx_jax.data.tasks import (
-    Box,
-    Grounded,
-    LayoutRegion,
-    Point,
-    Pose,
-    TaskError,
-    TextRegion,
-    format_answer,
-)
+from sphinx_jax.data.tasks import Box, Grounded, LayoutRegion, Point, Pose, TaskError, TextRegion, format_answer
 from sphinx_jax.evaluate.baseline import best_box, best_constant, mean_pose
 from sphinx_jax.evaluate.metrics import (
     METRICS,

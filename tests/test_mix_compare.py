@@ -12,13 +12,16 @@ from conftest import DATA, born
 from mix_cases import CONFIG, TEXT, leaves_of, linear
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from sphinx_jax.checkpoint import interference, mix_compare, store, weight_mix
-from sphinx_jax.checkpoint.mix_compare import Described, check_alike
-from sphinx_jax.checkpoint.mix_settings import Mix, from_json, to_json
+from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConfigError, MoeConfig
 from sphinx_jax.data.tokenizer import JsonTokenizer, SentencePieceTokenizer
-from sphinx_jax.train.mix_stage import check_models
+from sphinx_jax.recipe.stages.mix import check_models
+from sphinx_jax.weight_mix import compare as mix_compare
+from sphinx_jax.weight_mix import interference
+from sphinx_jax.weight_mix.compare import Described, check_alike
+from sphinx_jax.weight_mix.settings import Mix, from_json, to_json
+from sphinx_jax.weight_mix.write import write as write_mix
 
 MODEL = (DATA / "tokenizer.model").read_bytes()
 
@@ -136,7 +139,7 @@ def test_more_tokens_or_no_tokenizer_are_a_warning_and_the_mix_has_most(tmp_path
         for i, tokenizer in enumerate((words(), words(longer), None))
     ]
     with caplog.at_level(logging.WARNING):
-        out = weight_mix.write(linear(sources, (0.5, 0.25, 0.25)), tmp_path / "out", quiet=True)
+        out = write_mix(linear(sources, (0.5, 0.25, 0.25)), tmp_path / "out", quiet=True)
     assert store.read_tokenizer(out).vocabulary() == words(longer).vocabulary()
     lacks, more = [message for message in caplog.messages if "tokenizer" in message]
     assert lacks == f"{sources[2]} has no tokenizer; it is taken to be that of {sources[0]}"
@@ -153,9 +156,9 @@ def strangers(tmp_path):
 def test_nothing_that_opens_several_as_one_passes_it_over(strangers, tmp_path):
     a, b = map(str, strangers)
     with pytest.raises(BadCheckpoint, match=r"decoder.rope_theta is 10000.0 in .*/a, 500000.0 in .*/b"):
-        weight_mix.write(linear((a, b), (0.5, 0.5)), tmp_path / "out", quiet=True)
+        write_mix(linear((a, b), (0.5, 0.5)), tmp_path / "out", quiet=True)
     with pytest.raises(BadCheckpoint, match="decoder.rope_theta"):
-        weight_mix.write(Mix("ties", (a, a), b, {}, ({"weight": 1.0},) * 2), tmp_path / "out", quiet=True)
+        write_mix(Mix("ties", (a, a), b, {}, ({"weight": 1.0},) * 2), tmp_path / "out", quiet=True)
     with pytest.raises(BadCheckpoint, match="decoder.rope_theta"):
         interference.measure([a, a], b, tmp_path / "scratch", quiet=True)
     interference.measure([a, a], b, tmp_path / "scratch", allow=["rope_theta"], quiet=True)
@@ -168,7 +171,7 @@ def test_nothing_that_opens_several_as_one_passes_it_over(strangers, tmp_path):
 def test_a_user_who_knows_better_says_so_and_the_recipe_keeps_it(strangers, tmp_path):
     mix = linear(strangers, (0.5, 0.5), allow=("rope_theta",))
     assert from_json(to_json(mix)) == mix
-    out = weight_mix.write(mix, tmp_path / "out", quiet=True)
+    out = write_mix(mix, tmp_path / "out", quiet=True)
     assert store.read_config(out) == store.read_config(strangers[0])
     a, b, mixed = (leaves_of(folder)["decoder/norm/scale"] for folder in (*strangers, out))
     np.testing.assert_allclose(mixed, (a + b) / 2)

@@ -9,12 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from sphinx_jax.checkpoint import convert, mix_settings, mix_sources, store, stream, weight_mix
-from sphinx_jax.checkpoint.mix_settings import Mix
+from sphinx_jax.checkpoint import store, stream
+from sphinx_jax.checkpoint.foreign import convert
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import DecoderConfig, ModelConfig, MoeConfig
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.sharding import make_mesh
+from sphinx_jax.weight_mix import settings as mix_settings
+from sphinx_jax.weight_mix import sources as mix_sources
+from sphinx_jax.weight_mix.mixer import Mixer
+from sphinx_jax.weight_mix.settings import Mix
+from sphinx_jax.weight_mix.write import write as write_mix
 
 DECODER = DecoderConfig(dim=16, layers=2, heads=2, kv_heads=1, vocab_size=32, hidden_dim=24)
 MOE = dataclasses.replace(DECODER, moe=MoeConfig(2, 1))
@@ -106,7 +111,7 @@ def test_sums_keep_the_ranks_side_by_side(folders, computed, tmp_path, method, m
     own = tuple({"weight": w} for w in given) if mix_settings.METHODS[method].per_source else ()
     base = folders[3] if based else None
     mix = Mix(method, tuple(folders[:3]), base, parameters or {}, own, merge_lora=merge)
-    out = weight_mix.write(mix, tmp_path / "out", quiet=True)
+    out = write_mix(mix, tmp_path / "out", quiet=True)
     wanted = summed((*(based or given), of_base), computed)
     assert_computes(out, wanted, 0 if merge else sum(RANKS) + 4 * bool(base))
     assert mix_settings.read_recipe(out / "recipe.json") == mix
@@ -116,20 +121,20 @@ def test_sums_keep_the_ranks_side_by_side(folders, computed, tmp_path, method, m
     ("method", "parameters", "of_source"), [("wise_ft", {"alpha": 0.25}, (0.25, 0.75)), ("delta_extract", {}, (1, -1))]
 )
 def test_one_source_and_its_base(folders, computed, tmp_path, method, parameters, of_source):
-    out = weight_mix.write(Mix(method, (folders[0],), folders[3], parameters), tmp_path / "out", quiet=True)
+    out = write_mix(Mix(method, (folders[0],), folders[3], parameters), tmp_path / "out", quiet=True)
     assert_computes(out, summed(of_source, [computed[0], computed[3]]), 2 + 4)
 
 
 def test_a_plain_base_lacks_no_leaf(folders, computed, tmp_path):
     mix = Mix("task_arithmetic", **weights_of([folders[0], folders[2]], (0.6, 0.7), base=folders[1]))
-    out = weight_mix.write(mix, tmp_path / "out", quiet=True)
+    out = write_mix(mix, tmp_path / "out", quiet=True)
     assert_computes(out, summed((0.6, 0.7, -0.3), [computed[0], computed[2], computed[1]]), 2 + 3)
 
 
 def test_factors_have_the_coefficients_of_their_weight(folders, computed, tmp_path):
     table = {"decoder/blocks/attention/q": [0.1, 0.9], "attention": 0.4, "decoder/blocks/ffn/*": [0.3, 0.6], "*": 1.0}
     mix = Mix("linear", **weights_of(folders[:3], (table, 0.5, 0.2)))
-    out = weight_mix.write(mix, tmp_path / "out", quiet=True)
+    out = write_mix(mix, tmp_path / "out", quiet=True)
     wanted = {}
     for path in computed[0]:
         first = [0.4, 0.4] if "/attention/" in path else [0.3, 0.6] if "/ffn/" in path else [1.0, 1.0]
@@ -160,11 +165,11 @@ def ties(base, sources, weights, density):
 @pytest.mark.parametrize("rows", [None, 3])
 def test_methods_of_whole_matrices_see_the_weight_with_its_addition(folders, computed, tmp_path, monkeypatch, rows):
     if rows:  # slices of few rows, and all that can be laid out is
-        monkeypatch.setattr("sphinx_jax.checkpoint.mixer.SLICE_BYTES", 4 * 32 * rows)
-        monkeypatch.setattr("sphinx_jax.checkpoint.mix_sources.PIECE_BYTES", 64)
+        monkeypatch.setattr("sphinx_jax.weight_mix.mixer.SLICE_BYTES", 4 * 32 * rows)
+        monkeypatch.setattr("sphinx_jax.weight_mix.sources.PIECE_BYTES", 64)
     own = tuple({"weight": w, "density": 0.5} for w in (0.6, 0.7))
     mix = Mix("ties", (folders[0], folders[2]), folders[1], per_source=own)
-    out = weight_mix.write(mix, tmp_path / "out", quiet=True)
+    out = write_mix(mix, tmp_path / "out", quiet=True)
     assert store.read_config(out).decoder.lora_rank == 0
     found = leaves_of(out)
     assert found.keys() == computed[0].keys()
@@ -179,7 +184,7 @@ def test_experts_and_biases(tmp_path):
     trees = [effective(leaves_of(folder)) for folder in folders]
     for merge in (False, True):
         mix = Mix("linear", **weights_of(folders, (0.3, 0.5), merge_lora=merge))
-        out = weight_mix.write(mix, tmp_path / f"out{merge}", quiet=True)
+        out = write_mix(mix, tmp_path / f"out{merge}", quiet=True)
         assert_computes(out, summed((0.3, 0.5), trees), 0 if merge else 5)
 
 
@@ -189,16 +194,16 @@ def test_published_folders_take_part_and_come_out(folders, computed, tmp_path):
     mix = Mix("linear", **weights_of([tmp_path / "pth0", folders[1], tmp_path / "pth2"], (0.5, 0.3, -0.7)))
     mix = dataclasses.replace(mix, sources=tuple(map(str, mix.sources)))
     wanted = summed((0.5, 0.3, -0.7), computed[:3])
-    assert_computes(weight_mix.write(mix, tmp_path / "ours", quiet=True), wanted, 5)
-    there = mix_sources.open_source(weight_mix.write(mix, tmp_path / "theirs", form="accessory", quiet=True))
+    assert_computes(write_mix(mix, tmp_path / "ours", quiet=True), wanted, 5)
+    there = mix_sources.open_source(write_mix(mix, tmp_path / "theirs", form="accessory", quiet=True))
     assert there.config.decoder.lora_rank == 5
     again = Mix("linear", **weights_of([str(there.folder)], (1.0,)))
-    assert_computes(weight_mix.write(again, tmp_path / "back", quiet=True), wanted, 5)
+    assert_computes(write_mix(again, tmp_path / "back", quiet=True), wanted, 5)
 
 
 def test_the_mix_of_low_rank_models_has_the_logits_of_the_dense_mix(folders, computed, tmp_path):
     mix = Mix("linear", **weights_of(folders[:3], (0.5, 0.3, 0.2)))
-    low = leaves_of(weight_mix.write(mix, tmp_path / "low", quiet=True))
+    low = leaves_of(write_mix(mix, tmp_path / "low", quiet=True))
     dense = {path: np.float32(leaf) for path, leaf in summed((0.5, 0.3, 0.2), computed[:3]).items()}
     tokens = np.arange(1, 9, dtype=np.int32)[None]
 
@@ -227,12 +232,12 @@ def test_damaged_factors_are_refused(folders, tmp_path):
         for merge in (False, True):
             mix = Mix("linear", **weights_of([folders[1], str(folder)], (0.5, 0.5), merge_lora=merge))
             with pytest.raises(BadCheckpoint, match=said):
-                weight_mix.write(mix, tmp_path / "out", quiet=True)
+                write_mix(mix, tmp_path / "out", quiet=True)
             assert not list(tmp_path.glob("out*"))
 
 
 def test_the_dry_run_says_which_way_a_pair_goes(folders):
-    kept = list(weight_mix.Mixer(Mix("linear", **weights_of(folders[:3], (1, 2, 3))), Path()).describe())
+    kept = list(Mixer(Mix("linear", **weights_of(folders[:3], (1, 2, 3))), Path()).describe())
     command = [sys.executable, TOOL, "--sources", *folders[:3], "--weights", *"123", "--dry-run", "--merge-lora"]
     merged = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     end = "float32 -> float32  2 x linear"

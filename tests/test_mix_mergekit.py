@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sphinx_jax.checkpoint import mix_statistics
-from sphinx_jax.checkpoint.mix_methods import METHODS, Slice, Unit, mix
+from sphinx_jax.weight_mix import statistics as mix_statistics
+from sphinx_jax.weight_mix.methods import METHODS, Slice, Unit, mix
 
 torch = pytest.importorskip("torch")
 registry = pytest.importorskip("mergekit.merge_methods.registry")

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sphinx_jax.checkpoint.mix_methods import METHODS, Slice, Unit, mix, resolve
-from sphinx_jax.checkpoint.mix_statistics import BLOCK, First, column_gram, cuts, gram, magnitudes, random_bits
 from sphinx_jax.config import ConfigError
+from sphinx_jax.weight_mix.methods import METHODS, Slice, Unit, mix, resolve
+from sphinx_jax.weight_mix.statistics import BLOCK, First, column_gram, cuts, gram, magnitudes, random_bits
 
 NAME = "decoder/blocks/attention/q 3"
 

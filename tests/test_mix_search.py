@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sphinx_jax.model.blueprint import LeafSpec
-from sphinx_jax.train.mix_search import Judge, along, best, greedy, groups, learn, sweep, uniform
+from sphinx_jax.weight_mix.search import Judge, along, best, greedy, groups, learn, sweep, uniform
 
 SPECS = {
     "decoder/blocks/attention/q": LeafSpec((3, 4, 5), jnp.float32, ("layers", "embed", "heads")),

@@ -8,10 +8,11 @@ import yaml
 from conftest import born
 from mix_cases import CONFIG, TOOL, linear, run_tool
 
-from sphinx_jax.checkpoint import mix_settings, weight_mix
-from sphinx_jax.checkpoint.mix_settings import Mix, Place
-from sphinx_jax.checkpoint.mix_sources import short_names
 from sphinx_jax.config import ConfigError
+from sphinx_jax.weight_mix import settings as mix_settings
+from sphinx_jax.weight_mix.mixer import Mixer
+from sphinx_jax.weight_mix.settings import Mix, Place
+from sphinx_jax.weight_mix.sources import short_names
 
 
 def test_a_value_may_depend_on_the_place():
@@ -129,9 +130,9 @@ def test_a_pattern_that_fits_no_leaf_is_named_with_the_nearest(pattern, nearest)
 
 def test_patterns_that_fit_are_taken_and_misspelt_ones_refused_before_reading(folders, tmp_path):
     weight = {"encoders/*": 1, "decoder/blocks/**": [0, 1], "norms": 0.5, "*": 0.2}
-    assert weight_mix.Mixer(linear(folders[:2], (weight, 1)), tmp_path).paths
+    assert Mixer(linear(folders[:2], (weight, 1)), tmp_path).paths
     with pytest.raises(ConfigError, match="'decoder/blokcs/"):
-        weight_mix.Mixer(linear(folders[:2], (weight | {"decoder/blokcs/*": 1}, 1)), tmp_path)
+        Mixer(linear(folders[:2], (weight | {"decoder/blokcs/*": 1}, 1)), tmp_path)
 
 
 @pytest.mark.parametrize(

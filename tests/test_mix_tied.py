@@ -11,11 +11,15 @@ from conftest import born
 from mix_cases import TEXT, leaves_of, linear
 from orbax.checkpoint import v1 as ocp
 
-from sphinx_jax.checkpoint import convert, interference, store, weight_mix
-from sphinx_jax.checkpoint.mix_settings import Mix
-from sphinx_jax.checkpoint.mix_sources import EMBEDDING, OUTPUT
+from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.foreign import convert
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.sharding import make_mesh
+from sphinx_jax.weight_mix import interference
+from sphinx_jax.weight_mix.mixer import Mixer
+from sphinx_jax.weight_mix.settings import Mix
+from sphinx_jax.weight_mix.sources import EMBEDDING, OUTPUT
+from sphinx_jax.weight_mix.write import write as write_mix
 
 
 def with_decoder(**fields):
@@ -43,7 +47,7 @@ def outputs(folders):
 def test_the_embedding_of_the_tied_goes_into_the_output(models, tmp_path, order, missing):
     sources = [models[i] for i in order]
     weights = (0.3, 0.5, 0.2)[: len(order)]
-    out = weight_mix.write(linear(sources, weights, missing=missing), tmp_path / "out", quiet=True)
+    out = write_mix(linear(sources, weights, missing=missing), tmp_path / "out", quiet=True)
     found = leaves_of(out)
     np.testing.assert_allclose(
         found[OUTPUT], sum(w * x for w, x in zip(weights, outputs(sources), strict=True)), atol=1e-6
@@ -58,12 +62,12 @@ def test_the_embedding_of_the_tied_goes_into_the_output(models, tmp_path, order,
 
 def test_an_untied_model_is_not_made_unasked(models, tmp_path):
     with pytest.raises(BadCheckpoint, match="embedding, other sources have an output of their own; --missing take"):
-        weight_mix.write(linear(models[:2], (0.5, 0.5)), tmp_path / "out", quiet=True)
+        write_mix(linear(models[:2], (0.5, 0.5)), tmp_path / "out", quiet=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_tied_in_all_stays_tied(models, tmp_path):
-    out = weight_mix.write(linear([models[0], models[2]], (0.5, 0.5)), tmp_path / "out", quiet=True)
+    out = write_mix(linear([models[0], models[2]], (0.5, 0.5)), tmp_path / "out", quiet=True)
     assert OUTPUT not in leaves_of(out) and store.read_config(out) == TIED
 
 
@@ -89,7 +93,7 @@ def test_any_method_mixes_as_if_all_were_untied(models, tmp_path, method, base, 
         mix = Mix(
             method, tuple(sources), None if base is None else str(folders[base]), parameters, per_source, missing="take"
         )
-        results.append(leaves_of(weight_mix.write(mix, tmp_path / f"mix{len(results)}", quiet=True)))
+        results.append(leaves_of(write_mix(mix, tmp_path / f"mix{len(results)}", quiet=True)))
     assert results[0].keys() == results[1].keys()
     for path, leaf in results[0].items():
         np.testing.assert_array_equal(leaf, results[1][path], err_msg=path)
@@ -104,9 +108,9 @@ def test_other_forms_and_small_pieces(models, tmp_path, form, monkeypatch):
     if form == "orbax":
         ocp.save_checkpointables(tmp_path / "plain", {"state": store.unflatten(born(TIED, 0))})
         folders = [tmp_path / "plain", models[1]]
-    monkeypatch.setattr("sphinx_jax.checkpoint.mix_sources.PIECE_BYTES", 1000)
-    monkeypatch.setattr("sphinx_jax.checkpoint.mixer.BLOCK_BYTES", 1000)
-    out = weight_mix.write(linear(folders, (0.5, 0.5), dtype="bf16", missing="take"), tmp_path / "out", quiet=True)
+    monkeypatch.setattr("sphinx_jax.weight_mix.sources.PIECE_BYTES", 1000)
+    monkeypatch.setattr("sphinx_jax.weight_mix.mixer.BLOCK_BYTES", 1000)
+    out = write_mix(linear(folders, (0.5, 0.5), dtype="bf16", missing="take"), tmp_path / "out", quiet=True)
     wanted = sum(outputs(models[:2])) / 2
     np.testing.assert_array_equal(leaves_of(out)[OUTPUT], wanted.astype(ml_dtypes.bfloat16))
     assert not list(tmp_path.glob("*.scratch*"))
@@ -117,15 +121,15 @@ def test_low_rank_additions_come_along(models, tmp_path, merge):
     config = with_decoder(tied_embeddings=True, lora_rank=2)
     tuned = store.save(tmp_path / "tuned", born(config, 5), config, None, {})
     mix = linear([tuned, models[1]], (0.5, 0.5), merge_lora=merge, missing="take")
-    out = weight_mix.write(mix, tmp_path / "out", quiet=True)
+    out = write_mix(mix, tmp_path / "out", quiet=True)
     np.testing.assert_allclose(leaves_of(out)[OUTPUT], sum(outputs([tuned, models[1]])) / 2, atol=1e-6)
     assert store.read_config(out) == with_decoder(lora_rank=0 if merge else 2)
 
 
 def test_the_dry_run_and_the_interference_know_it(models, tmp_path):
-    lines = list(weight_mix.Mixer(linear(models[:2], (0.5, 0.5), missing="take"), Path()).describe())
+    lines = list(Mixer(linear(models[:2], (0.5, 0.5), missing="take"), Path()).describe())
     (line,) = [line for line in lines if line.startswith(OUTPUT)]
     assert line.endswith(f"1 x linear, with the embedding of what is tied: {models[0]}")
-    assert not any("tied" in line for line in weight_mix.Mixer(linear(models[1:2], (1,)), Path()).describe())
+    assert not any("tied" in line for line in Mixer(linear(models[1:2], (1,)), Path()).describe())
     found = interference.measure([str(models[1])] * 2, str(models[0]), tmp_path / "scratch", quiet=True)
     assert OUTPUT in {cell.module for cell in found.cells}

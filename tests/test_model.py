@@ -12,7 +12,7 @@ from conftest import DATA, born, run_with_devices, tiny_config
 from PIL import Image
 
 import sphinx_jax
-from sphinx_jax.checkpoint import accessory
+from sphinx_jax.checkpoint.foreign import accessory
 from sphinx_jax.config import FAMILY, ConfigError, ViewsConfig, family, from_dict, to_dict
 from sphinx_jax.data.image import padded_resize
 from sphinx_jax.model import views

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from conftest import DATA, born, tiny_config
 
-from sphinx_jax import recipe
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import BadItem, Item, parse_item
 from sphinx_jax.data.packing import PackedRows
@@ -17,6 +16,7 @@ from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.model.attention import attend, of_even_lengths, splash
 from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.recipe.recipe import PLAYGROUND
 
 TOKENIZER = load_tokenizer(DATA / "tokenizer.model")
 TALK = Item(None, (("Why?", "Because it is so."), ("And then?", "Nothing.")), id="talk")
@@ -83,7 +83,7 @@ def test_lengths_are_counted_once_and_again_where_texts_or_tokenizer_change(tmp_
     np.testing.assert_array_equal(again[7]["tokens"], first[7]["tokens"])
     assert pack([*TEXTS[1:], "another"])[1] == len(TEXTS)
     assert pack([*TEXTS[:-1], "x " * 41])[1] == len(TEXTS)
-    assert pack(TEXTS, load_tokenizer(recipe.PLAYGROUND / "tokenizer.model"))[1] == len(TEXTS)
+    assert pack(TEXTS, load_tokenizer(PLAYGROUND / "tokenizer.model"))[1] == len(TEXTS)
     np.save(first.file, first.lengths + 1)
     with pytest.raises(ValueError, match=f"when it was measured; delete {first.file}"):
         pack(TEXTS)[0][0]

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from conftest import DATA
 
-from sphinx_jax.checkpoint import accessory
-from sphinx_jax.checkpoint.pth import PthWriter
+from sphinx_jax.checkpoint.foreign import accessory
+from sphinx_jax.checkpoint.foreign.pth import PthWriter
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.data.image import load_image, preprocess
-from sphinx_jax.evaluate import parity
 from sphinx_jax.generate import engine
+from sphinx_jax.measure import parity
 
 TEXT = DATA / "llama_gqa"
 TOOL = Path(__file__).parent.parent / "tools" / "parity.py"

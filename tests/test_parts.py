@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from sphinx_jax import recipe
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, to_dict
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.tasks import Box
+from sphinx_jax.recipe import runner
+from sphinx_jax.recipe.stages.parts import caption, grounded_phrases
 from sphinx_jax.train.parts import coverage
-from sphinx_jax.train.parts_stage import caption, grounded_phrases
 
 
 def values(out) -> dict:
@@ -36,7 +36,7 @@ def values(out) -> dict:
 
 def test_parts_are_the_trained_encoders_and_the_trained_decoder(tmp_path, mesh):
     out, workdir = tmp_path / "parts", tmp_path / "run"
-    made = recipe.run(recipe.parse(values(out)), workdir, quiet=True)
+    made = runner.run(runner.parse(values(out)), workdir, quiet=True)
     parts = store.restore_parts(out, mesh, made.recipe.model)
     decoder = store.restore(made.checkpoint("decoder"), mesh)
     fresh = made.leaves("fresh")
@@ -59,7 +59,7 @@ def test_a_misspelt_task_is_named_before_training(tmp_path):
     changed["stages"] = ("decoder",)
     changed["stage"]["decoder"] |= {"domains": {"real": 1.0}, "tasks": {"detailed_captoin": 1.0}}
     with pytest.raises(ConfigError, match="did you mean 'detailed_caption'"):
-        recipe.run(recipe.parse(changed), tmp_path / "run", quiet=True)
+        runner.run(runner.parse(changed), tmp_path / "run", quiet=True)
 
 
 def test_coverage_counts_each_patch_once():

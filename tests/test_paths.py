@@ -13,17 +13,20 @@ from PIL import Image
 
 import sphinx_jax
 from configs import sphinx_7b
-from sphinx_jax import paths, recipe
+from sphinx_jax import paths
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.stream import Reader
-from sphinx_jax.smoke import smoke
+from sphinx_jax.recipe import run as run_module
+from sphinx_jax.recipe import runner
+from sphinx_jax.recipe.run import done
+from sphinx_jax.recipe.smoke import smoke
 
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
     """A list with pictures of both domains and with texts, in a store."""
     monkeypatch.setattr(paths, "in_store", lambda name: "/bucket" in os.fspath(name))
-    monkeypatch.setattr(recipe, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(run_module, "CACHE", tmp_path / "cache")
     random, lines = np.random.default_rng(0), []
     (tmp_path / "bucket" / "pictures").mkdir(parents=True)
     for i in range(8):
@@ -49,8 +52,8 @@ def test_a_recipe_trains_mixes_and_answers_in_a_store(bucket):
     values["stage"]["pretrain_real"]["cache_features"] = True
     for name in ("pretrain_real", "continue_synthetic", "finetune"):
         values["stage"][name]["steps"] = 2
-    run = recipe.run(recipe.parse(values), bucket / "run", quiet=True)
-    assert all(recipe.done(run, name) for name in run.recipe.stages)
+    run = runner.run(runner.parse(values), bucket / "run", quiet=True)
+    assert all(done(run, name) for name in run.recipe.stages)
     assert {p.name for p in bucket.iterdir()} == {"items.jsonl", "list.yaml", "pictures", "run"}
     history = [json.loads(line) for line in (bucket / "run/finetune/history.jsonl").read_text().splitlines()]
     assert history[-1]["step"] == 2 and history[-1]["skipped"] == 0

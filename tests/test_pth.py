@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import DATA
 
-from sphinx_jax.checkpoint.pth import STORAGES, PthWriter, read_pth
+from sphinx_jax.checkpoint.foreign.pth import STORAGES, PthWriter, read_pth
 from sphinx_jax.checkpoint.store import BadCheckpoint
 
 TORCH_FILE = DATA / "llama_text" / "ckpt_mp2" / "consolidated.00-of-02.model.pth"

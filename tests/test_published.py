@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sphinx_jax.config import from_dict
-from sphinx_jax.recipe import parse
-from sphinx_jax.smoke import nano, smoke
+from sphinx_jax.recipe.runner import parse
+from sphinx_jax.recipe.smoke import nano, smoke
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("sphinx_7b", "sphinx_1k", "sphinx_2k", "sphinx_tiny_1k", "sphinx_moe_1k")

@@ -10,13 +10,14 @@ from conftest import DATA, born, tiny_config
 from PIL import Image
 
 import sphinx_jax
-from sphinx_jax import recipe
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, DecoderConfig, MoeConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.model.quantise import MATRICES, is_quantised, quantise, whole
-from sphinx_jax.train.stage import TrainStage
+from sphinx_jax.recipe import runner
+from sphinx_jax.recipe.recipe import PLAYGROUND
+from sphinx_jax.train.settings import TrainStage
 
 CONFIG = tiny_config(decoder=DecoderConfig(dim=64, layers=3, heads=2, kv_heads=1, vocab_size=1280, hidden_dim=128))
 MOE = tiny_config(decoder=DecoderConfig(dim=64, layers=2, heads=2, vocab_size=1280, hidden_dim=64, moe=MoeConfig(3, 2)))
@@ -24,7 +25,7 @@ MOE = tiny_config(decoder=DecoderConfig(dim=64, layers=2, heads=2, vocab_size=12
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    tokenizer = load_tokenizer(recipe.PLAYGROUND / "tokenizer.model")
+    tokenizer = load_tokenizer(PLAYGROUND / "tokenizer.model")
     return store.save(tmp_path_factory.mktemp("q") / "model", born(CONFIG), CONFIG, tokenizer, {"made_by": "test"})
 
 
@@ -101,7 +102,7 @@ def test_one_config_fine_tunes_a_converted_folder(folder, meta, tmp_path, option
     values["data"]["meta"]["train"] = str(meta)
     values["model"]["dtype"] = "float32"
     values["stage"]["finetune"] |= {"batch": 4, "length": 96, "epochs": 4.0, "rate": 1e-2, "log_every": 4}
-    run = recipe.run(recipe.parse(values), tmp_path / "w", quiet=True)
+    run = runner.run(runner.parse(values), tmp_path / "w", quiet=True)
     history = [json.loads(line) for line in (tmp_path / "w/finetune/history.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in history] == [4, 8]  # 4 epochs of 8 items, 4 a step
     assert history[-1]["loss"] < history[0]["loss"]

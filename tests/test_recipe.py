@@ -10,11 +10,13 @@ import pytest
 from conftest import tiny_config
 
 import sphinx_jax
-from sphinx_jax import recipe
-from sphinx_jax.checkpoint import store, weight_mix
+from sphinx_jax.checkpoint import store
 from sphinx_jax.config import to_dict
-from sphinx_jax.evaluate import mix_choice
 from sphinx_jax.generate.load import last_checkpoint
+from sphinx_jax.recipe import runner
+from sphinx_jax.recipe.run import Run
+from sphinx_jax.recipe.stages import mix_choice
+from sphinx_jax.weight_mix.write import write as write_mix
 
 SHARED = {
     "kind": "train", "batch": 4, "turns": 2, "isolate_turns": True, "length": 160, "text_batch": 2, "text_length": 48,
@@ -48,7 +50,7 @@ def values() -> dict:
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    recipe.run(recipe.parse(values()), folder, quiet=True)
+    runner.run(runner.parse(values()), folder, quiet=True)
     return folder
 
 
@@ -66,11 +68,11 @@ def test_a_list_whose_pictures_are_nowhere_is_no_success(tmp_path, caplog):
         "log_every": 20,
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"real: 8 of 8 items tried of '\*' .*picturs/0.png does not exist"):
-        recipe.run(recipe.parse(wrong), tmp_path / "start", quiet=True)
+        runner.run(runner.parse(wrong), tmp_path / "start", quiet=True)
     assert not (tmp_path / "start" / "real").exists()
     wrong["stage"]["real"]["unusable"] = 1.0  # whoever lets it be is told by the steps
     with pytest.raises(ValueError, match=r"real: none of the \d+ image rows up to step 20 could be used.*list's root"):
-        recipe.run(recipe.parse(wrong), tmp_path / "w", quiet=True)
+        runner.run(runner.parse(wrong), tmp_path / "w", quiet=True)
     assert "image picturs/3.png does not exist" in caplog.text
     assert not (tmp_path / "w" / "real" / "done.json").exists()
 
@@ -117,7 +119,7 @@ def test_a_mix_chosen_on_held_out_data_is_what_is_written(workdir, tmp_path, way
     if way == "sweep":
         singles = [row["validation"]["mean"] for row in choice.result["rows"][:-1]]
         assert found["validation"]["mean"] <= min(singles) + 1e-6
-    out = weight_mix.write(choice.mix, tmp_path / "out", quiet=True)
+    out = write_mix(choice.mix, tmp_path / "out", quiet=True)
     again = mix_choice.choose("sweep", [out, out], workdir, grid=(1.0,), quiet=True).result["rows"][0]
     for split in ("validation", "test"):
         for domain, loss in found[split].items():
@@ -129,14 +131,14 @@ def test_a_workdir_may_be_named_from_where_one_stands(workdir, tmp_path, monkeyp
     shutil.copytree(workdir, tmp_path / "runs" / "here")
     shutil.rmtree(tmp_path / "runs" / "here" / "mix")
     monkeypatch.chdir(tmp_path)
-    recipe.run(recipe.parse(values()), Path("runs") / "here", only="mix", quiet=True)
+    runner.run(runner.parse(values()), Path("runs") / "here", only="mix", quiet=True)
     found, wanted = (store.newest(folder / "mix" / "checkpoints") for folder in (tmp_path / "runs" / "here", workdir))
     assert store.read_recipe(found)["method"] == store.read_recipe(wanted)["method"] == "linear"
 
 
 def test_a_second_run_says_it_is_done(workdir, capsys):
     before = {p: p.stat().st_mtime for p in workdir.rglob("*") if p.is_file()}
-    recipe.run(recipe.parse(values()), workdir)
+    runner.run(runner.parse(values()), workdir)
     assert "All 6 stages are done" in capsys.readouterr().out
     assert {p: p.stat().st_mtime for p in workdir.rglob("*") if p.is_file()} == before
 
@@ -144,7 +146,7 @@ def test_a_second_run_says_it_is_done(workdir, capsys):
 def test_a_stage_that_is_not_done_is_done_again_alone(workdir):
     (workdir / "show" / "done.json").unlink()
     (workdir / "report.html").unlink()
-    recipe.run(recipe.parse(values()), workdir, quiet=True)
+    runner.run(runner.parse(values()), workdir, quiet=True)
     assert (workdir / "report.html").exists()
 
 
@@ -152,11 +154,11 @@ def test_other_settings_in_the_same_workdir_are_refused(workdir):
     changed = copy.deepcopy(values())
     changed["stage"]["finetune"]["steps"] = 5
     with pytest.raises(ValueError, match=r"settings.finetune.steps = 4, now it is 5"):
-        recipe.run(recipe.parse(changed), workdir, quiet=True)
+        runner.run(runner.parse(changed), workdir, quiet=True)
 
 
 def test_the_trained_model_answers_about_a_picture(workdir, capsys):
-    picture = recipe.Run(recipe.parse(values()), workdir).data.items("test", "real")[0].image
+    picture = Run(runner.parse(values()), workdir).data.items("test", "real")[0].image
     model = sphinx_jax.from_pretrained(workdir)
     answer = model.respond([["What is it?", None]], image=picture, max_new_tokens=4, temperature=0.0)
     assert isinstance(answer, str)
@@ -164,7 +166,7 @@ def test_the_trained_model_answers_about_a_picture(workdir, capsys):
     assert streamed[-1] == model.generate(["Some words"], max_new_tokens=4, temperature=0.0)[0]
     good, bad = model.score(["a", "a"], [" red circle", " circle circle circle"])
     assert good < 0 and bad < 0
-    recipe.run(recipe.parse(values()), workdir, only="chat", quiet=True)
+    runner.run(runner.parse(values()), workdir, only="chat", quiet=True)
     assert capsys.readouterr().out.endswith("\n")
 
 
@@ -178,7 +180,7 @@ def test_a_copied_workdir_answers_with_its_last_stage(workdir, tmp_path):
 def test_a_mix_that_was_written_is_not_made_again(workdir):
     before = (workdir / "mix" / "beta.json").stat().st_mtime_ns
     (workdir / "mix" / "done.json").unlink()  # as after a kill between the two
-    recipe.run(recipe.parse(values()), workdir, quiet=True)
+    runner.run(runner.parse(values()), workdir, quiet=True)
     assert (workdir / "mix" / "done.json").exists() and (workdir / "mix" / "beta.json").stat().st_mtime_ns == before
 
 

@@ -22,17 +22,10 @@ from sphinx_jax.data.tasks import (
     format_grounded,
     ground,
 )
-from sphinx_jax.evaluate.drawing import EXPECTED, PREDICTED, annotate, describe, grid, verdict, wrap
-from sphinx_jax.evaluate.plots import beta_figure, curves, loss_figure, score_figure, smooth
-from sphinx_jax.evaluate.report import (
-    ReportError,
-    Sample,
-    duration,
-    format_table,
-    markdown_table,
-    write_report,
-)
-from sphinx_jax.evaluate.score_table import NOT_BETTER, Cell, score_rows
+from sphinx_jax.report.drawing import EXPECTED, PREDICTED, annotate, describe, grid, verdict, wrap
+from sphinx_jax.report.page import ReportError, Sample, duration, format_table, markdown_table, write_report
+from sphinx_jax.report.plots import beta_figure, curves, loss_figure, score_figure, smooth
+from sphinx_jax.report.score_table import NOT_BETTER, Cell, score_rows
 
 BOX = "[0.12, 0.30, 0.45, 0.67]"
 

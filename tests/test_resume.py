@@ -15,13 +15,15 @@ import pytest
 from conftest import born, tiny_config
 from PIL import Image
 
-from sphinx_jax import disk, lock, recipe
+from sphinx_jax import disk, lock
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, DecoderConfig, to_dict
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.model.blueprint import FROZEN
 from sphinx_jax.model.lora import BASE
+from sphinx_jax.recipe import runner
+from sphinx_jax.recipe.recipe import PLAYGROUND
 from sphinx_jax.train import features
 
 CONFIG = tiny_config(decoder=DecoderConfig(dim=32, layers=2, heads=2, kv_heads=1, vocab_size=1280, hidden_dim=64))
@@ -30,7 +32,7 @@ FULL = "RESOURCE_EXHAUSTED: Failed writing: /d/0: Failed to write 9 bytes to fil
 
 @pytest.fixture
 def start(tmp_path):
-    tokenizer = load_tokenizer(recipe.PLAYGROUND / "tokenizer.model")
+    tokenizer = load_tokenizer(PLAYGROUND / "tokenizer.model")
     return store.save(tmp_path / "start", born(CONFIG), CONFIG, tokenizer, {"made_by": "test"})
 
 
@@ -82,14 +84,14 @@ def test_a_stage_goes_on_from_its_own_checkpoint_alone(values, start, tmp_path, 
         values["stage"]["tune"] |= {"frozen": (*FROZEN, *BASE), "quantize": quantize}
     else:
         values["stage"]["tune"] |= {"cache_features": True}
-    recipe.run(recipe.parse(values), tmp_path / "whole", quiet=True)
+    runner.run(runner.parse(values), tmp_path / "whole", quiet=True)
     broken = killed_after_two_steps(tmp_path / "whole", tmp_path / "broken")
     shutil.rmtree(start)
-    recipe.run(recipe.parse(values), broken, quiet=True)
+    runner.run(runner.parse(values), broken, quiet=True)
     assert losses(broken) == losses(tmp_path / "whole") and len(losses(broken)) == 4
-    recipe.run(recipe.parse(values), broken, quiet=True)  # a stage that is done needs it no more either
+    runner.run(runner.parse(values), broken, quiet=True)  # a stage that is done needs it no more either
     with pytest.raises(ConfigError, match="start of stage tune: there is no .*start"):
-        recipe.run(recipe.parse(values), tmp_path / "new", quiet=True)
+        runner.run(runner.parse(values), tmp_path / "new", quiet=True)
     assert not (tmp_path / "new").exists()
 
 
@@ -118,19 +120,19 @@ def holder(tmp_path):
 
 
 def test_a_second_command_in_a_workdir_is_refused_while_the_first_lives(values, tmp_path, holder):
-    workdir, nothing = tmp_path / "w", recipe.parse(values | {"stages": ()})
+    workdir, nothing = tmp_path / "w", runner.parse(values | {"stages": ()})
     with pytest.raises(ConfigError) as error:
-        recipe.run(nothing, workdir, quiet=True)
+        runner.run(nothing, workdir, quiet=True)
     said = str(error.value)
     assert str(workdir) in said and f"process {holder.pid};" in said and "\n" not in said
     assert [path.name for path in workdir.iterdir()] == [lock.NAME]
-    asking = recipe.parse(values | {"stage": values["stage"] | {"chat": {"kind": "chat"}}})
+    asking = runner.parse(values | {"stage": values["stage"] | {"chat": {"kind": "chat"}}})
     with pytest.raises(store.BadCheckpoint, match="holds no trained model yet"):  # a chat is not refused
-        recipe.run(asking, workdir, only="chat", quiet=True)
+        runner.run(asking, workdir, only="chat", quiet=True)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     for _ in "12":
-        recipe.run(nothing, workdir, quiet=True)
+        runner.run(nothing, workdir, quiet=True)
     assert [path.name for path in workdir.iterdir()] == ["config.json"]
 
 

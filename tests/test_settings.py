@@ -14,12 +14,14 @@ from conftest import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sphinx_jax import config, recipe
+from sphinx_jax import config
 from sphinx_jax.config import FAMILY, ConfigError, from_dict, to_dict
 from sphinx_jax.data.sources import PLAYGROUNDS, DataConfig
-from sphinx_jax.recipe import KINDS, MeshConfig, Recipe, parse
+from sphinx_jax.recipe import runner
+from sphinx_jax.recipe.recipe import MeshConfig, Recipe
+from sphinx_jax.recipe.runner import KINDS, parse
 from sphinx_jax.settings import Settings
-from sphinx_jax.train.stage import TrainStage
+from sphinx_jax.train.settings import TrainStage
 
 TRAIN = {"kind": "train", "start": "fresh", "steps": 4, "domains": {"real": 1.0}}
 # one stage of each kind; nothing here is ever run
@@ -206,14 +208,14 @@ def test_every_batch_is_cut_before_the_first_stage_begins(tmp_path):
     values = changed("stage.train.text_batch", 3)
     values["stage"] = {"first": TRAIN, "second": values["stage"]["train"] | {"accumulate": 2}}
     with pytest.raises(ConfigError, match="second: 3 text rows do not divide over 1 devices x 2 accumulated parts"):
-        recipe.run(parse(values), tmp_path / "w", quiet=True)
+        runner.run(parse(values), tmp_path / "w", quiet=True)
     assert {p.name for p in (tmp_path / "w").iterdir()} == {"config.json"}
 
 
 def test_a_profile_that_no_stage_reaches_is_refused(tmp_path):
     values = VALUES | {"stages": ("train",)}
     with pytest.raises(ConfigError, match=r"--profile 4:6 begins after the last of 4 steps"):
-        recipe.run(parse(values), tmp_path / "w", quiet=True, profile=range(4, 6))
+        runner.run(parse(values), tmp_path / "w", quiet=True, profile=range(4, 6))
 
 
 def test_what_stands_for_another_type_becomes_it():
@@ -234,8 +236,7 @@ def test_numbers_come_through_to_the_last_bit(rate):
 
 
 def _of(kind: str) -> tuple[type, str]:
-    module, name, _ = KINDS[kind]
-    return getattr(importlib.import_module(module), name), f"stage.{kind}"
+    return KINDS[kind].settings, f"stage.{kind}"
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("published",)])

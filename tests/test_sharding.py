@@ -11,10 +11,11 @@ from conftest import born, run_with_devices, tiny_config
 from sphinx_jax.config import ConfigError, DecoderConfig, MoeConfig
 from sphinx_jax.model.blueprint import FROZEN, blueprint
 from sphinx_jax.model.lora import BASE
-from sphinx_jax.recipe import mesh_of, parse
+from sphinx_jax.recipe.recipe import mesh_of
+from sphinx_jax.recipe.runner import parse
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train.program import program, start
-from sphinx_jax.train.stage import TrainStage
+from sphinx_jax.train.settings import TrainStage
 
 DENSE = tiny_config()
 MODELS = {

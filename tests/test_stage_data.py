@@ -13,8 +13,8 @@ from sphinx_jax.config import ConfigError
 from sphinx_jax.data.rows import Shape
 from sphinx_jax.data.sources import Data, DataConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.evaluate.stage import EvaluateStage, questions
-from sphinx_jax.train.stage import TrainStage, shapes
+from sphinx_jax.recipe.stages.evaluate import EvaluateStage, questions
+from sphinx_jax.train.settings import TrainStage, shapes
 from sphinx_jax.train.stage_data import check, fitted, left_out, sources_of, with_rows, with_steps
 
 TALK = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "This."}]

@@ -20,13 +20,13 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.model.blueprint import FROZEN, LeafSpec, blueprint, matches
-from sphinx_jax.recipe import PLAYGROUND
+from sphinx_jax.recipe.recipe import PLAYGROUND
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train import loop
 from sphinx_jax.train import step as step_module
 from sphinx_jax.train.numbers import order_numbers
 from sphinx_jax.train.optimizer import decays, learning_rate, make_optimizer, muon_dimensions
-from sphinx_jax.train.stage import TrainStage
+from sphinx_jax.train.settings import TrainStage
 from sphinx_jax.train.step import TrainState, make_step
 
 CONFIG = tiny_config()
@@ -279,12 +279,12 @@ from sphinx_jax.data.task_mix import rows, task_mix
 from sphinx_jax.model.blueprint import FROZEN, matches
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train import loop
-from sphinx_jax.recipe import PLAYGROUND
+from sphinx_jax.recipe.recipe import PLAYGROUND
 from sphinx_jax.train import loop
 from sphinx_jax.train.numbers import order_numbers
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
 from sphinx_jax.train.program import slots
-from sphinx_jax.train.stage import TrainStage
+from sphinx_jax.train.settings import TrainStage
 from sphinx_jax.train.step import TrainState, make_step
 from test_train import CONFIG, PLAN, trainable_specs
 import jax

@@ -19,12 +19,19 @@ from mix_cases import CONFIG, TEXT, TOOL, leaves_of, linear, run_tool
 from orbax.checkpoint import PyTreeCheckpointer
 from orbax.checkpoint import v1 as ocp
 
-from sphinx_jax.checkpoint import convert, mix_benchmark, mix_settings, mix_sources, store, weight_mix
-from sphinx_jax.checkpoint.mix_methods import METHODS
-from sphinx_jax.checkpoint.mix_settings import Mix
+from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.foreign import convert
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.checkpoint.stream import LeafInfo, Reader, Writer
+from sphinx_jax.measure import mix_benchmark
 from sphinx_jax.sharding import make_mesh
+from sphinx_jax.weight_mix import settings as mix_settings
+from sphinx_jax.weight_mix import sources as mix_sources
+from sphinx_jax.weight_mix.interpolate import interpolate
+from sphinx_jax.weight_mix.methods import METHODS
+from sphinx_jax.weight_mix.mixer import Mixer
+from sphinx_jax.weight_mix.settings import Mix
+from sphinx_jax.weight_mix.write import write as write_mix
 
 
 def test_linear_is_the_weighted_sum_of_what_was_read(folders, tmp_path):
@@ -39,16 +46,16 @@ def test_linear_is_the_weighted_sum_of_what_was_read(folders, tmp_path):
 
 
 def test_the_file_and_the_traced_mix_agree(folders, tmp_path):
-    weight_mix.write(linear(folders[:2], (0.2, 0.8)), tmp_path / "out", quiet=True)
+    write_mix(linear(folders[:2], (0.2, 0.8)), tmp_path / "out", quiet=True)
     trees = [leaves_of(folder) for folder in folders[:2]]
-    traced = jax.jit(weight_mix.interpolate)(trees, np.array([0.2, 0.8], np.float32))
+    traced = jax.jit(interpolate)(trees, np.array([0.2, 0.8], np.float32))
     for path, leaf in leaves_of(tmp_path / "out").items():
         np.testing.assert_allclose(leaf, traced[path], rtol=1e-6, atol=1e-7, err_msg=path)
 
 
 def test_angles_are_measured_on_one_matrix_of_one_layer(folders, tmp_path):
     mix = Mix("slerp", tuple(map(str, folders[:2])), parameters={"t": 0.3})
-    weight_mix.write(mix, tmp_path / "out", quiet=True)
+    write_mix(mix, tmp_path / "out", quiet=True)
     a, b = (leaves_of(folder)["decoder/blocks/attention/q"].astype(np.float64) for folder in folders[:2])
     found = leaves_of(tmp_path / "out")["decoder/blocks/attention/q"]
     for layer in range(2):
@@ -70,7 +77,7 @@ def test_a_mix_of_published_files_is_the_mix_of_their_conversions(tmp_path, meth
     for form in ("ours", "pth"):
         base, *sources = (str(tmp_path / f"{form}{i}") for i in range(3))
         mix = Mix(method, tuple(sources), base, parameters, (own, own))
-        results.append(leaves_of(weight_mix.write(mix, tmp_path / f"mixed_{form}", quiet=True)))
+        results.append(leaves_of(write_mix(mix, tmp_path / f"mixed_{form}", quiet=True)))
     for path, leaf in results[0].items():
         np.testing.assert_allclose(leaf, results[1][path], atol=2e-6, err_msg=path)
 
@@ -85,7 +92,7 @@ def test_plain_orbax_in_gives_plain_orbax_out(tmp_path):
         }
         ocp.save_checkpointables(tmp_path / str(seed), {"state": tree})
         trees.append(tree)
-    weight_mix.write(linear([tmp_path / "0", tmp_path / "1"], (0.25, 0.75)), tmp_path / "out", quiet=True)
+    write_mix(linear([tmp_path / "0", tmp_path / "1"], (0.25, 0.75)), tmp_path / "out", quiet=True)
     found = ocp.load_checkpointables(tmp_path / "out")["state"]
     wanted = 0.25 * trees[0]["params"]["dense"]["kernel"] + 0.75 * trees[1]["params"]["dense"]["kernel"]
     np.testing.assert_allclose(found["params"]["dense"]["kernel"], wanted, rtol=1e-6)
@@ -105,13 +112,13 @@ def test_a_leaf_of_unknown_axes_is_mixed_in_parts_of_its_deeper_axes(method, tmp
     own = ({"weight": 0.3, "density": 0.5}, {"weight": 0.7, "density": 0.5})
     own = tuple({k: v for k, v in one.items() if k in METHODS[method].per_source} for one in own)
     mix = Mix(method, sources, base, {"t": 0.3} if method == "slerp" else {}, own)
-    whole = Reader(weight_mix.write(mix, tmp_path / "whole", quiet=True)).read("stack")
-    monkeypatch.setattr("sphinx_jax.checkpoint.mixer.BLOCK_BYTES", 100)
-    monkeypatch.setattr("sphinx_jax.checkpoint.mixer.SLICE_BYTES", 40)
-    mixer = weight_mix.Mixer(mix, tmp_path / "scratch")
+    whole = Reader(write_mix(mix, tmp_path / "whole", quiet=True)).read("stack")
+    monkeypatch.setattr("sphinx_jax.weight_mix.mixer.BLOCK_BYTES", 100)
+    monkeypatch.setattr("sphinx_jax.weight_mix.mixer.SLICE_BYTES", 40)
+    mixer = Mixer(mix, tmp_path / "scratch")
     places = [place for place, _ in mixer.rows("stack", ())]
     assert places == [(i, slice(start, start + 4)) for i in range(3) for start in (0, 4, 8)]
-    parts = Reader(weight_mix.write(mix, tmp_path / "parts", quiet=True)).read("stack")
+    parts = Reader(write_mix(mix, tmp_path / "parts", quiet=True)).read("stack")
     np.testing.assert_array_equal(parts, whole)
 
 
@@ -147,7 +154,7 @@ def test_lists_tuples_numbers_and_nothing_come_back_as_orbax_restores_them(tmp_p
 
     for seed in range(2):
         save(tmp_path / str(seed), tree(seed))
-    weight_mix.write(linear([tmp_path / "0", tmp_path / "1"], (0.25, 0.75)), tmp_path / "out", quiet=True)
+    write_mix(linear([tmp_path / "0", tmp_path / "1"], (0.25, 0.75)), tmp_path / "out", quiet=True)
     entries = [
         list(json.loads(next((tmp_path / name).rglob("_METADATA")).read_text())["tree_metadata"])
         for name in ("0", "out")
@@ -166,19 +173,19 @@ def test_what_a_list_loses_leaves_its_place(tmp_path):
     ocp.save_checkpointables(tmp_path / "full", {"state": {"a": [np.ones(2), np.ones(3), np.ones(4), "text"]}})
     ocp.save_checkpointables(tmp_path / "less", {"state": {"a": [np.ones(2), None, np.ones(4), "text"]}})
     mix = linear([tmp_path / "full", tmp_path / "less"], (0.25, 0.5), missing="skip")
-    found = ocp.load_checkpointables(weight_mix.write(mix, tmp_path / "out", quiet=True))["state"]["a"]
+    found = ocp.load_checkpointables(write_mix(mix, tmp_path / "out", quiet=True))["state"]["a"]
     assert [None if x is None else x.tolist() for x in found] == [[0.75] * 2, None, [0.75] * 4, None]
 
 
 def test_chunks_across_layers_and_large_ones_are_laid_out_first(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("sphinx_jax.checkpoint.mix_sources.PIECE_BYTES", 64)
+    monkeypatch.setattr("sphinx_jax.weight_mix.sources.PIECE_BYTES", 64)
     for method in ("linear", "slerp"):
         own = {"per_source": ({"weight": 1.0}, {"weight": -0.5})} if method == "linear" else {"parameters": {"t": 0.4}}
         mix = Mix(method, tuple(map(str, folders[:2])), **own)
-        small = leaves_of(weight_mix.write(mix, tmp_path / f"small_{method}", quiet=True))
+        small = leaves_of(write_mix(mix, tmp_path / f"small_{method}", quiet=True))
         with monkeypatch.context() as whole:
-            whole.setattr("sphinx_jax.checkpoint.mix_sources.PIECE_BYTES", 2**24)
-            large = leaves_of(weight_mix.write(mix, tmp_path / f"large_{method}", quiet=True))
+            whole.setattr("sphinx_jax.weight_mix.sources.PIECE_BYTES", 2**24)
+            large = leaves_of(write_mix(mix, tmp_path / f"large_{method}", quiet=True))
         for path in small:
             np.testing.assert_array_equal(small[path], large[path], err_msg=path)
     assert not list(tmp_path.glob("*.scratch*"))
@@ -188,13 +195,13 @@ def test_chunks_across_layers_and_large_ones_are_laid_out_first(folders, tmp_pat
 def test_other_forms_are_written_at_once(tmp_path, form):
     sources = [store.save(tmp_path / str(seed), born(TEXT, seed), TEXT, None, {}) for seed in range(2)]
     mix = linear(sources, (0.5, 0.5), dtype="bfloat16")
-    weight_mix.write(mix, tmp_path / "ours", quiet=True)
-    weight_mix.write(mix, tmp_path / "theirs", form=form, quiet=True)
+    write_mix(mix, tmp_path / "ours", quiet=True)
+    write_mix(mix, tmp_path / "theirs", form=form, quiet=True)
     ours = leaves_of(tmp_path / "ours")
     back = mix_sources.open_source(tmp_path / "theirs")
     for path, info in back.leaves.items():
         assert info.dtype == ml_dtypes.bfloat16
-        mixer = weight_mix.Mixer(linear([tmp_path / "theirs"], (1.0,)), tmp_path / "scratch")
+        mixer = Mixer(linear([tmp_path / "theirs"], (1.0,)), tmp_path / "scratch")
         np.testing.assert_array_equal(mixer.whole(path), ours[path], err_msg=path)
     assert json.loads((tmp_path / "theirs" / "recipe.json").read_text())["method"] == "linear"
 
@@ -218,11 +225,11 @@ def test_a_recipe_makes_the_same_bits_again_and_refuses_other_sources(folders, t
 
 
 def test_sources_may_be_named_from_where_one_stands(folders, tmp_path, monkeypatch):
-    whole = leaves_of(weight_mix.write(linear(folders[:2], (0.25, 0.75)), tmp_path / "whole", quiet=True))
+    whole = leaves_of(write_mix(linear(folders[:2], (0.25, 0.75)), tmp_path / "whole", quiet=True))
     there = Path(folders[0]).parent
     monkeypatch.chdir(there)
     near = linear([Path(folders[0]).name, f"../{there.name}/{Path(folders[1]).name}"], (0.25, 0.75))
-    out = weight_mix.write(near, os.path.relpath(tmp_path / "near"), quiet=True)
+    out = write_mix(near, os.path.relpath(tmp_path / "near"), quiet=True)
     assert out == tmp_path / "near"
     found = leaves_of(out)
     assert found.keys() == whole.keys()
@@ -230,7 +237,7 @@ def test_sources_may_be_named_from_where_one_stands(folders, tmp_path, monkeypat
         np.testing.assert_array_equal(found[path], leaf)
     recipe = store.read_recipe(out)
     assert recipe["hashes"].keys() == set(near.sources)
-    again = weight_mix.write(near, tmp_path / "again", expected=recipe["hashes"], quiet=True)
+    again = write_mix(near, tmp_path / "again", expected=recipe["hashes"], quiet=True)
     assert leaves_of(again).keys() == whole.keys()
 
 
@@ -253,11 +260,12 @@ def test_a_killed_mix_leaves_nothing_that_looks_complete_and_goes_on(tmp_path):
         ocp.save_checkpointables(tmp_path / name, {"state": tree})
     mix = linear([tmp_path / "a", tmp_path / "b"], (0.5, 0.5))
     code = (
-        "import sys, time; from sphinx_jax.checkpoint import weight_mix, mix_settings, stream\n"
+        "import sys, time; from sphinx_jax.checkpoint import stream\n"
+        "from sphinx_jax.weight_mix import settings, write\n"
         "write = stream.Writer.write\n"
         "stream.Writer.write = lambda *given: (time.sleep(0.1), write(*given), given[0].flush())\n"
-        "mix = mix_settings.from_json(__import__('json').loads(sys.argv[1]))\n"
-        "weight_mix.write(mix, sys.argv[2], quiet=True)\n"
+        "mix = settings.from_json(__import__('json').loads(sys.argv[1]))\n"
+        "write.write(mix, sys.argv[2], quiet=True)\n"
     )
     command = [sys.executable, "-c", code, json.dumps(mix_settings.to_json(mix)), str(tmp_path / "out")]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(TOOL.parents[1])})
@@ -270,12 +278,12 @@ def test_a_killed_mix_leaves_nothing_that_looks_complete_and_goes_on(tmp_path):
     with pytest.raises(BadCheckpoint, match="unfinished"):
         mix_sources.open_source(begun)
     mixed = []
-    real = weight_mix.Mixer.rows
+    real = Mixer.rows
     try:
-        weight_mix.Mixer.rows = lambda self, path, index: (mixed.append(path), real(self, path, index))[1]
-        weight_mix.write(mix, tmp_path / "out", quiet=True)
+        Mixer.rows = lambda self, path, index: (mixed.append(path), real(self, path, index))[1]
+        write_mix(mix, tmp_path / "out", quiet=True)
     finally:
-        weight_mix.Mixer.rows = real
+        Mixer.rows = real
     assert 0 < len(mixed) < 24, "what was done is not done again"
     a, b, out = (leaves_of(tmp_path / name) for name in ("a", "b", "out"))
     for path in out:
@@ -301,22 +309,22 @@ def test_bad_sources_are_named_and_nothing_is_left(folders, tmp_path):
         ([folders[0], counted], r"decoder/norm/scale differs in kind: float32 in .*, int32 in .*counted"),
     ):
         with pytest.raises(BadCheckpoint, match=said):
-            weight_mix.write(linear(sources, (0.5, 0.5)), out, quiet=True)
+            write_mix(linear(sources, (0.5, 0.5)), out, quiet=True)
         assert not out.exists() and not list(tmp_path.glob("out*"))
     with pytest.raises(BadCheckpoint, match="lies in a source"):
-        weight_mix.write(linear(folders[:2], (0.5, 0.5)), folders[0] / "out", quiet=True)
+        write_mix(linear(folders[:2], (0.5, 0.5)), folders[0] / "out", quiet=True)
 
 
 def test_missing_leaves_are_taken_or_skipped_when_asked(folders, tmp_path):
     lacking = {path: leaf for path, leaf in born(CONFIG, 5).items() if path != "decoder/norm/scale"}
     ocp.save_checkpointables(tmp_path / "lacking", {"state": store.unflatten(lacking)})
     sources = [tmp_path / "lacking", folders[0]]
-    weight_mix.write(linear(sources, (0.5, 0.5), missing="take"), tmp_path / "taken", quiet=True)
+    write_mix(linear(sources, (0.5, 0.5), missing="take"), tmp_path / "taken", quiet=True)
     np.testing.assert_array_equal(
         leaves_of(tmp_path / "taken")["decoder/norm/scale"], leaves_of(folders[0])["decoder/norm/scale"]
     )
     with pytest.raises(BadCheckpoint, match=r"lacks decoder/norm/scale \(1 leaves"):
-        weight_mix.write(linear(sources, (0.5, 0.5), missing="skip"), tmp_path / "skipped", quiet=True)
+        write_mix(linear(sources, (0.5, 0.5), missing="skip"), tmp_path / "skipped", quiet=True)
     assert not list(tmp_path.glob("skipped*")), "no model could load it"
 
 
@@ -327,7 +335,7 @@ def test_the_config_is_that_of_the_source_whose_leaves_the_mix_has(tmp_path, mis
     biased = dataclasses.replace(TEXT, decoder=dataclasses.replace(TEXT.decoder, bias=("q", "k", "v")))
     order = [biased, TEXT] if biased_first else [TEXT, biased]
     sources = [store.save(tmp_path / str(i), born(c, i), c, None, {}) for i, c in enumerate(order)]
-    out = weight_mix.write(linear(sources, (0.5, 0.5), missing=missing), tmp_path / "out", quiet=True)
+    out = write_mix(linear(sources, (0.5, 0.5), missing=missing), tmp_path / "out", quiet=True)
     wanted = biased if missing == "take" else TEXT
     assert store.read_config(out) == wanted
     assert store.restore(out, make_mesh(devices=jax.devices()[:1])).keys() == born(wanted, 0).keys()

@@ -28,8 +28,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.checkpoint import mix_benchmark
 from sphinx_jax.command import plain_errors
+from sphinx_jax.measure import mix_benchmark
 
 ROOT = Path(__file__).parents[1]
 DEVICE_RECIPES = ("sphinx_1k", "sphinx_tiny_1k")  # the largest of which a few layers fit is measured
@@ -83,7 +83,7 @@ def compare_mix(args: argparse.Namespace) -> Iterator[str]:
 
 
 def compare_quantised(args: argparse.Namespace) -> Iterator[str]:
-    from sphinx_jax.evaluate import quantised
+    from sphinx_jax.measure import quantised
 
     found = list(quantised.losses(args.workdir))
     for kind, loss, size in found:
@@ -92,7 +92,7 @@ def compare_quantised(args: argparse.Namespace) -> Iterator[str]:
 
 def compare_train(args: argparse.Namespace) -> Iterator[str]:
     from sphinx_jax.config import DecoderConfig
-    from sphinx_jax.train import benchmark, encoder_benchmark
+    from sphinx_jax.measure import benchmark, encoder_benchmark
 
     yield benchmark.HEADER
     if args.what != "encoders":
@@ -105,13 +105,13 @@ def compare_train(args: argparse.Namespace) -> Iterator[str]:
 
 
 def measure_step(args: argparse.Namespace) -> Iterator[str]:
-    from sphinx_jax.train import step_benchmark
+    from sphinx_jax.measure import step_benchmark
 
     yield from step_benchmark.measure(*stage_of(args.recipe), args.steps)
 
 
 def measure_saves(args: argparse.Namespace) -> Iterator[str]:
-    from sphinx_jax.train import step_benchmark
+    from sphinx_jax.measure import step_benchmark
 
     yield from step_benchmark.measure_saves(*stage_of(args.recipe), args.steps, args.rounds, args.folder)
 
@@ -129,12 +129,13 @@ def stage_of(flags_given: list[str]) -> tuple[Any, str]:
     """The recipe, and the stage of it, that flags name."""
     from absl import flags
 
-    from sphinx_jax import main, recipe
+    from sphinx_jax import main
+    from sphinx_jax.recipe import runner
 
     main.parse(["benchmark.py", *flags_given])
     if main.CONFIG.value is None or not flags.FLAGS.stage:
         raise ValueError("give --config and --stage, e.g. --config configs/sphinx_1k.py --stage finetune")
-    return recipe.parse(main.recipe_values(), origins=False), flags.FLAGS.stage
+    return runner.parse(main.recipe_values(), origins=False), flags.FLAGS.stage
 
 
 if __name__ == "__main__":

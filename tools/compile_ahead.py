@@ -40,7 +40,7 @@ _TABLE = flags.DEFINE_string("table", None, "Add the rows that this file does no
 
 
 def main(argv: list[str]) -> None:
-    from sphinx_jax.train import ahead_report
+    from sphinx_jax.measure import ahead_report
 
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; options begin with --")

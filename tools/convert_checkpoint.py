@@ -21,7 +21,8 @@ A new SPHINX from public parts; projections and tags are born fresh:
 import argparse
 from pathlib import Path
 
-from sphinx_jax.checkpoint import assemble, convert, foreign, store, stream
+from sphinx_jax.checkpoint import store, stream
+from sphinx_jax.checkpoint.foreign import assemble, convert, foreign
 from sphinx_jax.command import plain_errors
 
 

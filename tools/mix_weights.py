@@ -28,11 +28,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from sphinx_jax.checkpoint import convert, mix_settings, weight_mix
-from sphinx_jax.checkpoint.mix_methods import METHODS
+from sphinx_jax.checkpoint.foreign import convert
 from sphinx_jax.command import plain_errors
 from sphinx_jax.config import ConfigError
-from sphinx_jax.evaluate import interference_report
+from sphinx_jax.report import interference as interference_report
+from sphinx_jax.weight_mix import settings as mix_settings
+from sphinx_jax.weight_mix.methods import METHODS
+from sphinx_jax.weight_mix.mixer import Mixer
+from sphinx_jax.weight_mix.write import new_folder
+from sphinx_jax.weight_mix.write import write as write_mix
 
 
 def arguments() -> argparse.Namespace:
@@ -117,11 +121,11 @@ def run(args: argparse.Namespace) -> None:
         if not args.out and not args.dry_run:
             return
     if args.dry_run:
-        print("\n".join(weight_mix.Mixer(mix, Path()).describe()))
+        print("\n".join(Mixer(mix, Path()).describe()))
         return
     need_out(args)
     process, processes = parse_process(args.process)
-    done = weight_mix.write(
+    done = write_mix(
         mix, args.out, form=args.to, shards=args.shards, process=process, processes=processes, expected=expected,
         quiet=args.quiet,
     )  # fmt: skip
@@ -129,13 +133,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def search(args: argparse.Namespace, way: str) -> mix_settings.Mix:
-    from sphinx_jax.evaluate import mix_choice
+    from sphinx_jax.recipe.stages import mix_choice
 
     if not args.sources or not args.workdir:
         raise ConfigError("a search needs checkpoints and what judges them: --sources A B --workdir runs/quickstart")
     folders = [*args.sources, *filter(None, [args.base])]
     if args.out:  # a search takes long
-        weight_mix.new_folder(args.out, folders)
+        new_folder(args.out, folders)
     found = mix_choice.choose(
         way, folders, args.workdir, grid=args.grid or mix_choice.GRID, allow=args.allow, quiet=args.quiet
     )

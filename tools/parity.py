@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sphinx_jax.evaluate import parity
+from sphinx_jax.measure import parity
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

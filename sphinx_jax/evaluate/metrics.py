@@ -16,15 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sphinx_jax.data.tasks import (
-    Box,
-    Grounded,
-    LayoutRegion,
-    Pose,
-    TaskError,
-    TextRegion,
-    parse_answer,
-)
+from sphinx_jax.data.tasks import Box, Grounded, LayoutRegion, Pose, TaskError, TextRegion, parse_answer
 
 _ARTICLES = frozenset({"a", "an", "the"})
 # The number words that the official VQA evaluation maps to digits.

@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.checkpoint.convert import known_dtype
 from sphinx_jax.checkpoint.few_bits import quantised, restore_quantised
-from sphinx_jax.checkpoint.foreign import Foreign, is_foreign, open_foreign
+from sphinx_jax.checkpoint.foreign.convert import known_dtype
+from sphinx_jax.checkpoint.foreign.foreign import Foreign, is_foreign, open_foreign
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import check_fits, load_tokenizer
 from sphinx_jax.generate.arguments import BadArgument

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sphinx_jax.checkpoint.foreign import open_foreign
+from sphinx_jax.checkpoint.foreign.foreign import open_foreign
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.image import load_image, preprocess

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import jax
 
 from sphinx_jax.config import ConfigError, DecoderConfig
-from sphinx_jax.measure import hardware
+from sphinx_jax.measure import hardware, step_benchmark
 from sphinx_jax.measure.rows import Row, Setting, size_text
 from sphinx_jax.model.blueprint import blueprint, matches
-from sphinx_jax.recipe import Recipe, parse
-from sphinx_jax.smoke import smoke
-from sphinx_jax.train import step_benchmark
-from sphinx_jax.train.stage import throughput
+from sphinx_jax.recipe.recipe import Recipe
+from sphinx_jax.recipe.runner import parse
+from sphinx_jax.recipe.smoke import smoke
+from sphinx_jax.train.settings import throughput
 
 STAGE, STEPS, FEWEST = "finetune", 8, 2  # a stage of every recipe, steps that are timed, layers worth timing
 TRAINED, KEPT = 16, 2  # bytes of a parameter: float32 with its gradient and AdamW's two slots; frozen, in bfloat16

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sphinx_jax.measure.topologies import CHIPS
+from sphinx_jax.model.flops import best_seconds
 from sphinx_jax.sharding import platform
-from sphinx_jax.train.flops import best_seconds
-from sphinx_jax.train.topologies import CHIPS
 
 # bytes a second of one device's memory, from the vendors' data sheets
 BANDWIDTHS = {chip.kind: chip.bandwidth for chip in CHIPS.values()} | {

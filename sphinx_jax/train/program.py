@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -15,14 +15,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, ModelConfig
 from sphinx_jax.data.rows import Rows, Shape, Source
+from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import Leaves, blueprint, matches
 from sphinx_jax.sharding import RULES, abstract, partition_spec
 from sphinx_jax.train.optimizer import make_optimizer, state_shardings
+from sphinx_jax.train.settings import TrainStage
 from sphinx_jax.train.step import TrainState, make_step
-
-if TYPE_CHECKING:
-    from sphinx_jax.data.tokenizer import Tokenizer
-    from sphinx_jax.train.stage import TrainStage
 
 
 class Program(NamedTuple):

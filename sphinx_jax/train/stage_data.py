@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,9 +22,7 @@ from sphinx_jax.data.sources import OTHER, Data, some
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.distributed import agree
-
-if TYPE_CHECKING:
-    from sphinx_jax.train.stage import TrainStage
+from sphinx_jax.train.settings import TrainStage
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,175 @@
+"""Our step beside the same decoder in transformers and PyTorch, on the same machine, in turn.
+
+Both take the same weights, tokens and number of threads, and must first agree on the loss and the length of its
+gradient.  On a GPU both compute in bfloat16 from float32 weights, PyTorch by its autocast; on a CPU in float32.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.foreign import convert
+from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig
+from sphinx_jax.model.blueprint import Leaves, blueprint
+from sphinx_jax.sharding import make_mesh, platform
+from sphinx_jax.train.optimizer import make_optimizer
+from sphinx_jax.train.step import TrainState, token_losses, update
+
+
+class Apart(ValueError):
+    """The two sides do not compute the same; a ratio of their times would mean nothing."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Seconds of one piece of work, a round after the other, on each side."""
+
+    name: str
+    ours: list[float]
+    theirs: list[float]
+    peer: str
+
+    def line(self) -> str:
+        ours, theirs = min(self.ours), min(self.theirs)
+        return f"{self.name:<28} {ours * 1e3:9.1f} ms  {theirs * 1e3:9.1f} ms  {theirs / ours:5.2f} x  ({self.peer})"
+
+
+HEADER = f"{'best of each':<28} {'sphinx_jax':>12}  {'PyTorch':>12}  faster by"
+
+
+class Torch:
+    """PyTorch on the device that JAX has, with as many threads as XLA takes.
+
+    Raises ConfigError where it is not installed, or sees no GPU where JAX does.
+    """
+
+    def __init__(self):
+        try:
+            import torch
+        except ImportError:
+            raise ConfigError("the comparison needs PyTorch: pip install 'sphinx_jax[torch]'") from None
+        self.gpu = platform() == "gpu"
+        if self.gpu and not torch.cuda.is_available():
+            raise ConfigError("JAX has a GPU and PyTorch sees none; install PyTorch for CUDA, or set JAX_PLATFORMS=cpu")
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        self.module, self.device = torch, "cuda" if self.gpu else "cpu"
+        self.dtype = "bfloat16" if self.gpu else "float32"
+
+    def half(self):
+        """The dtype that products are computed in, in force within."""
+        return self.module.autocast(self.device, self.module.bfloat16, enabled=self.gpu)
+
+    def wait(self) -> None:
+        if self.gpu:
+            self.module.cuda.synchronize()
+
+
+def decoder(config: DecoderConfig, batch: int, length: int, rounds: int) -> list[Pair]:
+    """Forward and backward of the loss over (batch, length) tokens, and the same with an update by AdamW.
+
+    Raises:
+      Apart: losses differ by more than 1e-4, or gradients' lengths by more than 0.1 %; in bfloat16 1e-2 and 2 %.
+    """
+    peer = Torch()
+    torch = peer.module
+    model = ModelConfig("llama", config, dtype=peer.dtype)
+    leaves = blueprint(model).init(make_mesh())
+    tokens = np.random.default_rng(0).integers(3, config.vocab_size, (batch, length)).astype(np.int32)
+    theirs, how = compiled(torch, _same_weights(model, leaves).to(peer.device), "sdpa")
+    words = torch.from_numpy(tokens.astype(np.int64)).to(peer.device)
+
+    def loss_of(leaves: Leaves, tokens: jax.Array) -> jax.Array:
+        bound = blueprint(model).bind(leaves)
+        return token_losses(bound.decoder, bound.hidden(tokens)[0][:, :-1], tokens[:, 1:]).mean()
+
+    gradient = jax.jit(jax.value_and_grad(loss_of))
+
+    def their_gradient() -> Any:
+        theirs.zero_grad(set_to_none=True)
+        with peer.half():
+            loss = theirs(input_ids=words, labels=words).loss
+        loss.backward()
+        peer.wait()
+        return loss
+
+    value, grads = gradient(leaves, tokens)
+    norm = float(jnp.sqrt(sum(jnp.vdot(g, g) for g in grads.values())))
+    their_loss = float(their_gradient().detach())
+    their_norm = float(sum((p.grad**2).sum() for p in theirs.parameters()) ** 0.5)
+    near, share = (1e-2, 2e-2) if peer.gpu else (1e-4, 1e-3)
+    if abs(float(value) - their_loss) > near or abs(norm - their_norm) > share * norm:
+        raise Apart(f"loss {float(value):.6f} and {their_loss:.6f}, gradient {norm:.5f} and {their_norm:.5f}")
+    optimizer = make_optimizer("adamw", blueprint(model).specs, clip=1.0, weight_decay=0.1)
+    adamw = torch.optim.AdamW(theirs.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1)
+
+    def whole(state: TrainState, tokens: jax.Array) -> TrainState:
+        value, grads = jax.value_and_grad(loss_of)(state.trainable, tokens)
+        return update(optimizer, state, value, grads, jnp.float32(1e-5))[0]
+
+    step = jax.jit(whole, donate_argnums=0)
+    state = TrainState(dict(leaves), jax.jit(optimizer.init)(leaves), {})
+
+    def our_step() -> None:
+        nonlocal state
+        state = step(state, tokens)
+        jax.block_until_ready(state)
+
+    def their_step() -> None:
+        their_gradient()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        adamw.step()
+        peer.wait()
+
+    # leaves are given away by the first step, so the gradient is timed before
+    pairs = [timed("forward + backward", lambda: jax.block_until_ready(gradient(leaves, tokens)), their_gradient,
+                    rounds, how)]  # fmt: skip
+    return [*pairs, timed("whole step, AdamW", our_step, their_step, rounds, how)]
+
+
+def _same_weights(model: ModelConfig, leaves: Leaves):
+    """Our decoder as transformers reads it, through the files that both know."""
+    from transformers import LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+    with tempfile.TemporaryDirectory() as root:
+        saved = store.save(Path(root) / "ours", leaves, model, None, {"made_by": "benchmark"})
+        convert.from_checkpoint(saved, Path(root) / "theirs", "hf", quiet=True)
+        return LlamaForCausalLM.from_pretrained(Path(root) / "theirs", attn_implementation="sdpa", dtype="float32")
+
+
+def compiled(torch, work: Callable, attention: str) -> tuple[Callable, str]:
+    """Compiled where PyTorch can (it needs a C++ compiler), else as it is; and what it is, with its ``attention``."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.compile(lambda x: x + 1)(torch.ones(2))
+        return torch.compile(work), ", ".join(filter(None, ("torch.compile", attention)))
+    except Exception as error:
+        why = f"torch.compile failed here: {str(error).splitlines()[0][:60]}"
+        return work, f"{', '.join(filter(None, ('not compiled', attention)))}; {why}"
+
+
+def timed(name: str, ours: Callable, theirs: Callable, rounds: int, peer: str) -> Pair:
+    """Both once to compile, then one after the other."""
+    ours(), theirs()
+    seconds = ([], [])
+    for _ in range(rounds):
+        for work, found in zip((ours, theirs), seconds, strict=True):
+            begun = time.perf_counter()
+            work()
+            found.append(time.perf_counter() - begun)
+    return Pair(name, *seconds, peer)

@@ -1,0 +1,173 @@
+"""The evaluation stage: the model on held-out questions, beside two honest baselines.
+
+*Majority* is the best constant answer per kind of question, chosen on the training split; *blind* is the same model
+with the picture withheld.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+from annotated_types import MinLen
+
+from sphinx_jax.config import ConfigError
+from sphinx_jax.data.conversation import SYSTEM, render
+from sphinx_jax.data.sources import some
+from sphinx_jax.evaluate.baseline import best_constant
+from sphinx_jax.evaluate.metrics import METRICS
+from sphinx_jax.evaluate.scores import tabulate
+from sphinx_jax.generate import engine
+from sphinx_jax.model.blueprint import held_dtypes
+from sphinx_jax.model.embedding_mix import Features
+from sphinx_jax.progress import progress
+from sphinx_jax.recipe.run import Run
+from sphinx_jax.settings import Count, Name, Settings
+
+# what an answer may take at most: the published evaluation's 10 for short answers and 30 for boxes, more where an
+# answer lists many things
+SHORT, LONG = 32, 128
+LONG_TASKS = (
+    "grounded_caption", "detailed_caption", "detection", "text_detection", "text_spotting", "layout", "pose", "chart",
+)  # fmt: skip
+# training answers that a constant answer is chosen on, per task and domain
+BASELINE_ANSWERS = 2000
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluateStage(Settings):
+    start: Name  # a stage or a checkpoint folder
+    domains: Annotated[tuple[Name, ...], MinLen(1)] = ("real", "synthetic")
+    split: Name = "test"
+    tasks: Annotated[tuple[Name, ...], MinLen(1)] | None = None  # None: all that occur
+    limit: Count | None = None  # questions per task and domain
+    batch: Count = 64
+
+
+@dataclass(frozen=True)
+class Question:
+    domain: str
+    picture: int
+    task: str
+    kind: str
+    question: str
+    answer: str
+    system: str | None = None
+
+
+def questions(run: Run, s: EvaluateStage) -> list[Question]:
+    """Every turn of the held-out pictures as a question of its own.
+
+    Raises ConfigError where there is none to ask.
+    """
+    found, counts = [], collections.Counter()
+    for domain in s.domains:
+        for picture, item in enumerate(run.data.items(s.split, domain)):
+            kinds = item.kinds or ("",) * len(item.turns)
+            for task, kind, (question, answer) in zip(item.tasks, kinds, item.turns, strict=True):
+                if task not in METRICS or (s.tasks is not None and task not in s.tasks):
+                    continue
+                counts[domain, task] += 1
+                if s.limit is None or counts[domain, task] <= s.limit:
+                    found.append(Question(domain, picture, task, kind, question, answer, item.system))
+    if not found:
+        raise ConfigError(
+            f"no question of the {s.split} split in domains {some(s.domains)} has a task that is scored"
+            f'{f", of {some(s.tasks)}" if s.tasks else ""}; give items a "task", e.g. "vqa"'
+        )
+    return found
+
+
+def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
+    """Write ``predictions.jsonl`` and ``scores.json`` into the stage's folder."""
+    s = settings
+    # first: what cannot be had is told before pictures are made
+    leaves = run.leaves(s.start, held_dtypes(run.recipe.model))
+    asked = questions(run, s)
+    features = {domain: run.features(leaves, s.split, domain) for domain in s.domains}
+    for domain, cache in features.items():
+        for picture, why in cache.bad.items():
+            _log.warning("not asked about picture %d of %s %s: %s", picture, domain, s.split, why)
+    asked = [q for q in asked if q.picture not in features[q.domain].bad]
+    seen = answer(run, leaves, asked, features, s.batch, "answering")
+    blind = answer(run, leaves, asked, None, s.batch, "answering blind")
+    constant = constants(run, s, asked)
+    rows = []
+    for question, with_picture, without in zip(asked, seen, blind, strict=True):
+        majority = constant[question.task, question.domain][question.kind]
+        texts = {"prediction": with_picture, "blind": without, "majority": majority}
+        fn = METRICS[question.task].fn
+        rows.append(asdict(question) | texts | {"score": {k: fn(t, question.answer) for k, t in texts.items()}})
+    folder = run.folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "predictions.jsonl").open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    (folder / "scores.json").write_text(json.dumps(tabulate(rows, s.domains), indent=2))
+
+
+def answer(
+    run: Run,
+    leaves: Any,
+    asked: Sequence[Question],
+    features: Mapping[str, Any] | None,
+    batch: int,
+    doing: str,
+) -> list[str]:
+    """Greedy answers, each question alone; without ``features`` the picture is withheld."""
+    tokenizer, config = run.tokenizer, run.recipe.model
+    texts = [render([(q.question, None)], SYSTEM if q.system is None else q.system)[0] for q in asked]
+    prompts = [tokenizer.encode(text, bos=True) for text in texts]
+    length = engine.round_up(max(map(len, prompts)))
+    stops = engine.stop_tokens(tokenizer)
+    answers = [""] * len(asked)
+    # questions of one task need about as many steps; two budgets keep it at two programs
+    order = sorted(range(len(asked)), key=lambda i: (asked[i].task in LONG_TASKS, asked[i].task))
+    groups = [[i for i in order if (asked[i].task in LONG_TASKS) == long] for long in (False, True)]
+    with jax.set_mesh(run.mesh), progress(total=len(asked), desc=doing, unit="q", disable=run.quiet) as bar:
+        for group, budget in zip(groups, (SHORT, LONG), strict=True):
+            for start in range(0, len(group), batch):
+                chosen = group[start : start + batch]
+                padded = chosen + chosen[-1:] * (batch - len(chosen))
+                pictures = None if features is None else gather(features, [asked[i] for i in padded])
+                out = engine.generate(
+                    config, leaves, [prompts[i] for i in padded], pictures, stops=stops, max_new_tokens=budget,
+                    length=length,
+                )  # fmt: skip
+                for i, tokens in zip(chosen, out, strict=False):
+                    answers[i] = stops.text(tokens)
+                bar.update(len(chosen))
+    return answers
+
+
+def gather(features: Mapping[str, Any], asked: Sequence[Question]) -> Features:
+    rows = [features[q.domain][q.picture] for q in asked]
+    return Features(
+        *(np.stack([r[n] for r in rows]).astype(np.float32) if n in rows[0] else None for n in Features._fields)
+    )
+
+
+def constants(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[tuple[str, str], dict[str, str]]:
+    """(task, domain) -> kind -> the constant answer that scores best on the training split."""
+    wanted = {(q.task, q.domain) for q in asked}
+    pool: dict[tuple[str, str], list[tuple[str, str]]] = collections.defaultdict(list)
+    for domain in s.domains:
+        for item in run.data.items("train", domain):
+            kinds = item.kinds or ("",) * len(item.turns)
+            for task, kind, (_, text) in zip(item.tasks, kinds, item.turns, strict=True):
+                if (task, domain) in wanted and len(pool[task, domain]) < BASELINE_ANSWERS:
+                    pool[task, domain].append((kind, text))
+    chosen = {}
+    for (task, domain), rows in pool.items():
+        kinds, texts = zip(*rows, strict=True)
+        chosen[task, domain] = best_constant(task, kinds, texts)
+    # a kind or task that training lacks has no majority
+    return {key: collections.defaultdict(str, chosen.get(key, {})) for key in wanted}

@@ -1,0 +1,74 @@
+"""The show stage: ``scores.json``, ``report.html`` and pictures in the workdir, and the table in the terminal."""
+
+from __future__ import annotations
+
+import collections
+import json
+import random
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from sphinx_jax.config import ConfigError
+from sphinx_jax.data.image import load_image
+from sphinx_jax.evaluate.metrics import METRICS
+from sphinx_jax.recipe.run import Run, seconds
+from sphinx_jax.report.page import Sample, format_table, write_report
+from sphinx_jax.settings import Count, Name, Settings
+from sphinx_jax.train.history import read_history
+
+
+@dataclass(frozen=True)
+class ShowStage(Settings):
+    evaluate: Name = "evaluate"  # the stage whose scores are shown
+    mix: Name | None = "mix"  # the stage whose β curve is shown
+    split: Name = "test"
+    samples: Count = 24  # held-out questions in the picture grid
+
+
+def show(run: Run, name: str, settings: ShowStage) -> None:
+    s = settings
+    scores = _result(run, s.evaluate, "scores.json")
+    if s.mix is not None:
+        scores["beta"] = _result(run, s.mix, "beta.json")
+    timings = seconds(run)
+    scores["seconds"] = sum(timings.values())
+    histories = {n: read_history(run.folder(n)) for n in run.recipe.stages}
+    config = (run.workdir / "config.json").read_text()
+    report = write_report(
+        run.workdir, title=run.recipe.title, intro=[*run.recipe.about, f"config.json\n{config}"],
+        histories={n: h for n, h in histories.items() if h}, scores=scores, samples=samples(run, s), timings=timings,
+    )  # fmt: skip
+    (run.workdir / "scores.json").write_text(json.dumps(scores, indent=2))
+    if not run.quiet:
+        print(format_table(scores, colour=sys.stdout.isatty(), width=shutil.get_terminal_size((120, 24)).columns))
+        print(f"\n{report}")
+
+
+def _result(run: Run, stage: str, file: str) -> dict[str, Any]:
+    path = run.folder(stage) / file
+    if not path.exists():
+        raise ConfigError(f"there is no {path} yet; run stage {stage} first")
+    return json.loads(path.read_text())
+
+
+def samples(run: Run, s: ShowStage) -> list[Sample]:
+    """Questions of each task and domain in turn, drawn at random whatever their score."""
+    rows = [json.loads(line) for line in (run.folder(s.evaluate) / "predictions.jsonl").open()]
+    random.Random(run.recipe.seed).shuffle(rows)
+    order = list(METRICS)
+    rows.sort(key=lambda row: order.index(row["task"]))
+    queues: dict[Any, collections.deque] = collections.defaultdict(collections.deque)
+    for row in rows:
+        queues[row["task"], row["domain"]].append(row)
+    chosen: list[dict] = []
+    while len(chosen) < min(s.samples, len(rows)):
+        chosen += [queue.popleft() for queue in queues.values() if queue]
+    return [
+        Sample(
+            load_image(run.data.items(s.split, r["domain"])[r["picture"]].image), r["task"], r["domain"], r["question"],
+            r["answer"], r["prediction"], r["score"]["prediction"],
+        )
+        for r in chosen[: s.samples]
+    ]  # fmt: skip

@@ -1,0 +1,83 @@
+"""The training stage of a recipe: its settings, data and optimizer, handed to the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.data.rows import Source
+from sphinx_jax.data.task_mix import names, rows, task_mix
+from sphinx_jax.model.blueprint import Leaves, held_dtypes
+from sphinx_jax.recipe.run import Run
+from sphinx_jax.sharding import RULES, row_share
+from sphinx_jax.train import loop
+from sphinx_jax.train.optimizer import learning_rate
+from sphinx_jax.train.program import program, start
+from sphinx_jax.train.settings import TrainStage, shapes, throughput
+from sphinx_jax.train.stage_data import (
+    check,
+    check_features,
+    describe,
+    fitted,
+    sources_of,
+    with_rows,
+    with_steps,
+)
+
+
+def train(run: Run, name: str, settings: TrainStage) -> None:
+    model, mesh, folder = run.recipe.model, run.mesh, run.folder(name)
+    s = fitted(model, settings)
+    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    s = with_rows(s, run.data, ways * s.accumulate)
+    made = program(model, name, s, mesh)
+    dtypes, found = held_dtypes(model, s.frozen), store.newest(folder / "checkpoints")
+    # what has begun needs nothing but its own checkpoint, which holds what does not train too
+    held = [run.leaves(s.start, dtypes, s.quantize) if found is None else run.read(found, dtypes, s.quantize)]
+    sources = sources_of(s, run.data)
+    s = with_steps(s, sources, every=settings.text_batch == "auto")
+    sizes, shaped = s.rows(), shapes(model, s)
+    check(name, s, run.data, sources, shaped, run.tokenizer)
+    if s.cache_features and s.domains:
+        sources["image"] = [with_features(run, name, s, source, held[0]) for source in sources["image"]]
+    if not (run.quiet or run.data.config.playground):
+        print(describe(name, s, sources), flush=True)
+    seeds = {"image": run.recipe.seed, "text": run.recipe.seed + 1}
+
+    def stream(of: Callable[..., Sequence], kind: str) -> Sequence:
+        return of(sources[kind], run.tokenizer, shaped[kind], seeds[kind], run.workdir / "lengths")
+
+    streams = {kind: (stream(rows, kind), size) for kind, size in sizes.items()}
+    named = functools.cache(functools.partial(stream, names))
+
+    def identify(step: int) -> dict[str, list[str]]:
+        """What the rows of a batch are made of; step n takes the n-th batch of the global stream."""
+        return {k: [named(k)[i] for i in range(step * size, (step + 1) * size)] for k, size in sizes.items()}
+
+    process, processes = row_share(mesh)
+
+    def data(step: int) -> Iterator[Any]:
+        return task_mix(streams, start=step, process=process, processes=processes, workers=s.workers)
+
+    job = loop.TrainJob(
+        name, folder, loop.LoopSettings(s.steps, s.log_every, s.save_every, s.keep),
+        begin=lambda found: start(made, model, s, held.pop(), mesh, found), step=made.step,
+        rate=lambda n: np.float32(learning_rate(n, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor)),
+        data=data, config=model, tokenizer=run.tokenizer, mesh=mesh,
+        recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},
+        throughput=throughput(model, s), identify=identify, profile=run.profile, quiet=run.quiet,
+    )  # fmt: skip
+    loop.run(job)
+
+
+def with_features(run: Run, name: str, s: TrainStage, source: Source, leaves: Leaves) -> Source:
+    features = run.features(leaves, s.split, source.name)
+    if features is not None and not run.data.config.playground:
+        check_features(name, s, features.bad, len(source.items))
+    return dataclasses.replace(source, features=features)
