@@ -28,7 +28,7 @@ def get_config(what: str = "") -> ConfigDict:
     folder, *options = what.split(",")
     if not folder:
         raise ConfigError("say what to fine-tune: --config configs/finetune.py:FOLDER, or FOLDER,lora=16")
-    start = store.newest_in(located(folder))
+    start = store.chosen_in(located(folder))
     if (start / "model.json").is_file():
         model = json.loads((start / "model.json").read_text())
     elif folder in FAMILY:  # what it would take, before there are weights: tools/compile_ahead.py

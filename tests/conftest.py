@@ -7,7 +7,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-# compiled once for all tests of a run
+# Tests compile much and compute little: what the compiler would make faster takes longer to compile than it saves.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     *sources, out = args.paths if len(args.paths) > 1 else (*args.paths, None)
     if out is None and not args.dry_run:
         raise ValueError("give a source and where to write: SOURCE OUT")
-    sources = [str(store.newest_in(Path(source))) for source in sources]
+    sources = [str(store.chosen_in(Path(source))) for source in sources]
     if len(sources) == 1 and store.is_complete(sources[0]):
         convert.check_options("a checkpoint of ours", args.to, args.given)
         if args.dry_run:

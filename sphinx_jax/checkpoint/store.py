@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -28,6 +29,7 @@ from sphinx_jax.paths import as_path, remove, write_whole
 
 CHUNK_BYTES = 8 * 2**20  # any leaf can then be read slice by slice
 MODEL, RECIPE = "model.json", "recipe.json"
+HELD_OUT = "held_out_loss"  # in the recipe of a training checkpoint: nats per token
 SCALES = "scales_{}"  # by kind of quantisation: a part of a checkpoint, beside its state and optimizer
 UNCOMMITTED = ".orbax-checkpoint-tmp"
 
@@ -270,16 +272,43 @@ def newest(folder: str | Path) -> Path | None:
     return steps[-1][1] if steps else None
 
 
-def newest_in(folder: Path) -> Path:
-    """The newest checkpoint of a training stage's folder; any other folder is itself."""
-    return newest(folder / "checkpoints") or folder
+def best(folder: str | Path) -> Path | None:
+    """Of the step-numbered checkpoints of a folder that of the lowest held-out loss; of equal ones, and where none has
+    a loss, the newest."""
+    folder = as_path(folder)
+    if not folder.is_dir():
+        return None
+    steps = [p for p in folder.iterdir() if p.name.isdigit() and is_complete(p)]
+    return min(steps, key=lambda p: (held_out_loss(p), -int(p.name)), default=None)
 
 
-def keep_newest(folder: str | Path, count: int = 1) -> None:
-    """Delete step-numbered checkpoints but the newest ``count`` complete ones, and what killed saves left."""
+def held_out_loss(checkpoint: Path | None) -> float:
+    """What a checkpoint's recipe says of it; infinite where it says nothing."""
+    loss = math.inf if checkpoint is None else json.loads((checkpoint / RECIPE).read_text()).get(HELD_OUT, math.inf)
+    return math.inf if math.isnan(loss) else loss
+
+
+def chosen(folder: str | Path) -> Path | None:
+    """Of the step-numbered checkpoints of a folder that which others build on: the newest, or the best of a stage that
+    keeps its best."""
+    found = newest(folder)
+    if found is None:
+        return None
+    settings = json.loads((found / RECIPE).read_text()).get("settings")
+    return best(folder) if isinstance(settings, dict) and settings.get("keep") == "best" else found
+
+
+def chosen_in(folder: Path) -> Path:
+    """The chosen checkpoint of a training stage's folder; any other folder is itself."""
+    return chosen(folder / "checkpoints") or folder
+
+
+def keep_newest(folder: str | Path, count: int = 1, besides: Path | None = None) -> None:
+    """Delete step-numbered checkpoints but the newest ``count`` complete ones and ``besides``, and what killed saves
+    left."""
     found = list(as_path(folder).iterdir())
     steps = sorted((int(p.name), p) for p in found if p.name.isdigit() and is_complete(p))
-    for _, old in steps[:-count]:
+    for old in (p for _, p in steps[:-count] if p != besides):
         # the marker goes first, so an interrupted deletion is not taken for a checkpoint
         (old / RECIPE).unlink()
         remove(old)

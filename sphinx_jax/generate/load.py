@@ -123,11 +123,11 @@ def _with_dtype(config: ModelConfig, dtype: np.dtype | None) -> ModelConfig:
 
 
 def last_checkpoint(workdir: Path) -> Path | None:
-    """The newest checkpoint of the last stage of the recipe that has one."""
+    """The checkpoint of the last stage of the recipe that has one: its newest, or its best where it keeps that."""
     config = workdir / "config.json"
     if not config.is_file():
         return None
-    found = (store.newest(workdir / stage / "checkpoints") for stage in reversed(read_stages(config)))
+    found = (store.chosen(workdir / stage / "checkpoints") for stage in reversed(read_stages(config)))
     return next(filter(None, found), None)
 
 

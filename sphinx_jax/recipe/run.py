@@ -66,7 +66,7 @@ class Run:
         """The folder that ``start`` names: ``parts``, a stage of this recipe, or a path."""
         if start == "parts":
             return PARTS
-        folder = store.newest(self.folder(start) / "checkpoints") if start in self.recipe.settings else as_path(start)
+        folder = store.chosen(self.folder(start) / "checkpoints") if start in self.recipe.settings else as_path(start)
         if folder is None or not store.is_complete(folder):
             raise store.BadCheckpoint(f"there is no complete checkpoint of {start!r} yet; run that stage first")
         return folder

@@ -12,10 +12,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from sphinx_jax.paths import write_whole
 from sphinx_jax.report.drawing import PARTLY, RIGHT, WRONG, Sample, annotate, describe, verdict, verdict_text
 from sphinx_jax.report.drawing import grid as draw_grid
-from sphinx_jax.report.plots import History, beta_figure, curves, loss_figure, score_figure, smooth
+from sphinx_jax.report.plots import History, beta_figure, curves, held_out, loss_figure, score_figure, smooth
 from sphinx_jax.report.score_table import (
     DOMAINS,
     GROUPS,
@@ -227,28 +229,29 @@ def _score_cells(cell: Cell | None) -> str:
 
 def _loss_section(histories: Mapping[str, History], drawn: tuple[bytes | None, bytes | None]) -> str:
     figure = _figure(drawn, "loss over training steps, by stage and domain")
-    lines = "".join(_stage_line(stage, history) for stage, history in histories.items() if history)
+    looked = any(held_out(history) for history in histories.values())
+    lines = "".join(_stage_line(stage, history, looked) for stage, history in histories.items() if history)
     if not lines:
         return figure and _section("Losses", figure)
-    heads = "".join(
-        f"<th>{head}</th>" for head in ("stage", "steps", "first loss", "last loss", "tokens/s", "MFU", "time")
-    )
+    names = ("stage", "steps", "first loss", "last loss", *looked * ("best held out",), "tokens/s", "MFU", "time")
+    heads = "".join(f"<th>{head}</th>" for head in names)
     table = f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
     return _section("Losses", figure, table)
 
 
-def _stage_line(stage: str, history: History) -> str:
+def _stage_line(stage: str, history: History, looked: bool) -> str:
     steps = max((int(row["step"]) for row in history if finite(row.get("step")) is not None), default=0)
     whole = curves([{"step": row.get("step", 0), "loss": row["loss"]} for row in history if "loss" in row])
     losses = smooth(whole["all"][1]) if whole else []
     known = [float(loss) for loss in losses if finite(float(loss)) is not None]
     first, last = (number(known[0]), number(known[-1])) if known else (MISSING, MISSING)
     rate, share = _middle(history, "tokens_per_second"), _middle(history, "mfu")
-    seconds = finite(history[-1].get("seconds"))
+    seconds, held = finite(history[-1].get("seconds")), held_out(history)
     texts = (
         str(steps),
         first,
         last,
+        *looked * (MISSING if held is None else number(float(np.nanmin(held[1]))),),
         MISSING if rate is None else f"{rate:,.0f}",
         MISSING if share is None else f"{share:.1%}",
         MISSING if seconds is None else duration(seconds),

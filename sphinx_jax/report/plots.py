@@ -29,6 +29,7 @@ LOG_FACTOR = 5.0
 SMOOTH_FROM, SMOOTH_SHARE = 20, 25
 
 History = Sequence[Mapping[str, Any]]
+HELD_OUT = "held_out/loss"  # of a history's rows
 
 
 def colours(dark: bool = False) -> dict[str, str]:
@@ -132,6 +133,15 @@ def curves(history: History) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
+def held_out(history: History) -> tuple[np.ndarray, np.ndarray] | None:
+    """The held-out losses of one stage as (steps, losses), NaN where not finite; None if it looked at none."""
+    pairs = [(row["step"], finite(row[HELD_OUT])) for row in history if HELD_OUT in row and "step" in row]
+    if not any(loss is not None for _, loss in pairs):
+        return None
+    steps, losses = zip(*pairs, strict=True)
+    return np.array(steps, float), np.array(losses, float)
+
+
 def loss_figure(histories: Mapping[str, History], dark: bool = False) -> bytes | None:
     """One panel for each stage with losses, raw behind smoothed; None if no stage has any."""
     stages = {stage: curves(history) for stage, history in histories.items()}
@@ -148,21 +158,24 @@ def loss_figure(histories: Mapping[str, History], dark: bool = False) -> bytes |
             row, column = divmod(place, columns)
             is_last = place == len(stages) - 1
             axes = figure.add_subplot(cells[row, column:] if is_last else cells[row, column])
-            shown |= _draw_losses(axes, found, paint)
+            shown |= _draw_losses(axes, found, held_out(histories[stage]), paint)
             axes.set_title(stage.replace("_", " "))
             axes.set_xlabel("step")
             if column == 0:
                 axes.set_ylabel("loss (nats per token)")
         if set(shown) != {"all"}:
-            names = [name for name in (*DOMAINS, "all") if name in shown]
-            labels = ["both domains" if name == "all" else name for name in names]
+            names = [name for name in (*DOMAINS, "all", HELD_OUT) if name in shown]
+            labels = [{"all": "both domains", HELD_OUT: "held out"}.get(name, name) for name in names]
             handles = [shown[name] for name in names]
             figure.legend(handles, labels, loc="outside upper right", ncols=len(names))
         return to_png(figure)
 
 
 def _draw_losses(
-    axes: "Axes", found: Mapping[str, tuple[np.ndarray, np.ndarray]], paint: Mapping[str, str]
+    axes: "Axes",
+    found: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    held: tuple[np.ndarray, np.ndarray] | None,
+    paint: Mapping[str, str],
 ) -> dict[str, Any]:
     """The curves of one stage, each ending in its last value; the line of each, by name."""
     lines = {}
@@ -188,7 +201,18 @@ def _draw_losses(
             fontsize=8.5,
             annotation_clip=False,
         )
-    _plain_log(axes, np.concatenate(list(smoothed.values())))
+    drawn = list(smoothed.values())
+    if held is not None:
+        steps, losses = held
+        drawn.append(losses)
+        style = {"color": paint["text"], "linestyle": "--", "linewidth": 1.2, "marker": MARKERS["all"], "markersize": 4}
+        (lines[HELD_OUT],) = axes.plot(steps, losses, **style)
+        best = np.nanargmin(losses)
+        axes.annotate(
+            f"{losses[best]:.2f}", (steps[best], losses[best]), xytext=(0, -6), textcoords="offset points", ha="center",
+            va="top", fontsize=8.5, color=paint["text"],
+        )  # fmt: skip
+    _plain_log(axes, np.concatenate(drawn))
     axes.margins(x=0.02)
     return lines
 

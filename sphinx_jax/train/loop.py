@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -19,14 +19,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sphinx_jax.checkpoint import store
 from sphinx_jax.command import Stopped
 from sphinx_jax.config import ModelConfig
-from sphinx_jax.data.rows import DOMAINS, TASKS
+from sphinx_jax.data.rows import DOMAINS
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.distributed import barrier, gather
 from sphinx_jax.model.blueprint import Leaves
 from sphinx_jax.sharding import RULES, row_share
 from sphinx_jax.train.history import History
 from sphinx_jax.train.preemption import Preemption
-from sphinx_jax.train.step import TrainState
+from sphinx_jax.train.step import Sums, TrainState, by_group
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class LoopSettings:
     steps: int
     log_every: int = 20
     save_every: int = 500
-    keep: int = 1
+    keep: int | Literal["best"] = 1  # newest checkpoints; best: the newest and that of the lowest held-out loss
+    evaluate_every: int = 0
     # consecutive steps whose loss or gradient is not finite, after which the stage stops
     bad_steps: int = 20
 
@@ -70,6 +71,8 @@ class TrainJob:
       data: number of a step -> batches from there on, this process's share of the rows.
       config, tokenizer, recipe: what checkpoints say of themselves.
       throughput: what a step is worth.
+      held_out: (state, what places an array's rows on the mesh) -> the history's entries of held-out data, which are
+        asked for every ``evaluate_every`` steps and at the end.
       identify: number of a step, from 0 -> what its batch was made of, as JSON.
       profile: steps, from 0, of which ``folder``/profile gets a trace for XProf and TensorBoard.
     """
@@ -86,6 +89,7 @@ class TrainJob:
     mesh: Mesh
     recipe: dict[str, Any]
     throughput: Throughput
+    held_out: Callable[[TrainState, Callable[[np.ndarray], jax.Array]], dict[str, float]] = lambda state, place: {}
     identify: Callable[[int], Any] = lambda step: None
     profile: range | None = None
     quiet: bool = False
@@ -143,7 +147,9 @@ def run(job: TrainJob) -> TrainState:
             leaving = preemption.due(step + 1)
             last = step + 1 == settings.steps or leaving
             saves = (step + 1) % settings.save_every == 0 or last
-            if (step + 1) % settings.log_every == 0 or last or (saves and not learnt):
+            every = settings.evaluate_every
+            looks = every and ((step + 1) % every == 0 or step + 1 == settings.steps)
+            if (step + 1) % settings.log_every == 0 or last or looks or (saves and not learnt):
                 entry = window.summary(step + 1, job.throughput, shares)
                 for number, finite in enumerate(window.finite, window.first + 1):
                     bad = 0 if finite else bad + 1
@@ -168,6 +174,11 @@ def run(job: TrainJob) -> TrainState:
                             "the log says why (where pictures do not exist, check the list's root)"
                         )
                 learnt = learnt or (any(window.finite) and any(used.values()))
+                if looks:
+                    looking = time.perf_counter()
+                    entry |= job.held_out(state, place)
+                    entry["seconds"] += time.perf_counter() - looking
+                    saves = saves or (settings.keep == "best" and checkpoints.is_best(entry["held_out/loss"]))
                 history.write(entry)
                 line.show(entry)
                 if entry["data_wait"] > DATA_WAIT and leader and not waits:
@@ -179,7 +190,7 @@ def run(job: TrainJob) -> TrainState:
                 window = _Window(step + 1)
             if saves and learnt:
                 saving = time.perf_counter()
-                checkpoints.save(step + 1, state)
+                checkpoints.save(step + 1, state, entry.get("held_out/loss") if looks else None)
                 window.saving += time.perf_counter() - saving
             if leaving:
                 left = step + 1
@@ -199,16 +210,25 @@ def run(job: TrainJob) -> TrainState:
 class Checkpoints:
     """The checkpoints of a stage; one at a time is being written beside the steps."""
 
-    def __init__(self, folder: Path, keep: int, config: ModelConfig, tokenizer: Tokenizer, recipe: dict):
+    def __init__(
+        self, folder: Path, keep: int | Literal["best"], config: ModelConfig, tokenizer: Tokenizer | None, recipe: dict
+    ):
         self.folder, self.keep = folder, keep
         self.config, self.tokenizer, self.recipe = config, tokenizer, recipe
         self._wait: Callable[[], None] | None = None
 
-    def save(self, step: int, state: TrainState) -> None:
+    def is_best(self, loss: float) -> bool:
+        """Whether no checkpoint that is kept has a lower held-out loss."""
         self.wait()
+        return loss <= store.held_out_loss(store.best(self.folder))
+
+    def save(self, step: int, state: TrainState, held_out: float | None = None) -> None:
+        """``held_out``: the loss on held-out data, by which the best is told."""
+        self.wait()
+        recipe = self.recipe | {"step": step} | ({} if held_out is None else {store.HELD_OUT: held_out})
         self._wait = store.save_async(
             self.folder / str(step), state.trainable | self._plain(state.frozen), self.config, self.tokenizer,
-            self.recipe | {"step": step}, optimizer=state.optimizer, scales=_scales(state.frozen),
+            recipe, optimizer=state.optimizer, scales=_scales(state.frozen),
         )  # fmt: skip
 
     def _plain(self, leaves: dict[str, Any]) -> Leaves:
@@ -226,7 +246,8 @@ class Checkpoints:
             self._wait()
             self._wait = None
             if jax.process_index() == 0:
-                store.keep_newest(self.folder, self.keep)
+                best = store.best(self.folder) if self.keep == "best" else None
+                store.keep_newest(self.folder, 1 if self.keep == "best" else self.keep, best)
             barrier("saved")  # none goes on before the first process has made it complete
 
 
@@ -295,14 +316,7 @@ class _Window:
         for name in finite[0].get("losses", ()) if finite else ():
             entry[f"loss/part/{name}"] = float(np.mean([m["losses"][name] for m in finite]))
         if finite and "sums" in finite[0]:
-            loss = np.sum([m["sums"].loss for m in finite], axis=0).reshape(len(TASKS), len(DOMAINS))
-            count = np.sum([m["sums"].count for m in finite], axis=0).reshape(len(TASKS), len(DOMAINS))
-            for i, task in enumerate(TASKS):
-                if count[i].sum():
-                    entry[f"loss/task/{task}"] = float(loss[i].sum() / count[i].sum())
-            for j, domain in enumerate(DOMAINS):
-                if count[2:, j].sum() and j:
-                    entry[f"loss/{domain}"] = float(loss[2:, j].sum() / count[2:, j].sum())
+            entry |= by_group(Sums(*np.sum([m["sums"] for m in finite], axis=0)), "loss/")
         return entry
 
 
@@ -336,6 +350,8 @@ class _Line:
             f"{entry['tokens_per_second']:,.0f} tok/s  MFU {entry['mfu']:.0%}  "
             f"ETA {int(left) // 60}:{int(left) % 60:02d}"
         )
+        if "held_out/loss" in entry:
+            text += f"  held out {entry['held_out/loss']:.3f}"
         if entry["skipped"]:
             text += f"  skipped {entry['skipped']}"
         if entry["not_finite"]:

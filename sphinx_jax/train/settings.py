@@ -58,7 +58,12 @@ class TrainStage(Settings):
     workers: Whole = 0
     log_every: Count = 20
     save_every: Count = 500
-    keep: Count = 1  # newest checkpoints of the stage that stay; several can be averaged or mixed
+    # newest checkpoints of the stage that stay, and can be averaged or mixed; best: the newest, to go on from, and that
+    # of the lowest held-out loss, which is what the stage made
+    keep: Count | Literal["best"] = 1
+    evaluate_every: Whole = 0  # steps between two looks at held-out data; 0: none
+    held_out: Name = "validation"  # the split that is looked at: domains, tasks and texts are those of the stage
+    held_out_items: Count = 256  # of each domain, and of texts
 
     def __post_init__(self):
         if bool(self.steps) == bool(self.epochs):
@@ -71,6 +76,8 @@ class TrainStage(Settings):
             raise ConfigError("how many rows an epoch of packed text has shows only once it is read; give steps")
         if self.device_rows and self.accumulate > 1:
             raise ConfigError("a train stage takes accumulate or device_rows, not both")
+        if self.keep == "best" and not self.evaluate_every:
+            raise ConfigError("keep='best' needs evaluate_every, the steps between two looks at held-out data")
         if not self.rows():
             raise ConfigError("a train stage needs domains, a text_batch, or both")
         if self.remat != "none":

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sphinx_jax.data.rows import DOMAINS, TASKS
@@ -98,6 +99,19 @@ def batch_sums(batch: Batch, losses: jax.Array) -> Sums:
     group = batch["group"][:, 1:].ravel()
     count = batch["loss_mask"][:, 1:].ravel().astype(jnp.float32)
     return Sums(*(jax.ops.segment_sum(values, group, GROUPS) for values in (losses.ravel(), count)))
+
+
+def by_group(sums: Sums, prefix: str) -> dict[str, Any]:
+    """Mean losses by task, and by domain of those that have one: ``{prefix}task/vqa``, ``{prefix}real``."""
+    loss, count = (np.reshape(x, (len(TASKS), len(DOMAINS))) for x in sums)
+    entry = {}
+    for i, task in enumerate(TASKS):
+        if count[i].sum():
+            entry[f"{prefix}task/{task}"] = float(loss[i].sum() / count[i].sum())
+    for j, domain in enumerate(DOMAINS):
+        if count[2:, j].sum() and j:
+            entry[f"{prefix}{domain}"] = float(loss[2:, j].sum() / count[2:, j].sum())
+    return entry
 
 
 def update(

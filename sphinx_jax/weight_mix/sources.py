@@ -70,9 +70,9 @@ class MixSource(Protocol):
 def open_source(folder: str | Path) -> MixSource:
     """A checkpoint of ours, any that Orbax wrote, a published folder or a Hugging Face one; reads no array.
 
-    Of a training stage's folder, its newest checkpoint.
+    Of a training stage's folder, its newest checkpoint, or its best where it keeps that.
     """
-    folder = store.newest_in(Path(folder)).resolve()
+    folder = store.chosen_in(Path(folder)).resolve()
     if not folder.is_dir():
         raise store.missing(folder)
     return ForeignSource(folder) if is_foreign(folder) else OrbaxSource(folder)

@@ -101,7 +101,7 @@ def choose(
     check_allowances(allow)
     run, stage = open_workdir(Path(workdir), quiet)
     # absolute, so that none is taken for a stage or for the recipe's own parts
-    folders = [str(store.newest_in(Path(folder)).resolve()) for folder in folders]
+    folders = [str(store.chosen_in(Path(folder)).resolve()) for folder in folders]
     check_models(run, {folder: _described(Path(folder)) for folder in folders}, allow)
     trees, frozen = apart(run, [_leaves(run, Path(folder)) for folder in folders])
     domains = DOMAINS if run.recipe.data.playground else ("*",)

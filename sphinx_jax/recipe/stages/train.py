@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.data.rows import Source
+from sphinx_jax.config import ConfigError
+from sphinx_jax.data.rows import Shape, Source
 from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.model.blueprint import Leaves, held_dtypes
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.sharding import RULES, row_share
-from sphinx_jax.train import loop
+from sphinx_jax.train import held_out, loop
 from sphinx_jax.train.optimizer import learning_rate
 from sphinx_jax.train.program import program, start
 from sphinx_jax.train.settings import TrainStage, shapes, throughput
@@ -46,6 +47,7 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     check(name, s, run.data, sources, shaped, run.tokenizer)
     if s.cache_features and s.domains:
         sources["image"] = [with_features(run, name, s, source, held[0]) for source in sources["image"]]
+    looked_at = held_out_of(run, name, s, shaped, held[0]) if s.evaluate_every else []
     if not (run.quiet or run.data.config.playground):
         print(describe(name, s, sources), flush=True)
     seeds = {"image": run.recipe.seed, "text": run.recipe.seed + 1}
@@ -61,17 +63,18 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
         return {k: [named(k)[i] for i in range(step * size, (step + 1) * size)] for k, size in sizes.items()}
 
     process, processes = row_share(mesh)
+    look = functools.partial(held_out.look, looked_at, held_out.make_sums(model), process, processes)
 
     def data(step: int) -> Iterator[Any]:
         return task_mix(streams, start=step, process=process, processes=processes, workers=s.workers)
 
     job = loop.TrainJob(
-        name, folder, loop.LoopSettings(s.steps, s.log_every, s.save_every, s.keep),
+        name, folder, loop.LoopSettings(s.steps, s.log_every, s.save_every, s.keep, s.evaluate_every),
         begin=lambda found: start(made, model, s, held.pop(), mesh, found), step=made.step,
         rate=lambda n: np.float32(learning_rate(n, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor)),
         data=data, config=model, tokenizer=run.tokenizer, mesh=mesh,
         recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},
-        throughput=throughput(model, s), identify=identify, profile=run.profile, quiet=run.quiet,
+        throughput=throughput(model, s), held_out=look, identify=identify, profile=run.profile, quiet=run.quiet,
     )  # fmt: skip
     loop.run(job)
 
@@ -81,3 +84,27 @@ def with_features(run: Run, name: str, s: TrainStage, source: Source, leaves: Le
     if features is not None and not run.data.config.playground:
         check_features(name, s, features.bad, len(source.items))
     return dataclasses.replace(source, features=features)
+
+
+def held_out_of(
+    run: Run, name: str, s: TrainStage, shaped: Mapping[str, Shape], leaves: Leaves
+) -> list[held_out.HeldOut]:
+    """What the stage looks at while it trains: its domains and texts, of the held-out split.
+
+    People's own list may hold out pictures or texts alone.  Raises ConfigError where it holds out neither.
+    """
+    there, data = dataclasses.replace(s, split=s.held_out), run.data
+    if not (data.config.playground or data.pictures(s.held_out)):
+        there = dataclasses.replace(there, domains={})
+    if not any(len(source.items) for source in data.texts(s.held_out)):
+        there = dataclasses.replace(there, text_batch=0)
+    if not there.rows():
+        raise ConfigError(f"held_out: data.meta.{s.held_out} has nothing of what stage {name} trains on")
+    sources = sources_of(there, data)
+    if s.cache_features and there.domains:
+        sources["image"] = [with_features(run, name, there, source, leaves) for source in sources["image"]]
+    return [
+        held_out.HeldOut(source, run.tokenizer, shaped[kind], s.rows()[kind], s.held_out_items)
+        for kind, of_kind in sources.items()
+        for source in of_kind
+    ]
