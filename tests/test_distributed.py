@@ -68,14 +68,14 @@ def alone(recipe):
     return losses(workdir)
 
 
-def start(recipe, workdir, count, *more):
+def start(recipe, workdir, count, *more, heartbeat=60):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     processes = []
     for i in range(count):
-        flags = [f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={i}", "--heartbeat=10"]
+        flags = [f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={i}", f"--heartbeat={heartbeat}"]
         command = [sys.executable, "-m", "sphinx_jax.main", f"--config={recipe}", f"--workdir={workdir}", *more]
         log = recipe.parent / f"{workdir.name}-{i}.log"
         with log.open("w") as out:
@@ -88,7 +88,7 @@ def start(recipe, workdir, count, *more):
 
 
 def finish(process):
-    return process.wait(timeout=300)
+    return process.wait(timeout=900)
 
 
 def history(workdir, name):
@@ -127,7 +127,7 @@ def test_several_processes_learn_as_one_does(recipe, alone, tmp_path, count, ten
 @pytest.mark.slow
 def test_a_run_that_lost_a_process_says_so_and_goes_on_with_fewer_or_more(recipe, alone, tmp_path):
     workdir = tmp_path / "lost"
-    processes = start(recipe, workdir, 2)
+    processes = start(recipe, workdir, 2, heartbeat=10)
     wait_for(workdir / "tune" / "checkpoints" / "4" / "recipe.json", processes[0])
     (victim,) = children(processes[1])
     os.kill(victim, signal.SIGKILL)
@@ -172,7 +172,7 @@ def test_settings_that_are_refused_end_every_process_at_once(recipe, alone, tmp_
 
 @pytest.mark.slow
 def test_nothing_goes_on_without_the_process_that_people_see(recipe, tmp_path):
-    processes = start(recipe, tmp_path / "orphans", 2)
+    processes = start(recipe, tmp_path / "orphans", 2, heartbeat=10)
     wait_for(tmp_path / "orphans" / "tune" / "checkpoints" / "4" / "recipe.json", processes[0])
     left = [pid for process in processes for pid in children(process)]
     for process in processes:
