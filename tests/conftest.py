@@ -11,9 +11,6 @@ from pathlib import Path
 
 # Tests compile much and compute little: what the compiler would make faster takes longer to compile than it saves.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Compiled once for all processes of a run; the workers of xdist find the folder in what they inherit.
-COMPILED = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="sphinx_jax_tests_")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED or "")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
@@ -35,9 +32,12 @@ from sphinx_jax.config import (
 DATA = Path(__file__).parent / "data"
 
 
-def pytest_unconfigure():
-    if COMPILED:
-        shutil.rmtree(COMPILED, ignore_errors=True)
+def pytest_configure(config):
+    """What is compiled is kept for the run: its worker processes and the commands that they start inherit the folder."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sphinx_jax_tests_")
+        jax.config.update("jax_compilation_cache_dir", folder)
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def tiny_config(**changes) -> ModelConfig:

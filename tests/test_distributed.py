@@ -75,7 +75,12 @@ def start(recipe, workdir, count, *more, heartbeat=60):
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     processes = []
     for i in range(count):
-        flags = [f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={i}", f"--heartbeat={heartbeat}"]
+        flags = [
+            f"--coordinator=localhost:{port}",
+            f"--processes={count}",
+            f"--process={i}",
+            f"--heartbeat={heartbeat}",
+        ]
         command = [sys.executable, "-m", "sphinx_jax.main", f"--config={recipe}", f"--workdir={workdir}", *more]
         log = recipe.parent / f"{workdir.name}-{i}.log"
         with log.open("w") as out:
