@@ -91,6 +91,16 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
+def row_ways(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are cut into."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """How a batch lies on the devices: cut along its rows."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
 def row_share(mesh: Mesh) -> tuple[int, int]:
     """Which share of a batch's rows this process feeds, and how many shares there are.
 
@@ -99,8 +109,8 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
     Raises:
       ConfigError: the rows of two processes overlap in part.
     """
-    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
-    place = NamedSharding(mesh, PartitionSpec(RULES["batch"])).devices_indices_map((ways,))
+    ways = row_ways(mesh)
+    place = row_sharding(mesh).devices_indices_map((ways,))
     held: dict[int, set[int]] = {}
     for device, (rows,) in place.items():
         held.setdefault(device.process_index, set()).update(range(*rows.indices(ways)))

@@ -33,7 +33,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def pytest_configure(config):
-    """What is compiled is kept for the run: its worker processes and the commands that they start inherit the folder."""
+    """What is compiled is kept for the run: worker processes, and commands that they start, inherit the folder."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sphinx_jax_tests_")
         jax.config.update("jax_compilation_cache_dir", folder)

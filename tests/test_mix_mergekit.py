@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from mix_cases import mix
 
 from sphinx_jax.weight_mix import statistics as mix_statistics
-from sphinx_jax.weight_mix.methods import METHODS, Slice, Unit, mix
+from sphinx_jax.weight_mix.methods import METHODS, Slice, Unit
 
 torch = pytest.importorskip("torch")
 registry = pytest.importorskip("mergekit.merge_methods.registry")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mix_cases import mix
 
 from sphinx_jax.config import ConfigError
-from sphinx_jax.weight_mix.methods import METHODS, Slice, Unit, mix, resolve
+from sphinx_jax.weight_mix.methods import METHODS, Slice, Unit, resolve
 from sphinx_jax.weight_mix.statistics import BLOCK, First, column_gram, cuts, gram, magnitudes, random_bits
 
 NAME = "decoder/blocks/attention/q 3"

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sphinx_jax.data.playground import make_picture, photos, workers
-from sphinx_jax.data.playground.canvas import DOMAINS
 from sphinx_jax.data.playground.photos import MATERIAL, SPLITS
 from sphinx_jax.data.playground.pictures import KINDS
 from sphinx_jax.data.playground.questions import ask_all
 from sphinx_jax.data.playground.scene import PLACES, overlap
 from sphinx_jax.data.playground.things import COLOURS, NAMES, shape_mask
-from sphinx_jax.data.tasks import Box, PaddedSquare, format_answer, parse_answer, parse_boxes
+from sphinx_jax.data.tasks import DOMAINS, Box, PaddedSquare, format_answer, parse_answer, parse_boxes
 from sphinx_jax.evaluate.metrics import METRICS
 
 COUNT = 240

@@ -1,5 +1,4 @@
 import collections
-import json
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sphinx_jax.data.conversation import Item, read_items
+from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.playground import make_picture, text
 from sphinx_jax.data.playground.photos import SPLITS
 
@@ -42,19 +41,6 @@ def test_a_built_data_set_is_not_built_again(nano, monkeypatch):
     builder, folder, _ = nano
     monkeypatch.setattr(builder, "pictures", lambda *_: pytest.fail("made again"))
     assert len(builder.open_playground(folder, "nano", "train", "synthetic")) == 64
-
-
-def test_items_and_the_published_form_agree(nano, tmp_path):
-    builder, _, source = nano
-    listing = builder.export(source, tmp_path)
-    items = read_items(listing, tmp_path)
-    assert len(items) == len(source) and not items.skipped
-    for item, record in zip(items, source, strict=True):
-        own = builder.as_item(record)
-        assert (item.turns, item.tasks, item.domain, item.id) == (own.turns, own.tasks, own.domain, own.id)
-        with open(item.image if os.path.isabs(item.image) else tmp_path / item.image, "rb") as file:
-            assert file.read() == own.image
-    assert set(json.loads(listing.read_text())[0]) >= {"image", "conversations", "tasks", "domain"}
 
 
 def test_unknown_config_is_named(tmp_path):

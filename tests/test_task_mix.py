@@ -12,7 +12,7 @@ from PIL import Image
 
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.image import BadImage
-from sphinx_jax.data.rows import DOMAINS, TASKS, Rows, Shape, Source
+from sphinx_jax.data.rows import DOMAIN_NUMBERS, TASKS, Rows, Shape, Source
 from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.train.features import cache_features, pictures_hash
@@ -116,7 +116,7 @@ def test_worker_processes_change_nothing():
 def test_domains_come_in_their_shares():
     image = {"image": (rows(sources(), TOKENIZER, SHAPE, 0), 8)}
     groups = np.concatenate([b["image"]["group"].max(1) for b in take(task_mix(image), 50)])
-    domains = np.array(DOMAINS)[groups % len(DOMAINS)]
+    domains = np.array(DOMAIN_NUMBERS)[groups % len(DOMAIN_NUMBERS)]
     assert (domains == "real").mean() == pytest.approx(0.75, abs=0.02)
 
 
@@ -125,7 +125,7 @@ def test_task_weights_choose_the_turns():
     image = {"image": (rows(sources(task_weights=weights), TOKENIZER, SHAPE, 0), 8)}
     for batch in take(task_mix(image), 4):
         groups = batch["image"]["group"][batch["image"]["loss_mask"]]
-        assert {TASKS[g // len(DOMAINS)] for g in groups} == {"rec"}
+        assert {TASKS[g // len(DOMAIN_NUMBERS)] for g in groups} == {"rec"}
 
 
 def test_labels_are_the_drawn_turns_answers():
@@ -142,7 +142,7 @@ def test_turn_power_weighs_answers_by_their_length(power):
         0, np.random.default_rng(0)
     )
     for task in ("vqa", "reg"):
-        mine = row["group"] // len(DOMAINS) == TASKS.index(task)
+        mine = row["group"] // len(DOMAIN_NUMBERS) == TASKS.index(task)
         count = (mine & row["loss_mask"]).sum()
         assert row["weights"][mine].sum() == pytest.approx(count**power)
     assert not row["weights"][~row["loss_mask"]].any()

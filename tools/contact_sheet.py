@@ -11,10 +11,10 @@ import textwrap
 from PIL import Image, ImageDraw
 
 from sphinx_jax.data.playground import Example, make_picture
-from sphinx_jax.data.playground.canvas import DOMAINS
 from sphinx_jax.data.playground.photos import SPLITS
 from sphinx_jax.data.playground.pictures import KINDS
 from sphinx_jax.data.playground.things import PLAIN_FACE, font
+from sphinx_jax.data.tasks import DOMAINS
 
 CELL, TEXT_HEIGHT, COLUMNS, LINES = 200, 150, 6, 12
 

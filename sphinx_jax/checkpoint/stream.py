@@ -60,16 +60,6 @@ class LeafInfo(NamedTuple):
         return (chunk for _, chunk in _chunks_of(self, tuple(slice(0, n) for n in self.shape)))
 
 
-class Pending:
-    """A read under way; ``result`` waits for it."""
-
-    def __init__(self, what: str, future: ts.Future, shape: tuple[int, ...]):
-        self._what, self._future, self._shape = what, future, shape
-
-    def result(self) -> np.ndarray:
-        return _wait(self._future, f"cannot read {self._what}").reshape(self._shape)
-
-
 class Reader:
     """The leaves of a checkpoint, by slice.  Opening one reads no array.
 
@@ -96,19 +86,12 @@ class Reader:
             for path, array in self._arrays.items()
         }
 
-    def read_async(self, path: str, index: Index = ()) -> Pending:
-        """Starts to read ``leaf[index]``: ints and slices (step 1) of the leading axes, as in numpy.
-
-        Every read under way holds the chunks it touches in memory; the caller decides how many there are.
-        """
+    def read(self, path: str, index: Index = ()) -> np.ndarray:
+        """``leaf[index]`` in the leaf's dtype (bfloat16 is ml_dtypes'): ints and slices (step 1) of leading axes."""
         if path not in self.leaves:
             raise unknown("leaf", path, self.leaves)
         box, shape = _box(path, self.leaves[path].shape, index)
-        return Pending(f"{path} of {self.folder}", self._arrays[path][box].read(), shape)
-
-    def read(self, path: str, index: Index = ()) -> np.ndarray:
-        """``leaf[index]``, in the leaf's dtype (bfloat16 is ml_dtypes')."""
-        return self.read_async(path, index).result()
+        return _wait(self._arrays[path][box].read(), f"cannot read {path} of {self.folder}").reshape(shape)
 
 
 class Writer:

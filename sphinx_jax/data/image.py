@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import re
-from collections.abc import Callable
 from os import PathLike
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -223,55 +221,6 @@ def padded_resize(image: Image.Image, size: int) -> np.ndarray:
     return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def resized_center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """Resizes the shorter side to `size` and cuts out the central square.
-
-    Returns:
-      (S, S, 3) uint8.
-    """
-    _check_size(size)
-    width, height = image.size
-    if width <= height:
-        width, height = size, int(size * height / width)
-    else:
-        width, height = int(size * width / height), size
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    # round() to even, as torchvision's center_crop.
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.array(resized.crop((left, top, left + size, top + size)))
-
-
-def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Cuts out a random region (0.9-1 of the area, aspect ratio 0.75-1.3333) and resizes it to a square.
-
-    Ten tries, then the largest central region of an allowed ratio: torchvision's rule, with numpy's random
-    numbers.
-
-    Returns:
-      (S, S, 3) uint8.
-    """
-    _check_size(size)
-    box = _random_box(image.width, image.height, rng)
-    return np.array(image.crop(box).resize((size, size), Image.Resampling.BICUBIC))
-
-
-def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    low, high = _CROP_RATIO
-    for _ in range(_CROP_ATTEMPTS):
-        area = width * height * rng.uniform(*_CROP_AREA)
-        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left = int(rng.integers(width - w + 1))
-            top = int(rng.integers(height - h + 1))
-            return left, top, left + w, top + h
-    ratio = min(max(width / height, low), high)
-    w = max(1, min(width, round(height * ratio)))
-    h = max(1, min(height, round(width / ratio)))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
-
-
 def normalise(pixels: np.ndarray) -> np.ndarray:
     """(..., 3) uint8 RGB to float32 with CLIP's mean and standard deviation; same shape."""
     if pixels.dtype != np.uint8 or pixels.shape[-1:] != (3,):
@@ -284,42 +233,9 @@ def normalise(pixels: np.ndarray) -> np.ndarray:
     return values
 
 
-def denormalise(values: np.ndarray) -> np.ndarray:
-    """The inverse of `normalise`: (..., 3) float to uint8, rounded, out-of-range values clipped."""
-    pixels = (np.asarray(values, np.float32) * np.float32(CLIP_STD) + np.float32(CLIP_MEAN)) * np.float32(255)
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-
-
-_RESIZERS: dict[str, Callable[..., np.ndarray]] = {
-    "padded_resize": padded_resize,
-    "resized_center_crop": resized_center_crop,
-    "random_resized_crop": random_resized_crop,
-}
-
-
-def preprocess(
-    image: Image.Image, size: int, how: str = "padded_resize", rng: np.random.Generator | None = None
-) -> np.ndarray:
-    """A picture as the model takes it.
-
-    Args:
-      image: RGB, from `load_image`.
-      size: side S in pixels.
-      how: `padded_resize` (the published recipe, and the only one that keeps coordinates valid),
-        `resized_center_crop` or `random_resized_crop`.
-      rng: needed by `random_resized_crop` only.
-
-    Returns:
-      (S, S, 3) float32, CLIP-normalised, channels last.
-    """
-    if how not in _RESIZERS:
-        raise ValueError(f"unknown pre-processing {how!r}; choose one of {', '.join(_RESIZERS)}")
-    arguments: dict[str, Any] = {}
-    if how == "random_resized_crop":
-        if rng is None:
-            raise ValueError("random_resized_crop needs rng, a numpy.random.Generator")
-        arguments["rng"] = rng
-    return normalise(_RESIZERS[how](image, size, **arguments))
+def preprocess(image: Image.Image, size: int) -> np.ndarray:
+    """An RGB picture, from `load_image`, as the reference's encoders take it: (S, S, 3) float32, CLIP-normalised."""
+    return normalise(padded_resize(image, size))
 
 
 def _check_size(size: int) -> None:

@@ -65,7 +65,7 @@ class PackedRows(Sequence):
         return " + ".join(self.source.name_of(number) for number, *_ in self.pieces(n))
 
     def pieces(self, n: int) -> Iterator[tuple[int, int, int]]:
-        """The texts of a row: number, and the first and the last but one of its tokens."""
+        """The texts of row n, in order: (number of the text, its first token, the end of its tokens, exclusive)."""
         at, end = n * self.rows.shape.length, (n + 1) * self.rows.shape.length
         while at < end:
             epoch, offset = divmod(at, self.total)

@@ -13,14 +13,14 @@ import numpy as np
 
 from sphinx_jax.data.conversation import SYSTEM, BadItem, Encoded, Item, encode_conversation, pad
 from sphinx_jax.data.image import BadImage, load_image, padded_resize
-from sphinx_jax.data.tasks import INSTRUCTIONS
+from sphinx_jax.data.tasks import DOMAINS, INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
 # position in these tuples is the number that batches carry
 TASKS = ("other", "text", *INSTRUCTIONS)
-DOMAINS = ("other", "real", "synthetic")
+DOMAIN_NUMBERS = ("other", *DOMAINS)
 
 Row = dict[str, np.ndarray]
 
@@ -40,7 +40,7 @@ def system_of(item: Item) -> str:
 
 
 def domain_id(name: str) -> int:
-    return DOMAINS.index(name) if name in DOMAINS else 0
+    return DOMAIN_NUMBERS.index(name) if name in DOMAIN_NUMBERS else 0
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Rows(grain.transforms.RandomMap):
     def columns(self, encoded: Encoded, domain: int) -> Row:
         """What a batch holds of every position."""
         row = {"tokens": encoded.tokens, "loss_mask": encoded.loss_mask}
-        row["group"] = np.where(encoded.task >= 0, encoded.task * len(DOMAINS) + domain, 0).astype(np.int32)
+        row["group"] = np.where(encoded.task >= 0, encoded.task * len(DOMAIN_NUMBERS) + domain, 0).astype(np.int32)
         if self.shape.packed:
             row["documents"] = np.ones(len(encoded), np.int32)
         if self.shape.isolate_turns:

@@ -80,6 +80,9 @@ __all__ = [
 ]
 
 
+DOMAINS = ("real", "synthetic")  # whose data the paper's two pre-trainings, and the mix of their weights, are of
+
+
 class TaskError(ValueError):
     """An unknown task, or a value that does not fit one."""
 

@@ -74,7 +74,9 @@ def from_pretrained(
         return Sphinx(config, leaves, found.tokenizer, mesh)
     given = {"model": model, "config": config, "quick_gelu": quick_gelu}
     if named := [key for key, value in given.items() if value is not None]:
-        raise ValueError(f"{named[0]} is for published folders; {folders[0]} is a checkpoint that says it itself")
+        raise ValueError(
+            f"{named[0]}= applies to published folders; {folders[0]} stores its own config: leave {named[0]} out"
+        )
     found = folders[0] if store.is_complete(folders[0]) else last_checkpoint(folders[0])
     if found is None:
         raise store.BadCheckpoint(

@@ -28,7 +28,7 @@ from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.model.cache import Cache
 from sphinx_jax.model.views import normalise
 from sphinx_jax.recipe.recipe import PLAYGROUND, Recipe, mesh_of
-from sphinx_jax.sharding import RULES, partition_spec
+from sphinx_jax.sharding import partition_spec, row_ways
 from sphinx_jax.train.program import abstract_batches, abstract_kept, abstract_state, program
 from sphinx_jax.train.settings import TrainStage, shapes, throughput
 
@@ -208,7 +208,7 @@ def _used(error: str) -> int:
 
 
 def _ways(mesh: Mesh) -> int:
-    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    return row_ways(mesh)
 
 
 def _recomputed(model: ModelConfig, s: TrainStage) -> float:

@@ -68,7 +68,7 @@ class Torch:
         self.dtype = "bfloat16" if self.gpu else "float32"
 
     def half(self):
-        """The dtype that products are computed in, in force within."""
+        """A context: bfloat16 autocast on a GPU, nothing on a CPU."""
         return self.module.autocast(self.device, self.module.bfloat16, enabled=self.gpu)
 
     def wait(self) -> None:

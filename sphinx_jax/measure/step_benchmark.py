@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, ModelConfig
@@ -21,7 +21,7 @@ from sphinx_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sphinx_jax.measure.ahead import train_stages
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.recipe.recipe import PLAYGROUND, Recipe, mesh_of
-from sphinx_jax.sharding import RULES
+from sphinx_jax.sharding import row_sharding
 from sphinx_jax.train.loop import Checkpoints, Throughput, peak_memory
 from sphinx_jax.train.program import Program, abstract_batches, program, start
 from sphinx_jax.train.settings import TrainStage, shapes, throughput
@@ -154,7 +154,7 @@ def _prepare(recipe: Recipe, stage: str) -> _Prepared:
     made = program(model, stage, s, mesh)
     state = start(made, model, s, blueprint(model).init(mesh, recipe.seed), mesh)
     tokenizer = load_tokenizer(PLAYGROUND / "tokenizer.model")  # rows have the same shapes with any
-    rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    rows = row_sharding(mesh)
     random = np.random.default_rng(recipe.seed)
     batches = {
         kind: {

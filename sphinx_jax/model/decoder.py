@@ -96,7 +96,7 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """(B, T) int32 -> (B, T, D)."""
-        # rows whole: a lookup in a table cut along both its axes would bring every token to every device
+        # the embed axis is replicated first: of a gather from a table sharded in two dimensions XLA gathers the batch
         table = constrain(self.embedding[...].astype(dtype), "vocab", None)
         return constrain(table[tokens], "batch", None, None)
 

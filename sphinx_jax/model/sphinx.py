@@ -30,7 +30,7 @@ class Encoders(nnx.Module):
         views = make_views(images, view_size, self.config.views).astype(self.config.dtype)
         return constrain(views, "batch", None, None, None)
 
-    def __call__(self, images: jax.Array, remat: str = "none", kept: jax.Array | None = None) -> Features:
+    def __call__(self, images: jax.Array, kept: jax.Array | None = None) -> Features:
         """(B, S, S, 3) float32 CLIP-normalised pictures -> features of every view.
 
         ``kept`` (K,) int32: the views that are encoded (``views.kept_views``); the features of others are 0.
@@ -44,13 +44,13 @@ class Encoders(nnx.Module):
             views = {size: v.at[kept].get(mode="fill", fill_value=0) for size, v in views.items()}
         patches = []
         if self.clip is not None:
-            patches.append(self.clip(views[c.clip.view_size], remat))
+            patches.append(self.clip(views[c.clip.view_size]))
         if self.convnext is not None:
             seen = nearest(views[c.convnext.view_size].astype(jnp.float32), c.convnext.input_size).astype(c.dtype)
-            patches.append(to_grid(self.convnext(seen, remat), c.grid))
+            patches.append(to_grid(self.convnext(seen), c.grid))
         if self.dinov2 is not None:
-            patches.append(self.dinov2(views[c.dinov2.view_size], remat))
-        queries = self.blip2(views[c.blip2.view_size], remat) if self.blip2 is not None else None
+            patches.append(self.dinov2(views[c.dinov2.view_size]))
+        queries = self.blip2(views[c.blip2.view_size]) if self.blip2 is not None else None
 
         def by_picture(x):
             x = constrain(x, "batch", None, None)

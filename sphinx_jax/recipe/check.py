@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from sphinx_jax.config import ConfigError, unknown
-from sphinx_jax.data.rows import DOMAINS
 from sphinx_jax.data.sources import SPLITS
-from sphinx_jax.data.tasks import INSTRUCTIONS
+from sphinx_jax.data.tasks import DOMAINS, INSTRUCTIONS
 from sphinx_jax.model.blueprint import FROZEN, blueprint, check_fit, matches
 from sphinx_jax.model.lora import BASE
 from sphinx_jax.recipe.recipe import Recipe
@@ -34,7 +33,7 @@ def check_names(recipe: Recipe, name: str, kind: str) -> None:
             if name in recipe.stages and needed not in data.meta:
                 raise ConfigError(f"split {needed!r} is not in data.meta, which has {', '.join(data.meta)}")
         return
-    for field, known in (("tasks", INSTRUCTIONS), ("domains", DOMAINS[1:]), ("split", SPLITS), ("held_out", SPLITS)):
+    for field, known in (("tasks", INSTRUCTIONS), ("domains", DOMAINS), ("split", SPLITS), ("held_out", SPLITS)):
         given = getattr(stage, field, None) or ()
         for one in (given,) if isinstance(given, str) else given:
             if one not in known:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.paths import write_whole
 from sphinx_jax.report.drawing import PARTLY, RIGHT, WRONG, Sample, annotate, describe, verdict, verdict_text
 from sphinx_jax.report.drawing import grid as draw_grid
 from sphinx_jax.report.plots import History, beta_figure, curves, held_out, loss_figure, score_figure, smooth
 from sphinx_jax.report.score_table import (
-    DOMAINS,
     GROUPS,
     LEGEND,
     MISSING,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sphinx_jax.report.score_table import DOMAINS, Cell, Row, finite, lower_is_better
+from sphinx_jax.data.tasks import DOMAINS
+from sphinx_jax.report.score_table import Cell, Row, finite, lower_is_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-DOMAINS = ("real", "synthetic")
+from sphinx_jax.data.tasks import DOMAINS
+
 GROUPS = ("all", *DOMAINS)
 NOT_BETTER = "▼"
 MISSING = "–"

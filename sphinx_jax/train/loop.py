@@ -14,16 +14,16 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.command import Stopped
 from sphinx_jax.config import ModelConfig
-from sphinx_jax.data.rows import DOMAINS
+from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.distributed import barrier, gather
 from sphinx_jax.model.blueprint import Leaves
-from sphinx_jax.sharding import RULES, row_share
+from sphinx_jax.sharding import row_sharding, row_share
 from sphinx_jax.train.history import History
 from sphinx_jax.train.preemption import Preemption
 from sphinx_jax.train.step import Sums, TrainState, by_group
@@ -123,7 +123,7 @@ def run(job: TrainJob) -> TrainState:
     window = _Window(start)
     bad, left, waits, tracing, unusable = 0, None, False, False, collections.Counter()
     learnt, used = start > 0, collections.Counter()  # whether a step was of use; rows that were, by kind
-    rows, (_, shares) = NamedSharding(job.mesh, PartitionSpec(RULES["batch"])), row_share(job.mesh)
+    rows, (_, shares) = row_sharding(job.mesh), row_share(job.mesh)
 
     def place(x: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(rows, x, (len(x) * shares, *x.shape[1:]))

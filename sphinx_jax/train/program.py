@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, ModelConfig
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import Leaves, blueprint, matches
-from sphinx_jax.sharding import RULES, abstract, partition_spec
+from sphinx_jax.sharding import abstract, partition_spec, row_sharding, row_ways
 from sphinx_jax.train.optimizer import make_optimizer, state_shardings
 from sphinx_jax.train.settings import TrainStage
 from sphinx_jax.train.step import TrainState, make_step
@@ -34,7 +33,7 @@ def program(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh) -> Program
 
     Raises ConfigError where the rows of a batch do not divide over the mesh.
     """
-    ways, parts = math.prod(mesh.shape[axis] for axis in RULES["batch"]), {}
+    ways, parts = row_ways(mesh), {}
     for kind, size in s.rows().items():
         if size % (ways * s.accumulate):
             raise ConfigError(
@@ -131,7 +130,7 @@ def abstract_batches(
     s: TrainStage, shapes: dict[str, Shape], tokenizer: Tokenizer, mesh: Mesh
 ) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """What a step takes: rows as the data stream makes them, of each kind as many as the stage asks for."""
-    rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    rows = row_sharding(mesh)
     batches = {}
     for kind, shape in shapes.items():
         row = Rows(Source(kind, ()), tokenizer, shape).masked(0)

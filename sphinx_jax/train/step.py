@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sphinx_jax.data.rows import DOMAINS, TASKS
+from sphinx_jax.data.rows import DOMAIN_NUMBERS, TASKS
 from sphinx_jax.model.blueprint import Blueprint, Leaves
 from sphinx_jax.model.decoder import Decoder
 from sphinx_jax.model.embedding_mix import Features
@@ -21,7 +21,7 @@ from sphinx_jax.model.sphinx import SphinxModel
 from sphinx_jax.model.views import normalise
 from sphinx_jax.sharding import constrain
 
-GROUPS = len(TASKS) * len(DOMAINS)
+GROUPS = len(TASKS) * len(DOMAIN_NUMBERS)
 LOGITS_BYTES = 2**28  # of float32 logits that a device holds at a time
 
 Batch = dict[str, jax.Array]
@@ -103,12 +103,12 @@ def batch_sums(batch: Batch, losses: jax.Array) -> Sums:
 
 def by_group(sums: Sums, prefix: str) -> dict[str, Any]:
     """Mean losses by task, and by domain of those that have one: ``{prefix}task/vqa``, ``{prefix}real``."""
-    loss, count = (np.reshape(x, (len(TASKS), len(DOMAINS))) for x in sums)
+    loss, count = (np.reshape(x, (len(TASKS), len(DOMAIN_NUMBERS))) for x in sums)
     entry = {}
     for i, task in enumerate(TASKS):
         if count[i].sum():
             entry[f"{prefix}task/{task}"] = float(loss[i].sum() / count[i].sum())
-    for j, domain in enumerate(DOMAINS):
+    for j, domain in enumerate(DOMAIN_NUMBERS):
         if count[2:, j].sum() and j:
             entry[f"{prefix}{domain}"] = float(loss[2:, j].sum() / count[2:, j].sum())
     return entry
@@ -185,7 +185,7 @@ def make_step(
         whole = {name: batch for name, batch in batches.items() if parts_of[name] == 1}
         total = gradient(state, whole, counts) if whole else None
         for name, batch in batches.items():
-            if name not in whole:  # onto the sum of those before: a second one would be as large as the weights
+            if name not in whole:  # into the gradients so far: a second tree of them would cost a copy of the weights
                 total = gradient_by_parts(state, name, batch, counts, total)
         (loss, sums), grads = total
         state, metrics = update(optimizer, state, loss, grads, rate)

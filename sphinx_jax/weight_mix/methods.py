@@ -11,11 +11,10 @@ own, unless the docstring says otherwise.
 
 from __future__ import annotations
 
-import itertools
 import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -52,32 +51,12 @@ class Method:
     fixed: bool = False
 
 
-def mix(method: str, unit: Unit, parameters: Mapping[str, Any]) -> Iterator[np.ndarray]:
-    """The mixed rows of a unit, float32, one array for each of its slices.
-
-    Args:
-      method: a name of ``METHODS``.
-      parameters: by name; one for each source is a sequence, or one number for all.
-
-    Raises:
-      ConfigError: the method or a parameter is unknown, missing or impossible, or the slices have not the base or the
-        number of sources that the method takes.
-    """
-    opened = unit.slices()
-    first = next(opened, None)
-    if first is None:
-        return iter(())
-    complete = resolve(method, parameters, sources=len(first.sources), base=first.base is not None)
-    begun = [itertools.chain([first], opened)]  # the first pass goes on from here: no slice is read for the check alone
-    again = unit.slices
-    return METHODS[method].run(replace(unit, slices=lambda: begun.pop() if begun else again()), complete)
-
-
 def resolve(method: str, parameters: Mapping[str, Any], *, sources: int, base: bool) -> dict[str, Any]:
     """The method's parameters, complete: defaults filled in, and a list of ``sources`` values for each per-source one.
 
     Raises:
-      ConfigError: as ``mix``; nothing needs to be opened to know.
+      ConfigError: the method or a parameter is unknown, missing or impossible, or there is not the base or the number
+        of sources that the method takes.  Nothing needs to be opened to know.
     """
     if method not in METHODS:
         raise unknown("method of the weight mix", method, METHODS)

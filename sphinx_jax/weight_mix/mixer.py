@@ -120,10 +120,10 @@ class Mixer:
             return
         wanted, found = blueprint(self.config).specs.keys(), set(self.paths)
         if wrong := sorted(wanted ^ found):
-            says = "lacks" if wrong[0] in wanted else "has besides"
+            says = "lacks" if wrong[0] in wanted else "has an unexpected"
             raise BadCheckpoint(
-                f"with --missing {self.mix.missing} the mix is the model of no source: it {says} {wrong[0]} "
-                f"({len(wrong)} leaves in all); give sources of one model, or another --missing"
+                f"with --missing {self.mix.missing} the mixed leaves match the config of no source: the mix {says} "
+                f"{wrong[0]} ({len(wrong)} leaves in all); give sources of one model, or another --missing"
             )
 
     def _open_lora(self) -> SideBySide | None:
@@ -192,7 +192,7 @@ class Mixer:
         )  # fmt: skip
 
     def _coefficients(self, path: str, index: Index) -> list[np.float32]:
-        """Of the low-rank additions at a place: those of the weight that they belong to."""
+        """The mix coefficients of a LoRA factor: those of its base weight."""
         weight, _ = lora.split(path)
         return mix_methods.coefficients(
             self.mix.method, self._parameters(weight, index), sources=len(self.sources), base=self.base is not None

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from sphinx_jax.data.conversation import Item
-from sphinx_jax.data.playground.canvas import DOMAINS
 from sphinx_jax.data.playground.photos import SPLITS
 from sphinx_jax.data.playground.workers import pictures
+from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.progress import progress
 
 
@@ -162,22 +162,6 @@ def _quiet() -> Iterator[None]:
         tfds.enable_progress_bar()
 
 
-def to_item(record: dict[str, Any], image: str | None = None) -> dict[str, Any]:
-    """A record as an item of the published conversation form; `image`: a path in place of the bytes."""
-    messages = []
-    for turn in record["turns"]:
-        messages.append({"from": "human", "value": turn["question"]})
-        messages.append({"from": "gpt", "value": turn["answer"]})
-    return {
-        "id": record["id"],
-        "image": image or record["image"],
-        "conversations": messages,
-        "tasks": [turn["task"] for turn in record["turns"]],
-        "kinds": [turn["kind"] for turn in record["turns"]],
-        "domain": record["domain"],
-    }
-
-
 def as_item(record: dict[str, Any]) -> Item:
     """A record as an `Item`, its picture as encoded bytes."""
     turns = record["turns"]
@@ -189,23 +173,3 @@ def as_item(record: dict[str, Any]) -> Item:
         domain=record["domain"],
         id=record["id"],
     )
-
-
-def export(source: Sequence[dict[str, Any]], folder: str | os.PathLike[str], name: str = "conversations") -> Path:
-    """Writes records as `<name>.json` and `images/` in a folder, as users of the published release have them.
-
-    Returns the path of the JSON file, which is written last; the paths of pictures in it are relative to the
-    folder.
-    """
-    folder = Path(folder)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    items = []
-    for record in source:
-        suffix = "jpg" if record["domain"] == "real" else "png"
-        path = f"images/{record['id']}.{suffix}"
-        (folder / path).write_bytes(record["image"])
-        items.append(to_item(record, path))
-    listing = folder / f"{name}.json"
-    partial = listing.with_suffix(".json.partial")
-    partial.write_text(json.dumps(items, indent=1))
-    return partial.replace(listing)

@@ -15,8 +15,6 @@ from PIL import Image, ImageFilter
 from sphinx_jax.data.playground import photos
 from sphinx_jax.data.tasks import Box
 
-DOMAINS = ("real", "synthetic")
-
 SHORTEST, LONGEST = 128, 192
 """Pixels of a side of a picture."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from sphinx_jax.data.playground import questions
 from sphinx_jax.data.playground import questions_documents as documents
-from sphinx_jax.data.playground.canvas import DOMAINS, encode
+from sphinx_jax.data.playground.canvas import encode
 from sphinx_jax.data.playground.photos import SPLITS
 from sphinx_jax.data.playground.questions import Ask, Turn, ask_all
 from sphinx_jax.data.playground.scene import Scene
@@ -18,7 +18,7 @@ from sphinx_jax.data.playground.scenes_page import chart_scene, page_scene
 from sphinx_jax.data.playground.scenes_people import person_scene
 from sphinx_jax.data.playground.scenes_text import text_scene
 from sphinx_jax.data.playground.scenes_things import single_scene, things_scene
-from sphinx_jax.data.tasks import PaddedSquare
+from sphinx_jax.data.tasks import DOMAINS, PaddedSquare
 
 
 @dataclass(frozen=True)

@@ -112,10 +112,10 @@ class Stage(nnx.Module):
         self.downsample = None if first else Patchify(2, before, width, rngs=rngs)
         self.blocks = stack(lambda r: Block(width, eps, rngs=r), depth, rngs)
 
-    def __call__(self, x: jax.Array, remat: str) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         if self.downsample is not None:
             x = self.downsample(self.norm(x))
-        x, _ = run_stack(self.blocks, x, lambda block, x, _: (block(x), None), remat=remat)
+        x, _ = run_stack(self.blocks, x, lambda block, x, _: (block(x), None))
         return x
 
 
@@ -133,8 +133,8 @@ class ConvNext(nnx.Module):
         )
         self.norm = LayerNorm(c.dims[-1], c.norm_eps)
 
-    def __call__(self, views: jax.Array, remat: str = "none") -> jax.Array:
+    def __call__(self, views: jax.Array) -> jax.Array:
         x = self.stem_norm(self.stem(views))
         for stage in self.stages:
-            x = stage(x, remat)
+            x = stage(x)
         return self.norm(x)

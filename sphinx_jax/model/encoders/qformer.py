@@ -50,10 +50,10 @@ class QFormer(nnx.Module):
         self.norm = LayerNorm(c.width, c.norm_eps)
         self.pairs = stack(lambda r: Pair(c, vision_width, rngs=r), c.layers // 2, rngs)
 
-    def __call__(self, vision: jax.Array, remat: str = "none") -> jax.Array:
+    def __call__(self, vision: jax.Array) -> jax.Array:
         x = self.norm(self.queries[...]).astype(vision.dtype)
         x = jnp.broadcast_to(x, (len(vision), *x.shape))
-        x, _ = run_stack(self.pairs, x, lambda pair, x, _: (pair(x, vision), None), remat=remat)
+        x, _ = run_stack(self.pairs, x, lambda pair, x, _: (pair(x, vision), None))
         return x
 
 
@@ -64,5 +64,5 @@ class Blip2(nnx.Module):
         self.vision = Vit(vision, rngs=rngs)
         self.qformer = QFormer(qformer, vision.width, rngs=rngs)
 
-    def __call__(self, views: jax.Array, remat: str = "none") -> jax.Array:
-        return self.qformer(self.vision(views, remat), remat)
+    def __call__(self, views: jax.Array) -> jax.Array:
+        return self.qformer(self.vision(views))

@@ -109,12 +109,12 @@ class Vit(nnx.Module):
         first = jnp.broadcast_to(self.class_embedding[...].astype(patches.dtype), (len(views), 1, patches.shape[-1]))
         return jnp.concatenate([first, patches], axis=1) + self.positions().astype(patches.dtype)
 
-    def encode(self, x: jax.Array, remat: str = "none") -> jax.Array:
+    def encode(self, x: jax.Array) -> jax.Array:
         """(I, 1 + P, C) embedded tokens -> (I, 1 + P, C) features."""
         if self.norm_before is not None:
             x = self.norm_before(x)
-        x, _ = run_stack(self.blocks, x, lambda block, x, _: (block(x), None), remat=remat)
+        x, _ = run_stack(self.blocks, x, lambda block, x, _: (block(x), None))
         return self.norm(x)
 
-    def __call__(self, views: jax.Array, remat: str = "none") -> jax.Array:
-        return self.encode(self.embed(views), remat)
+    def __call__(self, views: jax.Array) -> jax.Array:
+        return self.encode(self.embed(views))

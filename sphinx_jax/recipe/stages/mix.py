@@ -16,7 +16,7 @@ from annotated_types import MinLen
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.rows import Rows, Shape, Source
-from sphinx_jax.data.tasks import INSTRUCTIONS
+from sphinx_jax.data.tasks import DOMAINS, INSTRUCTIONS
 from sphinx_jax.distributed import barrier
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, held_dtypes, matches
 from sphinx_jax.paths import write_whole
@@ -28,8 +28,6 @@ from sphinx_jax.weight_mix.interpolate import interpolate
 from sphinx_jax.weight_mix.search import Judge, along, best, sweep
 from sphinx_jax.weight_mix.settings import Mix, to_json
 from sphinx_jax.weight_mix.write import write
-
-DOMAINS = ("real", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,9 @@ def apart(run: Run, models: Sequence[Leaves]) -> tuple[list[Leaves], Leaves]:
     for other in models[1:]:
         for path, x in frozen.items():
             if not jnp.array_equal(x, other[path]):
-                raise store.BadCheckpoint(f"{path}, which is frozen, differs; these models do not see alike")
+                raise store.BadCheckpoint(
+                    f"frozen leaf {path} differs between models; a mix needs the same encoders"
+                )
     return [{path: x for path, x in leaves.items() if path not in frozen} for leaves in models], frozen
 
 

@@ -15,11 +15,12 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.foreign.foreign import is_foreign, open_foreign
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConfigError, from_dict
+from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.generate.load import place
 from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.recipe.recipe import Recipe
 from sphinx_jax.recipe.run import Run
-from sphinx_jax.recipe.stages.mix import DOMAINS, MixStage, apart, as_mix, check_models, described, judge_of, with_mean
+from sphinx_jax.recipe.stages.mix import MixStage, apart, as_mix, check_models, described, judge_of, with_mean
 from sphinx_jax.report import mix_figures
 from sphinx_jax.report.score_table import number
 from sphinx_jax.weight_mix import search as mix_search
@@ -28,7 +29,6 @@ from sphinx_jax.weight_mix.search import Judge
 from sphinx_jax.weight_mix.settings import Mix, check_allowances
 from sphinx_jax.weight_mix.sources import short_names
 
-WAYS = ("sweep", "greedy", "learn")
 GRID = tuple(i / 10 for i in range(11))
 
 

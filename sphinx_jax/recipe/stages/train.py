@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from sphinx_jax.data.rows import Shape, Source
 from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.model.blueprint import Leaves, held_dtypes
 from sphinx_jax.recipe.run import Run
-from sphinx_jax.sharding import RULES, row_share
+from sphinx_jax.sharding import row_share, row_ways
 from sphinx_jax.train import held_out, loop
 from sphinx_jax.train.optimizer import learning_rate
 from sphinx_jax.train.program import program, start
@@ -35,7 +34,7 @@ from sphinx_jax.train.stage_data import (
 def train(run: Run, name: str, settings: TrainStage) -> None:
     model, mesh, folder = run.recipe.model, run.mesh, run.folder(name)
     s = fitted(model, settings)
-    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    ways = row_ways(mesh)
     s = with_rows(s, run.data, ways * s.accumulate)
     made = program(model, name, s, mesh)
     dtypes, found = held_dtypes(model, s.frozen), store.newest(folder / "checkpoints")
