@@ -46,10 +46,22 @@ def get_config(what: str = "") -> ConfigDict:
     c.mesh = {"tensor": 0, "expert": 0}
     c.stages = ("finetune",)
     stage = {
-        "kind": "train", "start": str(start), "epochs": 1.0, "batch": 128, "device_rows": 1, "length": 512,
-        "text_length": 512, "domains": {"*": 1.0}, "rate": 2e-5, "warmup_epochs": 0.03, "clip": 8.0,
-        "weight_decay": 0.0, "remat": "full", "save_every": 500, "frozen": FROZEN,
-    }  # fmt: skip
+        "kind": "train",
+        "start": str(start),
+        "epochs": 1.0,
+        "batch": 128,
+        "device_rows": 1,
+        "length": 512,
+        "text_length": 512,
+        "domains": {"*": 1.0},
+        "rate": 2e-5,
+        "warmup_epochs": 0.03,
+        "clip": 8.0,
+        "weight_decay": 0.0,
+        "remat": "full",
+        "save_every": 500,
+        "frozen": FROZEN,
+    }
     for option in options:
         name, _, value = option.partition("=")
         if name == "lora":

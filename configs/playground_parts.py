@@ -22,13 +22,25 @@ def get_config() -> ConfigDict:
     c.stage = {
         "encoders": {"kind": "encoders", "steps": 9000},
         "decoder": {
-            "kind": "train", "start": "fresh", "steps": 2000, "text_batch": 24, "text_length": 224,
-            "frozen": ("encoders/*", "embedding_mix/*"), "optimizer": "muon",
-            "optimizer_settings": {"adam_learning_rate": 0.3}, "rate": 8e-3, "warmup": 50, "clip": 1.0, "log_every": 50,
+            "kind": "train",
+            "start": "fresh",
+            "steps": 2000,
+            "text_batch": 24,
+            "text_length": 224,
+            "frozen": ("encoders/*", "embedding_mix/*"),
+            "optimizer": "muon",
+            "optimizer_settings": {"adam_learning_rate": 0.3},
+            "rate": 8e-3,
+            "warmup": 50,
+            "clip": 1.0,
+            "log_every": 50,
             "save_every": 1000,
         },
         "parts": {
-            "kind": "assemble", "encoders": "encoders", "decoder": "decoder", "out": "sphinx_jax/data/playground/parts",
+            "kind": "assemble",
+            "encoders": "encoders",
+            "decoder": "decoder",
+            "out": "sphinx_jax/data/playground/parts",
         },
-    }  # fmt: skip
+    }
     return c

@@ -25,30 +25,60 @@ def get_config() -> ConfigDict:
     c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     c.stages = ("pretrain_real", "continue_synthetic", "mix", "finetune", "evaluate", "show")
     shared = {  # copied for each stage, so that a setting on the command line changes that stage alone
-        "kind": "train", "batch": 16, "turns": 8, "isolate_turns": True, "length": 144, "text_batch": 4,
-        "text_length": 128, "text_weight": 0.25, "optimizer": "muon", "optimizer_settings": {"adam_learning_rate": 0.3},
-        "clip": 1.0, "warmup": 30, "cache_features": True,
-    }  # fmt: skip
+        "kind": "train",
+        "batch": 16,
+        "turns": 8,
+        "isolate_turns": True,
+        "length": 144,
+        "text_batch": 4,
+        "text_length": 128,
+        "text_weight": 0.25,
+        "optimizer": "muon",
+        "optimizer_settings": {"adam_learning_rate": 0.3},
+        "clip": 1.0,
+        "warmup": 30,
+        "cache_features": True,
+    }
     pretraining = CAPTIONS | {"rec": 1.0, "reg": 1.0}
     c.stage = {
-        "pretrain_real": deepcopy(shared) | {
-            "start": "parts", "steps": 450, "rate": 1e-2, "floor": 2e-3, "domains": {"real": 1.0},
+        "pretrain_real": deepcopy(shared)
+        | {
+            "start": "parts",
+            "steps": 450,
+            "rate": 1e-2,
+            "floor": 2e-3,
+            "domains": {"real": 1.0},
             "tasks": dict(pretraining),
         },
-        "continue_synthetic": deepcopy(shared) | {
-            "start": "pretrain_real", "steps": 180, "rate": 3e-3, "domains": {"synthetic": 1.0},
+        "continue_synthetic": deepcopy(shared)
+        | {
+            "start": "pretrain_real",
+            "steps": 180,
+            "rate": 3e-3,
+            "domains": {"synthetic": 1.0},
             "tasks": dict(pretraining),
         },
         "mix": {
-            "kind": "mix", "real": "pretrain_real", "synthetic": "continue_synthetic", "tasks": dict(CAPTIONS),
+            "kind": "mix",
+            "real": "pretrain_real",
+            "synthetic": "continue_synthetic",
+            "tasks": dict(CAPTIONS),
             "metric": "caption_loss",
         },
-        "finetune": deepcopy(shared) | {
-            "start": "mix", "steps": 2000, "rate": 1e-2, "domains": {"real": 1.0, "synthetic": 1.0}, "turns": 6,
-            "length": 112, "text_batch": 2, "turn_power": 0.5, "tasks": dict(TASKS),
+        "finetune": deepcopy(shared)
+        | {
+            "start": "mix",
+            "steps": 2000,
+            "rate": 1e-2,
+            "domains": {"real": 1.0, "synthetic": 1.0},
+            "turns": 6,
+            "length": 112,
+            "text_batch": 2,
+            "turn_power": 0.5,
+            "tasks": dict(TASKS),
         },
         "evaluate": {"kind": "evaluate", "start": "finetune", "limit": 500},
         "show": {"kind": "show"},
         "chat": {"kind": "chat"},
-    }  # fmt: skip
+    }
     return c

@@ -226,18 +226,35 @@ class ModelConfig(Settings):
 def clip_config(width=1024, layers=24, heads=16, patch=14, view_size=224, quick_gelu=False) -> VitConfig:
     """OpenAI CLIP ViT; ``quick_gelu`` as the weights were trained, erf GELU as the reference's HEAD runs them."""
     return VitConfig(
-        width, layers, heads, 4 * width, patch, view_size, patch_bias=False, norm_before=True,
-        activation="quick_gelu" if quick_gelu else "gelu", norm_eps=1e-5,
-    )  # fmt: skip
+        width,
+        layers,
+        heads,
+        4 * width,
+        patch,
+        view_size,
+        patch_bias=False,
+        norm_before=True,
+        activation="quick_gelu" if quick_gelu else "gelu",
+        norm_eps=1e-5,
+    )
 
 
 def dinov2_config(width=1536, layers=40, heads=24, patch=14, view_size=224, position_grid=37) -> VitConfig:
     """DINOv2 with packed SwiGLU: hidden = 2/3 of 4 × width, up to a multiple of 8 (the authors' SwiGLUFFNFused)."""
     hidden = (int(width * 4 * 2 / 3) + 7) // 8 * 8
     return VitConfig(
-        width, layers, heads, hidden, patch, view_size, activation="swiglu", layer_scale=True,
-        norm_eps=1e-6, position_grid=position_grid, imagenet_normalised=True,
-    )  # fmt: skip
+        width,
+        layers,
+        heads,
+        hidden,
+        patch,
+        view_size,
+        activation="swiglu",
+        layer_scale=True,
+        norm_eps=1e-6,
+        position_grid=position_grid,
+        imagenet_normalised=True,
+    )
 
 
 def blip2_config(width=1408, layers=39, heads=16, mlp_width=6144, patch=14, view_size=224) -> VitConfig:
@@ -269,9 +286,12 @@ def _full(name: str, decoder: DecoderConfig, views: ViewsConfig, **changes) -> M
 
 def _light(name: str, views: ViewsConfig) -> ModelConfig:
     return ModelConfig(
-        name=name, decoder=DECODERS["tiny"], views=views,
-        convnext=LARGE_CONVNEXT, dinov2=dinov2_config(),
-    )  # fmt: skip
+        name=name,
+        decoder=DECODERS["tiny"],
+        views=views,
+        convnext=LARGE_CONVNEXT,
+        dinov2=dinov2_config(),
+    )
 
 
 FAMILY: dict[str, ModelConfig] = {

@@ -36,9 +36,12 @@ class Cluster(NamedTuple):
 
 
 def find_cluster(
-    coordinator: str | None, processes: int | None, process: int | None, asked: bool | None,
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    asked: bool | None,
     environment: Mapping[str, str] = os.environ,
-) -> Cluster | None:  # fmt: skip
+) -> Cluster | None:
     """What flags or the environment say of this run; None where it is a process of its own.
 
     Flags come first, then ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, then what
@@ -113,7 +116,7 @@ def supervise(workdir: Path, newest: Callable[[Path], tuple[str, int] | None]) -
         f"error: this process {how}: another process of the run is gone, or the machine was short of memory. The same "
         f"command, with as many processes as there are now, goes on from {where}.",
         file=sys.stderr,
-    )  # fmt: skip
+    )
     return LOST
 
 

@@ -16,9 +16,13 @@ TOKENS = np.random.default_rng(0).integers(0, 64, (2, 24))
 
 # 24 positions of waves that are short, so that each kind of rope tells
 LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16, "rope_theta": 100.0,
-}  # fmt: skip
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 100.0,
+}
 LLAMA = {
     "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 6, "rope_parameters": LLAMA3},
     "tied": {"tie_word_embeddings": True, "attention_bias": True, "num_key_value_heads": 4},
@@ -133,8 +137,11 @@ def convnext(folder: Path) -> dict[str, np.ndarray]:
 
 
 ENCODERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-    "clip": clip, "dinov2": dinov2, "blip2": blip2, "convnext": convnext,
-}  # fmt: skip
+    "clip": clip,
+    "dinov2": dinov2,
+    "blip2": blip2,
+    "convnext": convnext,
+}
 
 
 def make(folder: Path, case: str) -> dict[str, np.ndarray]:

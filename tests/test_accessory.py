@@ -30,10 +30,16 @@ TEXT = DATA / "llama_text" / "ckpt_mp2"
 MIXTRAL = ModelConfig(
     name="mixtral",
     decoder=DecoderConfig(
-        dim=32, layers=2, heads=4, kv_heads=2, vocab_size=64, hidden_dim=48, rope_theta=1e6,
+        dim=32,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        vocab_size=64,
+        hidden_dim=48,
+        rope_theta=1e6,
         moe=MoeConfig(4, 2, 0.1, half_router=True),
     ),
-)  # fmt: skip
+)
 MIXTRAL_PEFT = dataclasses.replace(
     MIXTRAL,
     name="mixtral_peft",
@@ -329,13 +335,23 @@ def test_a_folder_of_metas_llama_3_is_read_as_it_lies(tmp_path):
     table = ranks()
     rows = len(table) + 256 + len(table) % 2
     params = {
-        "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": rows, "multiple_of": 48,
-        "ffn_dim_multiplier": 0.5, "norm_eps": 1e-5, "rope_theta": 500000.0, "use_scaled_rope": True,
-    }  # fmt: skip
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "vocab_size": rows,
+        "multiple_of": 48,
+        "ffn_dim_multiplier": 0.5,
+        "norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "use_scaled_rope": True,
+    }
     config = from_params("llama", params, 0)
     rng, parts = np.random.default_rng(0), [{}, {}]
-    whole = {n.foreign: rng.normal(size=n.blank(blueprint(config).specs[n.leaves[0]].shape).shape) for n in
-             accessory_names(config)}  # fmt: skip
+    whole = {
+        n.foreign: rng.normal(size=n.blank(blueprint(config).specs[n.leaves[0]].shape).shape)
+        for n in accessory_names(config)
+    }
     whole = {key: tensor.astype(np.float32) for key, tensor in whole.items()}
     for key, tensor in whole.items():
         pieces = np.split(tensor, 2) if key == "tok_embeddings.weight" else cut(key, tensor, 2, 0)

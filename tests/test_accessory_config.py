@@ -15,21 +15,31 @@ SIZES = {
     "7b": {"dim": 4096, "n_layers": 32, "n_heads": 32},
     "tiny": {"dim": 2048, "n_layers": 22, "n_heads": 32, "n_kv_heads": 4, "vocab_size": 32000},
     "8x7b": {
-        "dim": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 8, "hidden_dim": 14336, "head_dim": 128,
+        "dim": 4096,
+        "n_layers": 32,
+        "n_heads": 32,
+        "n_kv_heads": 8,
+        "hidden_dim": 14336,
+        "head_dim": 128,
         "moe": {"num_experts": 8, "num_experts_per_tok": 2},
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
     ("kind", "sizes", "name"),
     [
-        ("llama_ens", "13b", "sphinx"), ("llama_ens", "7b", "sphinx_7b"), ("llama_ens5", "13b", "sphinx_1k"),
-        ("llama_ens10", "13b", "sphinx_2k"), ("llama_ens5p2", "13b", "sphinx_1k_pooled"),
-        ("llama_ens_light", "tiny", "sphinx_tiny"), ("llama_ens5_light", "tiny", "sphinx_tiny_1k"),
-        ("mixtral_sparse_ens", "8x7b", "sphinx_moe"), ("mixtral_sparse_ens5", "8x7b", "sphinx_moe_1k"),
+        ("llama_ens", "13b", "sphinx"),
+        ("llama_ens", "7b", "sphinx_7b"),
+        ("llama_ens5", "13b", "sphinx_1k"),
+        ("llama_ens10", "13b", "sphinx_2k"),
+        ("llama_ens5p2", "13b", "sphinx_1k_pooled"),
+        ("llama_ens_light", "tiny", "sphinx_tiny"),
+        ("llama_ens5_light", "tiny", "sphinx_tiny_1k"),
+        ("mixtral_sparse_ens", "8x7b", "sphinx_moe"),
+        ("mixtral_sparse_ens5", "8x7b", "sphinx_moe_1k"),
     ],
-)  # fmt: skip
+)
 def test_published_types_are_the_family(kind, sizes, name):
     expected = family(name)
     assert dataclasses.replace(from_params(kind, SIZES[sizes], 32000), name=name) == expected
@@ -156,9 +166,17 @@ def test_sizes_that_are_not_there_get_one_line():
 
 
 LLAMA31 = {
-    "dim": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 8, "vocab_size": 128256, "multiple_of": 1024,
-    "ffn_dim_multiplier": 1.3, "norm_eps": 1e-05, "rope_theta": 500000.0, "use_scaled_rope": True,
-}  # fmt: skip
+    "dim": 4096,
+    "n_layers": 32,
+    "n_heads": 32,
+    "n_kv_heads": 8,
+    "vocab_size": 128256,
+    "multiple_of": 1024,
+    "ffn_dim_multiplier": 1.3,
+    "norm_eps": 1e-05,
+    "rope_theta": 500000.0,
+    "use_scaled_rope": True,
+}
 
 
 def test_a_folder_of_metas_own_is_a_llama_of_its_params(tmp_path):

@@ -25,9 +25,16 @@ from sphinx_jax.train.settings import TrainStage, shapes
 
 MODEL = tiny_config()
 STAGE = TrainStage(
-    start="fresh", steps=1, batch=8, length=12, text_batch=8, text_length=16, pack_text=True, domains={"*": 1.0},
+    start="fresh",
+    steps=1,
+    batch=8,
+    length=12,
+    text_batch=8,
+    text_length=16,
+    pack_text=True,
+    domains={"*": 1.0},
     device_rows=4,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
@@ -36,8 +43,9 @@ def test_what_is_compiled_ahead_is_what_runs(mesh, optimizer):
     made = program(MODEL, "t", stage, mesh)
     tokenizer = load_tokenizer(PLAYGROUND / "tokenizer.model")
     state, rows = (
-        abstract_state(made, MODEL, stage, mesh), abstract_batches(stage, shapes(MODEL, stage), tokenizer, mesh)
-    )  # fmt: skip
+        abstract_state(made, MODEL, stage, mesh),
+        abstract_batches(stage, shapes(MODEL, stage), tokenizer, mesh),
+    )
     with jax.set_mesh(mesh):
         compiled = made.step.lower(state, rows, np.float32(0.1)).compile()
         real = start(made, MODEL, stage, born(MODEL), mesh)
@@ -172,17 +180,33 @@ def test_the_tool_compiles_the_steps_of_a_recipe_for_a_tpu(tmp_path):
     pytest.importorskip("libtpu")
     root = Path(ahead.__file__).parents[2]
     small = {
-        "model.decoder": {"layers": 2, "dim": 512, "heads": 4}, "model.clip": {"layers": 1},
-        "model.dinov2": {"layers": 1}, "model.blip2": {"layers": 1}, "model.qformer": {"layers": 2},
+        "model.decoder": {"layers": 2, "dim": 512, "heads": 4},
+        "model.clip": {"layers": 1},
+        "model.dinov2": {"layers": 1},
+        "model.blip2": {"layers": 1},
+        "model.qformer": {"layers": 2},
         "model.convnext": {"depths": (1, 1, 1, 1)},
         "stage.finetune": {"batch": 8, "text_batch": 8, "device_rows": 1},
-    }  # fmt: skip
+    }
     changes = [f"--config.{part}.{key}={value}" for part, values in small.items() for key, value in values.items()]
     done = subprocess.run(
-        [sys.executable, root / "tools" / "compile_ahead.py", "--config", root / "configs" / "sphinx_7b.py",
-         "--topology", "v5e:2x2", "--stage", "finetune", "--json", *changes],
-        capture_output=True, text=True, cwd=tmp_path, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            root / "tools" / "compile_ahead.py",
+            "--config",
+            root / "configs" / "sphinx_7b.py",
+            "--topology",
+            "v5e:2x2",
+            "--stage",
+            "finetune",
+            "--json",
+            *changes,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     steps = found["steps"]

@@ -153,8 +153,11 @@ def test_settings_at_their_limits_arrive_as_they_are(text_model, monkeypatch):
     monkeypatch.setattr(engine, "generate", lambda *given, stops, **settings: seen.append(settings) or [[65]])
     limits = {"max_new_tokens": 1, "temperature": 0, "top_p": 1, "seed": -(2**63)}
     of_numpy = {
-        "max_new_tokens": np.int32(3), "temperature": np.float32(2), "top_p": np.float64(0.5), "seed": np.int64(7),
-    }  # fmt: skip
+        "max_new_tokens": np.int32(3),
+        "temperature": np.float32(2),
+        "top_p": np.float64(0.5),
+        "seed": np.int64(7),
+    }
     for settings in (limits, of_numpy):
         assert text_model.generate(("a",), **settings) == [text_model.respond((("a", None),), **settings)]
         assert seen[-2:] == [settings, settings]

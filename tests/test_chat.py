@@ -44,9 +44,15 @@ def talk(monkeypatch, capsys):
 def test_what_cannot_be_answered_leaves_the_conversation_as_it_was(talk):
     model, said = talk("one", "fail", "interrupt", "", "   ", "half \ud800", "two")
     assert said[1:] == [
-        "sphinx> 1 one", "max_new_tokens 9 leaves no room", "stopped", "", "",
-        "turns[1][0] holds half of a surrogate pair, which is no character", "sphinx> 2 two", "",
-    ]  # fmt: skip
+        "sphinx> 1 one",
+        "max_new_tokens 9 leaves no room",
+        "stopped",
+        "",
+        "",
+        "turns[1][0] holds half of a surrogate pair, which is no character",
+        "sphinx> 2 two",
+        "",
+    ]
     assert model.asked[-1] == ([("one", "1 one"), ("two", None)], None)
 
 

@@ -292,9 +292,15 @@ def test_each_picture_is_looked_for_on_its_own(tmp_path, monkeypatch):
     raw = [conversation("a", "b") | {"image": name} for name in names]
     items = talk.read_items(write(Path("lists/a.json"), raw))
     assert [item.image for item in items] == [
-        None, "lists/gone.png", "3.png", "lists/pictures/2.png", "lists/1.png", "lists/no/folder.png",
-        "gs://bucket/x.png", "lists/" + "x" * 300,
-    ]  # fmt: skip
+        None,
+        "lists/gone.png",
+        "3.png",
+        "lists/pictures/2.png",
+        "lists/1.png",
+        "lists/no/folder.png",
+        "gs://bucket/x.png",
+        "lists/" + "x" * 300,
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (DATA / "dialog").glob("*.yaml")))

@@ -18,6 +18,7 @@ from sphinx_jax.checkpoint import store, stream
 from sphinx_jax.checkpoint.foreign import accessory, assemble, convert
 from sphinx_jax.checkpoint.foreign.foreign import open_foreign
 from sphinx_jax.checkpoint.foreign.pth import read_pth
+from sphinx_jax.checkpoint.foreign.verify import verify, verify_foreign
 from sphinx_jax.config import FAMILY, ConfigError, ModelConfig
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.weight_mix.settings import Mix
@@ -39,7 +40,7 @@ def run_tool(*arguments, expect=0):
 def test_there_and_back_is_lossless(tmp_path, source, shards):
     found = open_foreign([source])
     convert.to_checkpoint(found, tmp_path / "ours", quiet=True)
-    assert convert.verify(found, tmp_path / "ours", quiet=True) == len(found.names)
+    assert verify(found, tmp_path / "ours", quiet=True) == len(found.names)
     back = convert.from_checkpoint(tmp_path / "ours", tmp_path / "theirs", "accessory", shards=shards, quiet=True)
     again = accessory.open_folders([back])
     assert again.keys() == accessory.open_folders([source]).keys(), "unused keys take part"
@@ -69,7 +70,7 @@ def test_what_is_written_in_other_forms_is_verified_and_keeps_its_dtype(tmp_path
         assert {str(tensor.dtype) for tensor in found.tensors.values()} == {"bfloat16"}
     shifted = stream.Reader(tmp_path / "ours").read
     with pytest.raises(store.BadCheckpoint, match="is not decoder/"):
-        convert.verify_foreign(lambda path, index: shifted(path, index) + 1, tmp_path / "hf", quiet=True)
+        verify_foreign(lambda path, index: shifted(path, index) + 1, tmp_path / "hf", quiet=True)
 
 
 def test_several_folders_are_one_model():
@@ -96,7 +97,7 @@ def test_verify_sees_a_single_wrong_value(tmp_path):
         writer.write(path, (), leaf)
     writer.finish(found.config, None, {})
     with pytest.raises(store.BadCheckpoint, match=r"decoder/blocks/ffn/down\[1\] is not layers.1.feed_forward.w2"):
-        convert.verify(found, tmp_path / "ours", quiet=True)
+        verify(found, tmp_path / "ours", quiet=True)
 
 
 def test_an_interrupted_conversion_goes_on_and_reads_nothing_twice(tmp_path, monkeypatch):
@@ -124,7 +125,7 @@ def test_an_interrupted_conversion_goes_on_and_reads_nothing_twice(tmp_path, mon
     # leaves that share a chunk with what was not written yet are read once more
     assert len(again) < len(first) and len(read) - 13 < len(found.names)
     monkeypatch.undo()
-    assert convert.verify(found, tmp_path / "ours", quiet=True) == len(found.names)
+    assert verify(found, tmp_path / "ours", quiet=True) == len(found.names)
 
 
 def test_a_checkpoint_cut_for_a_mesh_has_whole_chunks_on_each_device(tmp_path):
@@ -155,8 +156,10 @@ def test_what_may_be_missing_is_born_and_what_may_not_is_listed(tmp_path):
 
 def test_a_dry_run_names_every_key_of_the_full_files_and_reads_none():
     for listing, model in (
-        ("llama_ens_13b", "sphinx_1k"), ("llama_ens_light", "sphinx_tiny"), ("mixtral_sparse_ens", "sphinx_moe"),
-    ):  # fmt: skip
+        ("llama_ens_13b", "sphinx_1k"),
+        ("llama_ens_light", "sphinx_tiny"),
+        ("mixtral_sparse_ens", "sphinx_moe"),
+    ):
         file = DATA / "published" / f"full_keys_{listing}.json"
         keys = {key for key, *_ in json.loads(file.read_text())}
         found = open_foreign([file], model=model)
@@ -312,7 +315,7 @@ def test_what_the_dtype_flushes_is_refused_unless_it_is_asked_for(tmp_path):
     run_tool(source, tmp_path / "out", "--dtype", "fp16", "--allow", "underflow", "--verify", "--quiet")
     found = open_foreign([source])
     with pytest.raises(store.BadCheckpoint, match="too small for float16"):
-        convert.verify(found, tmp_path / "out", quiet=True)
+        verify(found, tmp_path / "out", quiet=True)
     done = run_tool(source, tmp_path / "more", "--allow", "overflow", expect=1)
     assert done.stderr.startswith("error: unknown thing to allow 'overflow'; did you mean 'underflow'?")
 
@@ -327,7 +330,7 @@ def test_verify_compares_with_the_source_itself(tmp_path):
             writer.write(path, (), leaf.astype(np.float16))
     writer.finish(found.config, None, {})
     with pytest.raises(store.BadCheckpoint, match=r"down\[1\]: 1 of \d+ values overflow float16"):
-        convert.verify(found, tmp_path / "made", quiet=True)
+        verify(found, tmp_path / "made", quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +349,7 @@ def test_a_leaf_has_a_dtype_that_holds_all_its_layers(tmp_path, first, last, wan
     key, path = "model.layers.{}.mlp.down_proj.weight", "decoder/blocks/ffn/down"
     rows = np.stack([found.tensors[key.format(i)].read().T.astype(np.float32) for i in range(2)])
     converted = convert.to_checkpoint(found, tmp_path / "converted", quiet=True)
-    assert convert.verify(found, converted, quiet=True)
+    assert verify(found, converted, quiet=True)
     mix = Mix("linear", (str(source),), per_source=({"weight": 1.0},))
     mixed = write_mix(mix, tmp_path / "mixed", quiet=True)
     exported = convert.from_checkpoint(converted, tmp_path / "exported", "hf", quiet=True)
@@ -387,4 +390,4 @@ def test_an_export_that_merges_or_fills_up_is_verified(tmp_path, fields):
     assert "tensors are the same" in done.stdout
     other = {path: leaf + 0.1 * ("lora" in path or "bias/q" in path) for path, leaf in leaves.items()}
     with pytest.raises(store.BadCheckpoint, match="is not decoder/"):
-        convert.verify_foreign(lambda path, index: np.asarray(other[path])[index], tmp_path / "hf", config, quiet=True)
+        verify_foreign(lambda path, index: np.asarray(other[path])[index], tmp_path / "hf", config, quiet=True)

@@ -102,8 +102,12 @@ def test_a_check_that_fails_is_a_row_and_others_go_on(tmp_path):
     assert rows["hang"][-1][1].startswith("failed: took longer than ")
     assert rows["good"] == [("a token", "3 ms | all")]
     assert {file.name for file in tmp_path.iterdir()} == {
-        "chip.jsonl", "mark", "chip.error.log", "chip.crash.log", "chip.hang.log",
-    }  # fmt: skip
+        "chip.jsonl",
+        "mark",
+        "chip.error.log",
+        "chip.crash.log",
+        "chip.hang.log",
+    }
     assert "Traceback" in (tmp_path / "chip.error.log").read_text()
 
 
@@ -137,12 +141,21 @@ def test_every_check_is_there_and_all_are_within_nine_minutes():
 @pytest.mark.parametrize(
     ("kind", "rate"),
     [
-        ("NVIDIA H100 80GB HBM3", 3352e9), ("NVIDIA H100 PCIe", 2000e9), ("NVIDIA H200", 4800e9),
-        ("NVIDIA A100-SXM4-80GB", 2039e9), ("NVIDIA A100-SXM4-40GB", 1555e9), ("TPU v5 lite", 819e9),
-        ("TPU v5", 2765e9), ("TPU v6 lite", 1640e9), ("Tesla T4", 320e9), ("NVIDIA L4", 300e9),
-        ("NVIDIA L40", None), ("NVIDIA A10G", None), ("cpu", None),
+        ("NVIDIA H100 80GB HBM3", 3352e9),
+        ("NVIDIA H100 PCIe", 2000e9),
+        ("NVIDIA H200", 4800e9),
+        ("NVIDIA A100-SXM4-80GB", 2039e9),
+        ("NVIDIA A100-SXM4-40GB", 1555e9),
+        ("TPU v5 lite", 819e9),
+        ("TPU v5", 2765e9),
+        ("TPU v6 lite", 1640e9),
+        ("Tesla T4", 320e9),
+        ("NVIDIA L4", 300e9),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10G", None),
+        ("cpu", None),
     ],
-)  # fmt: skip
+)
 def test_the_bandwidth_is_that_of_the_device_named(kind, rate):
     from sphinx_jax.measure.hardware import known_bandwidth
 

@@ -76,11 +76,21 @@ class _Tokens:
             return TrainState({}, state.optimizer + 1, {}), {"loss": 1.0, "norm": 1.0, "finite": True}
 
         job = loop.TrainJob(
-            "stage", self.folder, loop.LoopSettings(len(self.losses), 1, save_every=2, keep="best", evaluate_every=1),
-            begin, step, lambda step: 0.1, lambda start: iter(lambda: {"text": {"tokens": np.zeros((1, 1))}}, None),
-            TEXT, None, self.mesh, recipe={"settings": {"keep": "best"}}, throughput=loop.Throughput(1, 1.0, 1.0),
-            held_out=lambda state, place: {"held_out/loss": self.losses[state.optimizer - 1]}, quiet=True,
-        )  # fmt: skip
+            "stage",
+            self.folder,
+            loop.LoopSettings(len(self.losses), 1, save_every=2, keep="best", evaluate_every=1),
+            begin,
+            step,
+            lambda step: 0.1,
+            lambda start: iter(lambda: {"text": {"tokens": np.zeros((1, 1))}}, None),
+            TEXT,
+            None,
+            self.mesh,
+            recipe={"settings": {"keep": "best"}},
+            throughput=loop.Throughput(1, 1.0, 1.0),
+            held_out=lambda state, place: {"held_out/loss": self.losses[state.optimizer - 1]},
+            quiet=True,
+        )
         loop.run(job)
 
 

@@ -25,22 +25,34 @@ PUBLISHED = {
     "LLaMA 1": {"max_sequence_length": 2048, "pad_token_id": -1, "torch_dtype": "float16", "transformers_version": "4"},
     "Llama 2": {"_name_or_path": "meta-llama/Llama-2-7b-hf", "pretraining_tp": 1, "use_cache": True, "pad_token_id": 0},
     "Llama 3.2": {
-        "head_dim": 8, "eos_token_id": [3, 4], "attention_dropout": 0.0, "initializer_range": 0.02, "rope_theta": 5e5,
+        "head_dim": 8,
+        "eos_token_id": [3, 4],
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "rope_theta": 5e5,
         "rope_scaling": {
-            "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+            "factor": 32.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
             "rope_type": "llama3",
         },
     },
     "Mistral as LLaMA": {"model_type": "mistral", "sliding_window": None, "rope_theta": 1e6},
     "SmolLM2": {
-        "is_llama_config": True, "rope_interleaved": False, "rope_scaling": None, "max_window_layers": 28,
-        "transformers.js_config": {"dtype": "q4"}, "use_sliding_window": False, "sliding_window": 4096,
+        "is_llama_config": True,
+        "rope_interleaved": False,
+        "rope_scaling": None,
+        "max_window_layers": 28,
+        "transformers.js_config": {"dtype": "q4"},
+        "use_sliding_window": False,
+        "sliding_window": 4096,
     },
     "Vicuna": {"temperature": 0.9, "top_p": 0.6, "max_length": 4096, "tie_word_embeddings": False},
     "Unsloth": {"unsloth_fixed": True, "unsloth_version": "2025.1", "_flash_attn_2_enabled": True, "_commit_hash": "a"},
     "transformers 5": {"dtype": "bfloat16", "layer_types": ["full_attention"] * 2, "id2label": {"0": "LABEL_0"}},
     "a tokenizer of its own": {"auto_map": {"AutoTokenizer": ["tokenization.Tok", None]}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

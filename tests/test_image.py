@@ -99,17 +99,26 @@ def turned(orientation: int, fmt: str = "PNG") -> bytes:
 @pytest.mark.parametrize(
     ("orientation", "row", "column"),
     [
-        (1, "top", "left"), (2, "top", "right"), (3, "bottom", "right"), (4, "bottom", "left"),
-        (5, "left", "top"), (6, "right", "top"), (7, "right", "bottom"), (8, "left", "bottom"),
+        (1, "top", "left"),
+        (2, "top", "right"),
+        (3, "bottom", "right"),
+        (4, "bottom", "left"),
+        (5, "left", "top"),
+        (6, "right", "top"),
+        (7, "right", "bottom"),
+        (8, "left", "bottom"),
     ],
-)  # fmt: skip
+)
 def test_pictures_stand_as_their_exif_orientation_says(orientation, row, column):
     def sides(picture):
         pixels = np.asarray(picture)
         width, height = picture.width // 2, picture.height // 2
         middles = {
-            "top": pixels[0, width], "bottom": pixels[-1, width], "left": pixels[height, 0], "right": pixels[height, -1]
-        }  # fmt: skip
+            "top": pixels[0, width],
+            "bottom": pixels[-1, width],
+            "left": pixels[height, 0],
+            "right": pixels[height, -1],
+        }
         found = {tuple(map(int, colour)): side for side, colour in middles.items()}
         return found[255, 0, 0], found[0, 0, 255]
 

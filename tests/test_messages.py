@@ -205,11 +205,42 @@ def test_a_byte_order_mark_and_another_case_are_no_matter(tmp_path):
     assert len(read_items(tmp_path / "A.JSON")) == 1
 
 
-WORDS = st.sampled_from([
-    "image", "images", "img", "video", "conversations", "messages", "from", "value", "role", "content", "human", "gpt",
-    "system", "text", "type", "image_url", "url", "task", "tasks", "kinds", "domain", "id", "a.png", "gs://b/x",
-    "https://x.org/a.png", "data:,x", "data:;base64,Zm9v", "foo://x", "<image>", "\n###", "\ud800", "\0",
-])  # fmt: skip
+WORDS = st.sampled_from(
+    [
+        "image",
+        "images",
+        "img",
+        "video",
+        "conversations",
+        "messages",
+        "from",
+        "value",
+        "role",
+        "content",
+        "human",
+        "gpt",
+        "system",
+        "text",
+        "type",
+        "image_url",
+        "url",
+        "task",
+        "tasks",
+        "kinds",
+        "domain",
+        "id",
+        "a.png",
+        "gs://b/x",
+        "https://x.org/a.png",
+        "data:,x",
+        "data:;base64,Zm9v",
+        "foo://x",
+        "<image>",
+        "\n###",
+        "\ud800",
+        "\0",
+    ]
+)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | WORDS
 JSON = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS | st.text(), inner, max_size=5)

@@ -149,8 +149,10 @@ def test_more_tokens_or_no_tokenizer_are_a_warning_and_the_mix_has_most(tmp_path
 @pytest.fixture
 def strangers(tmp_path):
     other = changed(TEXT, "decoder", rope_theta=5e5)
-    return [store.save(tmp_path / c.name, born(TEXT, i), c, None, {}) for i, c in
-            enumerate((changed(TEXT, name="a"), changed(other, name="b")))]  # fmt: skip
+    return [
+        store.save(tmp_path / c.name, born(TEXT, i), c, None, {})
+        for i, c in enumerate((changed(TEXT, name="a"), changed(other, name="b")))
+    ]
 
 
 def test_nothing_that_opens_several_as_one_passes_it_over(strangers, tmp_path):

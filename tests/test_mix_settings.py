@@ -104,9 +104,10 @@ def test_the_flags_say_which_way_the_command_is_used():
 
 
 def test_a_search_refuses_a_folder_that_exists_before_it_begins(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", [
-        str(TOOL), "--sweep", "--sources", *map(str, folders[:2]), "--workdir", "nowhere", "--out", str(tmp_path)
-    ])  # fmt: skip
+    monkeypatch.setattr(
+        "sys.argv",
+        [str(TOOL), "--sweep", "--sources", *map(str, folders[:2]), "--workdir", "nowhere", "--out", str(tmp_path)],
+    )
     with pytest.raises(SystemExit, match="exists already"):
         runpy.run_path(str(TOOL), run_name="__main__")
 

@@ -108,9 +108,15 @@ def test_full_size_parameter_counts_are_the_published_ones():
 
 @pytest.mark.parametrize(
     ("name", "positions"),
-    [("sphinx", 291), ("sphinx_1k", 1455), ("sphinx_2k", 2910), ("sphinx_1k_pooled", 687), ("sphinx_tiny", 259),
-     ("sphinx_tiny_1k", 1295)],
-)  # fmt: skip
+    [
+        ("sphinx", 291),
+        ("sphinx_1k", 1455),
+        ("sphinx_2k", 2910),
+        ("sphinx_1k_pooled", 687),
+        ("sphinx_tiny", 259),
+        ("sphinx_tiny_1k", 1295),
+    ],
+)
 def test_image_positions_are_the_published_ones(name, positions):
     assert family(name).image_positions == positions
 

@@ -22,8 +22,11 @@ TEXT = DATA / "llama_gqa"
 TOOL = Path(__file__).parent.parent / "tools" / "parity.py"
 # quantity -> the numbers on record that it is held to
 KEYS = {
-    "hidden": "text__final_norm", "logits": "text_logits_full", "loss": "text_loss", "decoding": "text_gen_logits",
-}  # fmt: skip
+    "hidden": "text__final_norm",
+    "logits": "text_logits_full",
+    "loss": "text_loss",
+    "decoding": "text_gen_logits",
+}
 
 
 def row(record: Path) -> dict[str, float]:

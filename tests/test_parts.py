@@ -26,12 +26,17 @@ def values(out) -> dict:
         "stage": {
             "encoders": {"kind": "encoders", "steps": 2, "batch": 4, "log_every": 1},
             "decoder": {
-                "kind": "train", "start": "fresh", "steps": 2, "text_batch": 2, "text_length": 48, "log_every": 1,
+                "kind": "train",
+                "start": "fresh",
+                "steps": 2,
+                "text_batch": 2,
+                "text_length": 48,
+                "log_every": 1,
                 "frozen": ("encoders/*", "embedding_mix/*"),
             },
             "parts": {"kind": "assemble", "encoders": "encoders", "decoder": "decoder", "out": str(out)},
         },
-    }  # fmt: skip
+    }
 
 
 def test_parts_are_the_trained_encoders_and_the_trained_decoder(tmp_path, mesh):

@@ -51,9 +51,12 @@ def test_the_nano_form_has_the_same_parts(name):
 def test_each_recipe_runs_from_end_to_end(name, tmp_path):
     command = [sys.executable, "-m", "sphinx_jax.main", "--config", f"configs/{name}.py", "--smoke"]
     done = subprocess.run(
-        [*command, f"--workdir={tmp_path / name}"], capture_output=True, text=True, cwd=ROOT,
+        [*command, f"--workdir={tmp_path / name}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     for stage in values(name)["stages"]:
         assert (tmp_path / name / stage / "done.json").exists()

@@ -42,10 +42,26 @@ def test_int8_rounds_to_the_nearest_step_of_each_output():
 
 def test_nf4_takes_the_nearest_of_its_sixteen_numbers():
     # quantiles of a normal distribution, from the paper's table (Dettmers et al. 2023, appendix E)
-    table = np.array([
-        -1, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0, 0.0795803, 0.1609302,
-        0.2461123, 0.33791524, 0.44070983, 0.5626170, 0.72295684, 1,
-    ])  # fmt: skip
+    table = np.array(
+        [
+            -1,
+            -0.6961928,
+            -0.52507305,
+            -0.39491749,
+            -0.28444138,
+            -0.18477343,
+            -0.09105004,
+            0,
+            0.0795803,
+            0.1609302,
+            0.2461123,
+            0.33791524,
+            0.44070983,
+            0.5626170,
+            0.72295684,
+            1,
+        ]
+    )
     path = "decoder/blocks/ffn/down"
     x = np.asarray(born(CONFIG)[path])  # (L, F, D), 64 inputs a group
     groups = x.reshape(3, 2, 64, 64)

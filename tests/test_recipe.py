@@ -19,9 +19,20 @@ from sphinx_jax.recipe.stages import mix_choice
 from sphinx_jax.weight_mix.write import write as write_mix
 
 SHARED = {
-    "kind": "train", "batch": 4, "turns": 2, "isolate_turns": True, "length": 160, "text_batch": 2, "text_length": 48,
-    "optimizer": "muon", "rate": 1e-2, "warmup": 1, "clip": 1.0, "log_every": 2, "cache_features": True,
-}  # fmt: skip
+    "kind": "train",
+    "batch": 4,
+    "turns": 2,
+    "isolate_turns": True,
+    "length": 160,
+    "text_batch": 2,
+    "text_length": 48,
+    "optimizer": "muon",
+    "rate": 1e-2,
+    "warmup": 1,
+    "clip": 1.0,
+    "log_every": 2,
+    "cache_features": True,
+}
 CAPTIONS = {"short_caption": 1.0, "grounded_caption": 1.0}
 
 
@@ -36,15 +47,20 @@ def values() -> dict:
             "real": SHARED | {"start": "fresh", "steps": 4, "domains": {"real": 1.0}, "tasks": CAPTIONS},
             "synthetic": SHARED | {"start": "real", "steps": 2, "domains": {"synthetic": 1.0}, "tasks": CAPTIONS},
             "mix": {
-                "kind": "mix", "real": "real", "synthetic": "synthetic", "tasks": CAPTIONS, "metric": "caption_loss",
-                "pictures": 8, "batch": 4,
+                "kind": "mix",
+                "real": "real",
+                "synthetic": "synthetic",
+                "tasks": CAPTIONS,
+                "metric": "caption_loss",
+                "pictures": 8,
+                "batch": 4,
             },
             "finetune": SHARED | {"start": "mix", "steps": 4, "domains": {"real": 1.0, "synthetic": 1.0}},
             "evaluate": {"kind": "evaluate", "start": "finetune", "limit": 2, "batch": 16},
             "show": {"kind": "show", "samples": 4},
             "chat": {"kind": "chat", "question": "What is the red thing?", "max_new_tokens": 4},
         },
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +80,14 @@ def test_a_list_whose_pictures_are_nowhere_is_no_success(tmp_path, caplog):
         "stages": ("real",),
     }
     wrong["stage"]["real"] |= {
-        "domains": {"*": 1.0}, "tasks": None, "cache_features": False, "steps": 40, "batch": 4, "text_batch": 0,
+        "domains": {"*": 1.0},
+        "tasks": None,
+        "cache_features": False,
+        "steps": 40,
+        "batch": 4,
+        "text_batch": 0,
         "log_every": 20,
-    }  # fmt: skip
+    }
     with pytest.raises(ValueError, match=r"real: 8 of 8 items tried of '\*' .*picturs/0.png does not exist"):
         runner.run(runner.parse(wrong), tmp_path / "start", quiet=True)
     assert not (tmp_path / "start" / "real").exists()

@@ -47,13 +47,24 @@ def values(start, tmp_path):
     (tmp_path / "items.jsonl").write_text("\n".join(lines))
     (tmp_path / "list.yaml").write_text(f"META:\n  - {{path: items.jsonl, root: {tmp_path}}}\n")
     stage = {
-        "kind": "train", "start": str(start), "steps": 4, "batch": 2, "length": 64, "domains": {"*": 1.0},
-        "rate": 1e-2, "warmup": 1, "log_every": 1, "save_every": 2, "keep": 9,
-    }  # fmt: skip
+        "kind": "train",
+        "start": str(start),
+        "steps": 4,
+        "batch": 2,
+        "length": 64,
+        "domains": {"*": 1.0},
+        "rate": 1e-2,
+        "warmup": 1,
+        "log_every": 1,
+        "save_every": 2,
+        "keep": 9,
+    }
     return {
-        "model": to_dict(CONFIG), "tokenizer": str(start), "stage": {"tune": stage},
+        "model": to_dict(CONFIG),
+        "tokenizer": str(start),
+        "stage": {"tune": stage},
         "data": {"playground": None, "meta": {"train": str(tmp_path / "list.yaml")}},
-    }  # fmt: skip
+    }
 
 
 def losses(workdir):

@@ -170,7 +170,7 @@ def test_there_is_a_stage_of_each_kind_to_change_and_all_are_right():
         ("model.views", {"crops": 3, "image_size": 32, "skip_padded": True}, "model.views.skip_padded needs crops"),
         ("model.pool_crops", 0, "config.model.pool_crops must be at least 1, not 0"),
     ],
-)  # fmt: skip
+)
 def test_a_setting_that_does_not_fit_is_refused_by_its_path(path, value, says):
     assert says in refusal(changed(path, value))
 
@@ -258,8 +258,11 @@ def test_every_published_model_is_within_its_ranges(name):
 def _classes() -> list[type]:
     models = [one for one in vars(config).values() if isinstance(one, type) and issubclass(one, Settings)]
     return [one for one in models if dataclasses.is_dataclass(one)] + [
-        MeshConfig, DataConfig, Recipe, *(_of(kind)[0] for kind in KINDS)
-    ]  # fmt: skip
+        MeshConfig,
+        DataConfig,
+        Recipe,
+        *(_of(kind)[0] for kind in KINDS),
+    ]
 
 
 def _unbounded(hint: object) -> list[str]:

@@ -23,10 +23,11 @@ MODELS = {
     "tied": dataclasses.replace(DENSE, decoder=dataclasses.replace(DENSE.decoder, tied_embeddings=True)),
     "lora": dataclasses.replace(DENSE, decoder=dataclasses.replace(DENSE.decoder, lora_rank=2, bias=("q", "gate"))),
     "moe": tiny_config(
-        decoder=DecoderConfig(dim=32, layers=2, heads=4, kv_heads=2, vocab_size=512, hidden_dim=32,
-                              moe=MoeConfig(4, 2, 0.1)),
+        decoder=DecoderConfig(
+            dim=32, layers=2, heads=4, kv_heads=2, vocab_size=512, hidden_dim=32, moe=MoeConfig(4, 2, 0.1)
+        ),
     ),
-}  # fmt: skip
+}
 SHAPES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 4, 2, 1), (1, 1, 8, 1), (2, 1, 4, 1)]
 EXPERTS = [(1, 2, 1, 4), (1, 1, 2, 4), (2, 2, 1, 2), (1, 8, 1, 1)]
 
@@ -35,10 +36,20 @@ def one_step(name, mesh, device_rows=0):
     """Loss, and leaves less their gradients, of a step of SGD."""
     model = MODELS[name]
     settings = TrainStage(
-        start="fresh", steps=1, batch=8, length=12, text_batch=8, text_length=16, pack_text=True, optimizer="sgd",
-        clip=0.0, domains={"real": 1.0}, device_rows=device_rows, remat="full",
+        start="fresh",
+        steps=1,
+        batch=8,
+        length=12,
+        text_batch=8,
+        text_length=16,
+        pack_text=True,
+        optimizer="sgd",
+        clip=0.0,
+        domains={"real": 1.0},
+        device_rows=device_rows,
+        remat="full",
         **({"frozen": (*FROZEN, *BASE)} if name == "lora" else {}),
-    )  # fmt: skip
+    )
     made = program(model, name, settings, mesh)
     placed = {p: jax.device_put(x, blueprint(model).shardings(mesh)[p]) for p, x in leaves(model).items()}
     state = start(made, model, settings, placed, mesh)
@@ -153,19 +164,32 @@ def test_impossible_meshes_are_refused(sizes, says):
         make_mesh(**sizes, devices=jax.devices()[:1])
 
 
-@pytest.mark.parametrize(("count", "experts", "found"), [(1, None, (1, 1)), (4, None, (4, 1)), (48, None, (16, 3)),
-                                                        (64, 8, (4, 2))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("count", "experts", "found"), [(1, None, (1, 1)), (4, None, (4, 1)), (48, None, (16, 3)), (64, 8, (4, 2))]
+)
 def test_a_mesh_is_found_for_the_devices_and_rows(count, experts, found):
     """(fsdp, tensor) for batches of 128 and 32 rows."""
     model = DENSE if experts is None else MODELS["moe"]
     if experts:
         moe = dataclasses.replace(model.decoder, moe=MoeConfig(experts, 2))
         model = dataclasses.replace(model, decoder=moe)
-    recipe = parse({
-        "model": dataclasses.asdict(model), "data": {"playground": "nano"}, "mesh": {"tensor": 0, "expert": 0},
-        "stage": {"a": {"kind": "train", "start": "fresh", "steps": 1, "batch": 128, "domains": {"real": 1.0},
-                        "text_batch": 32}},
-    })  # fmt: skip
+    recipe = parse(
+        {
+            "model": dataclasses.asdict(model),
+            "data": {"playground": "nano"},
+            "mesh": {"tensor": 0, "expert": 0},
+            "stage": {
+                "a": {
+                    "kind": "train",
+                    "start": "fresh",
+                    "steps": 1,
+                    "batch": 128,
+                    "domains": {"real": 1.0},
+                    "text_batch": 32,
+                }
+            },
+        }
+    )
     mesh = mesh_of(recipe, [object() for _ in range(count)])
     assert (mesh.shape["fsdp"], mesh.shape["tensor"]) == found
     assert mesh.shape["expert"] == (experts or 1) and mesh.size == count

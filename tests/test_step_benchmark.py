@@ -17,8 +17,14 @@ def run(*arguments):
 
 @pytest.mark.slow
 def test_a_step_is_timed_and_its_rows_counted():
-    said = run("step", "--config=configs/sphinx_7b.py", "--stage=finetune", "--smoke", "--steps=2",
-               "--config.stage.finetune.length=64")  # fmt: skip
+    said = run(
+        "step",
+        "--config=configs/sphinx_7b.py",
+        "--stage=finetune",
+        "--smoke",
+        "--steps=2",
+        "--config.stage.finetune.length=64",
+    )
     assert said.returncode == 0, said.stderr[-2000:]
     head, times, rates = said.stdout.splitlines()
     assert head.startswith("finetune: 8 image rows in 2 parts, 8 text rows in 2 parts; 1 x")

@@ -83,9 +83,13 @@ def test_a_written_checkpoint_is_restored_like_any_other(tmp_path, mesh):
 def test_a_saved_checkpoint_is_read(tmp_path):
     leaves = odd_leaves()
     folder = store.save(
-        tmp_path / "c", {path: jnp.asarray(leaf) for path, leaf in leaves.items()}, CONFIG, None, {},
+        tmp_path / "c",
+        {path: jnp.asarray(leaf) for path, leaf in leaves.items()},
+        CONFIG,
+        None,
+        {},
         optimizer=(jnp.ones(3), ()),
-    )  # fmt: skip
+    )
     (folder / "data").mkdir()
     reader = stream.Reader(folder)
     assert {path: info[:2] for path, info in reader.leaves.items()} == {

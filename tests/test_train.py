@@ -166,10 +166,13 @@ def test_the_text_batch_counts_by_its_weight(mesh):
     optimizer = make_optimizer("sgd", trainable_specs(), clip=0.0, weight_decay=0.0)
     image, text = batch(), batch(seed=1, image=False)
     loss = {
-        weight: float(make_step(PLAN, optimizer, weights={"text": weight})(
-            state_of(optimizer, mesh), {"image": image, "text": text}, np.float32(0))[1]["loss"])
+        weight: float(
+            make_step(PLAN, optimizer, weights={"text": weight})(
+                state_of(optimizer, mesh), {"image": image, "text": text}, np.float32(0)
+            )[1]["loss"]
+        )
         for weight in (0.0, 0.5, 1.0)
-    }  # fmt: skip
+    }
     assert loss[0.5] == pytest.approx((loss[0.0] + loss[1.0]) / 2, rel=1e-5)
     assert loss[1.0] > loss[0.0]
 
@@ -198,10 +201,21 @@ def test_training_stops_at_bad_steps_in_a_row_wherever_log_lines_fall(bad, stopp
 
     def train():
         job = loop.TrainJob(
-            "stage", tmp_path, loop.LoopSettings(len(bad), log_every=3, bad_steps=3),
-            lambda found: TrainState({}, None, {}), step, lambda step: 0.1, lambda start: batches, CONFIG, None, mesh,
-            recipe={}, throughput=loop.Throughput(1, 1.0, 1.0), identify=lambda n: {"image": [f"row {n}"]}, quiet=True,
-        )  # fmt: skip
+            "stage",
+            tmp_path,
+            loop.LoopSettings(len(bad), log_every=3, bad_steps=3),
+            lambda found: TrainState({}, None, {}),
+            step,
+            lambda step: 0.1,
+            lambda start: batches,
+            CONFIG,
+            None,
+            mesh,
+            recipe={},
+            throughput=loop.Throughput(1, 1.0, 1.0),
+            identify=lambda n: {"image": [f"row {n}"]},
+            quiet=True,
+        )
         loop.run(job)
 
     if stopped is None:
@@ -224,10 +238,21 @@ def test_slow_data_is_named_once_and_chosen_steps_are_traced(tmp_path, mesh, mon
         return state, {"loss": 1.0, "norm": 1.0, "finite": True}
 
     job = loop.TrainJob(
-        "stage", tmp_path, loop.LoopSettings(6, log_every=2), lambda found: TrainState({}, None, {}), step,
-        lambda step: 0.1, lambda start: iter(slow, None), CONFIG, None, mesh, recipe={},
-        throughput=loop.Throughput(1, 1.0, 1.0), profile=range(4, 9), quiet=True,
-    )  # fmt: skip
+        "stage",
+        tmp_path,
+        loop.LoopSettings(6, log_every=2),
+        lambda found: TrainState({}, None, {}),
+        step,
+        lambda step: 0.1,
+        lambda start: iter(slow, None),
+        CONFIG,
+        None,
+        mesh,
+        recipe={},
+        throughput=loop.Throughput(1, 1.0, 1.0),
+        profile=range(4, 9),
+        quiet=True,
+    )
     loop.run(job)
     assert sum("of the time steps wait for data" in record.message for record in caplog.records) == 1
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

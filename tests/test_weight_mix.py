@@ -148,9 +148,14 @@ def test_lists_tuples_numbers_and_nothing_come_back_as_orbax_restores_them(tmp_p
         return {
             "layers": [array(3) for _ in range(12)],
             "nested": [array(2, 2), (array(4), {"deep": [array(2)]}), []],
-            "pair": (None, array(5)), "dict": {"0": array(2), "1": jnp.asarray(array(3))}, "empty": {}, "nothing": None,
-            "count": 7 + seed, "rate": 0.5 + seed, "step": np.asarray(3, np.int32),
-        }  # fmt: skip
+            "pair": (None, array(5)),
+            "dict": {"0": array(2), "1": jnp.asarray(array(3))},
+            "empty": {},
+            "nothing": None,
+            "count": 7 + seed,
+            "rate": 0.5 + seed,
+            "step": np.asarray(3, np.int32),
+        }
 
     for seed in range(2):
         save(tmp_path / str(seed), tree(seed))

@@ -104,8 +104,11 @@ def reaches_outside(tree: ast.AST) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""] if not node.level else []
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
-            "import_module", "__import__", "run_module", "find_spec",
-        ):  # fmt: skip
+            "import_module",
+            "__import__",
+            "run_module",
+            "find_spec",
+        ):
             # of an f-string its constant beginning
             first = node.args[0].values[0] if isinstance(node.args[0], ast.JoinedStr) else node.args[0]
             names = [first.value] if isinstance(first, ast.Constant) else []

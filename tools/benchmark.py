@@ -77,9 +77,13 @@ def arguments() -> argparse.Namespace:
 
 def compare_mix(args: argparse.Namespace) -> Iterator[str]:
     yield from mix_benchmark.measure(
-        args.folder, Path(__file__).with_name("mix_weights.py"), layers=args.layers, sources=args.sources,
-        rounds=args.rounds, method=args.method,
-    ).lines()  # fmt: skip
+        args.folder,
+        Path(__file__).with_name("mix_weights.py"),
+        layers=args.layers,
+        sources=args.sources,
+        rounds=args.rounds,
+        method=args.method,
+    ).lines()
 
 
 def compare_quantised(args: argparse.Namespace) -> Iterator[str]:
@@ -142,8 +146,12 @@ if __name__ == "__main__":
     with plain_errors():
         args = arguments()
         work = {
-            "mix": compare_mix, "train": compare_train, "step": measure_step, "saves": measure_saves,
-            "quantise": compare_quantised, "device": measure_device,
-        }  # fmt: skip
+            "mix": compare_mix,
+            "train": compare_train,
+            "step": measure_step,
+            "saves": measure_saves,
+            "quantise": compare_quantised,
+            "device": measure_device,
+        }
         for line in work[args.kind](args):
             print(line, flush=True)

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         raise ValueError("give --config and --topology, e.g. --config configs/sphinx_1k.py --topology v5e:16x16")
     ahead_report.report(
         recipe_values(), _TOPOLOGY.value, flags.FLAGS.stage, largest=_LARGEST.value, as_json=_JSON.value
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from sphinx_jax.checkpoint import store, stream
 from sphinx_jax.checkpoint.foreign import assemble, convert, foreign
+from sphinx_jax.checkpoint.foreign.verify import verify, verify_foreign
 from sphinx_jax.command import plain_errors
 
 
@@ -47,9 +48,12 @@ def arguments() -> argparse.Namespace:
         "--allow-missing", action="append", default=[], metavar="PATTERN", help="keys that may be absent"
     )
     parser.add_argument(
-        "--allow", action="append", default=[], metavar="LOSS",
+        "--allow",
+        action="append",
+        default=[],
+        metavar="LOSS",
         help="nonfinite: take NaN and infinity as they are; underflow: values that are too small for --dtype",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print every key -> leaf, shapes and bytes; read no array"
     )
@@ -93,14 +97,18 @@ def run(args: argparse.Namespace) -> None:
         print(convert.from_checkpoint(sources[0], out, args.to, shards=args.shards, dtype=dtype, **given))
         if args.verify:
             reader, config = stream.Reader(sources[0]), store.read_config(sources[0])
-            count = convert.verify_foreign(reader.read, out, config, **given)
+            count = verify_foreign(reader.read, out, config, **given)
             print(f"{count} tensors are the same")
         return
     convert.check_options("published files", args.to, args.given)
     found = foreign.open_foreign(
-        sources, model=args.model, config=args.config, tokenizer=args.tokenizer, quick_gelu=args.quick_gelu,
+        sources,
+        model=args.model,
+        config=args.config,
+        tokenizer=args.tokenizer,
+        quick_gelu=args.quick_gelu,
         allow_missing=args.allow_missing,
-    )  # fmt: skip
+    )
     convert_foreign(args, found, out)
 
 
@@ -114,9 +122,7 @@ def convert_foreign(args: argparse.Namespace, found: foreign.Foreign, out: str |
         print(convert.write(found, out, args.to, shards=args.shards, dtype=dtype, mesh=mesh, **given))
     if args.verify:
         count = (
-            convert.verify(found, out, **given)
-            if args.to == "orbax"
-            else convert.verify_foreign(found.row, out, found.config, **given)
+            verify(found, out, **given) if args.to == "orbax" else verify_foreign(found.row, out, found.config, **given)
         )
         print(f"{count} tensors are the same")
 

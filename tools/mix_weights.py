@@ -51,9 +51,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--weights", nargs="+", metavar="WEIGHT", help="one for each source, used as given")
     parser.add_argument("--base", metavar="FOLDER", help="what the sources were tuned from")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="settings",
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
         help="other parameters of the method; a list of one per source where it has one for each",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--recipe", metavar="FILE", help="mergekit's YAML, or the recipe.json of a mix, to make it again"
     )
@@ -62,18 +67,25 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shards", type=int, default=1, help="files of a published folder (default: %(default)s)")
     parser.add_argument("--dtype", help="bf16, fp16 or fp32; default: as in the first source")
     parser.add_argument(
-        "--missing", choices=mix_settings.MISSING, default="error",
+        "--missing",
+        choices=mix_settings.MISSING,
+        default="error",
         help="a leaf that a source lacks: refuse, take it from the first that has it, or leave it out (default: error)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--allow", nargs="+", action="extend", default=[], metavar="WHAT",
+        "--allow",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="WHAT",
         help="let pass what is refused: a field that differs between the models (tokenizer, rope_theta, …; the mix has "
         "that of one), nonfinite (NaN and infinity), underflow (what is too small for --dtype)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--merge-lora", action="store_true",
+        "--merge-lora",
+        action="store_true",
         help="add LoRA to its weights first; only methods that are plain sums can keep it (and do, side by side)",
-    )  # fmt: skip
+    )
     search = parser.add_mutually_exclusive_group()
     search.add_argument("--sweep", action="store_true", help="try a grid of weights of two or three checkpoints")
     search.add_argument("--greedy", action="store_true", help="average those that together do best")
@@ -84,9 +96,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--report", metavar="FOLDER", help="where to write the numbers of a search and their picture")
     search.add_argument(
-        "--interference", action="store_true",
+        "--interference",
+        action="store_true",
         help="mix nothing: write interference.json and .png, how the sources' changes to the base fit together",
-    )  # fmt: skip
+    )
     parser.add_argument("--process", default="0/1", metavar="I/N", help="this is process I of N that share the leaves")
     parser.add_argument("--dry-run", action="store_true", help="print what would be mixed; read no array")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
@@ -104,9 +117,16 @@ def run(args: argparse.Namespace) -> None:
     expected = None
     if way == "flags":
         mix = mix_settings.from_flags(
-            args.method, args.sources or (), args.weights or (), args.settings, base=args.base, dtype=args.dtype,
-            missing=args.missing, allow=tuple(args.allow), merge_lora=args.merge_lora,
-        )  # fmt: skip
+            args.method,
+            args.sources or (),
+            args.weights or (),
+            args.settings,
+            base=args.base,
+            dtype=args.dtype,
+            missing=args.missing,
+            allow=tuple(args.allow),
+            merge_lora=args.merge_lora,
+        )
     elif way == "recipe":
         mix = mix_settings.read_recipe(Path(args.recipe))
         mix = replace(
@@ -126,9 +146,15 @@ def run(args: argparse.Namespace) -> None:
     need_out(args)
     process, processes = parse_process(args.process)
     done = write_mix(
-        mix, args.out, form=args.to, shards=args.shards, process=process, processes=processes, expected=expected,
+        mix,
+        args.out,
+        form=args.to,
+        shards=args.shards,
+        process=process,
+        processes=processes,
+        expected=expected,
         quiet=args.quiet,
-    )  # fmt: skip
+    )
     print(done)
 
 

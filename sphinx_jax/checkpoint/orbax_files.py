@@ -26,10 +26,16 @@ SEQUENCE_KEY, STRING_KEY = 1, 2  # Orbax's numbers for an index and a dict's key
 ARRAYS = ("jax.Array", "np.ndarray", "scalar")
 EMPTY = ("None", "List", "Tuple", "Dict")
 # as the leaves of a one-device mesh; whoever restores onto a mesh gives their own
-ONE_DEVICE = json.dumps({
-    "sharding_type": "NamedSharding", "shape": [1], "axis_names": ["data"], "axis_types": ["AxisType.Auto"],
-    "partition_spec": [], "device_mesh": {"mesh": [{"id": 0}]},
-})  # fmt: skip
+ONE_DEVICE = json.dumps(
+    {
+        "sharding_type": "NamedSharding",
+        "shape": [1],
+        "axis_names": ["data"],
+        "axis_types": ["AxisType.Auto"],
+        "partition_spec": [],
+        "device_mesh": {"mesh": [{"id": 0}]},
+    }
+)
 
 
 def find_state(folder: Path) -> Path:
@@ -194,15 +200,21 @@ def write_metadata(
     (state / "array_metadatas" / "process_0").write_text(json.dumps(arrays))
     (state / "_sharding").write_text(json.dumps(shardings, separators=(",", ":")))
     metadata = {
-        "tree_metadata": entries, "use_ocdbt": True, "use_zarr3": True, "store_array_data_equal_to_fill_value": True,
+        "tree_metadata": entries,
+        "use_ocdbt": True,
+        "use_zarr3": True,
+        "store_array_data_equal_to_fill_value": True,
         "custom_metadata": None,
-    }  # fmt: skip
+    }
     (state / "_METADATA").write_text(json.dumps(metadata))
     checkpoint = {
         "item_handlers": {STATE: "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler.PyTreeHandler"},
-        "metrics": {}, "performance_metrics": {}, "init_timestamp_nsecs": now, "commit_timestamp_nsecs": now,
+        "metrics": {},
+        "performance_metrics": {},
+        "init_timestamp_nsecs": now,
+        "commit_timestamp_nsecs": now,
         "custom_metadata": {},
-    }  # fmt: skip
+    }
     (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(checkpoint))
     (folder / "commit_success.txt").write_text("Checkpoint commit was successful")
     (folder / "orbax.checkpoint").touch()

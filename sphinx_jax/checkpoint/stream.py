@@ -344,11 +344,13 @@ def _relative(inside: Box, box: Box) -> Box:
 def _context() -> ts.Context:
     """No cache but for the database's index, and few files at a time: memory stays with the chunks in use."""
     _share_one_heap()
-    return ts.Context({
-        "cache_pool": {"total_bytes_limit": 0},
-        f"cache_pool#{orbax_files.INDEX_CACHE}": {"total_bytes_limit": 16 * 2**20},
-        "file_io_concurrency": {"limit": 4},
-    })  # fmt: skip
+    return ts.Context(
+        {
+            "cache_pool": {"total_bytes_limit": 0},
+            f"cache_pool#{orbax_files.INDEX_CACHE}": {"total_bytes_limit": 16 * 2**20},
+            "file_io_concurrency": {"limit": 4},
+        }
+    )
 
 
 def _share_one_heap() -> None:

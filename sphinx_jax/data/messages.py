@@ -16,22 +16,50 @@ MARKER = "<image>"
 """Stands for the picture in a message."""
 
 KNOWN = (
-    "image", "images", "conversations", "messages", "text", "system", "task", "tasks", "kinds", "domain", "id",
-)  # fmt: skip
+    "image",
+    "images",
+    "conversations",
+    "messages",
+    "text",
+    "system",
+    "task",
+    "tasks",
+    "kinds",
+    "domain",
+    "id",
+)
 _LISTS = ("conversations", "messages")
 _PICTURES = ("image", "images")
 # Without case, blanks and signs.
 _OTHER_PICTURES = (
-    "img", "imgs", "imagepath", "imagepaths", "imagefile", "imagefiles", "imageurl", "imageurls", "imgpath", "imgurl",
-    "picture", "pictures", "pic", "photo", "photos",
-)  # fmt: skip
+    "img",
+    "imgs",
+    "imagepath",
+    "imagepaths",
+    "imagefile",
+    "imagefiles",
+    "imageurl",
+    "imageurls",
+    "imgpath",
+    "imgurl",
+    "picture",
+    "pictures",
+    "pic",
+    "photo",
+    "photos",
+)
 _OTHER_MEDIA = ("video", "videos", "videopath", "videourl", "audio", "audios", "audiopath", "audiourl")
 _OTHER_SYSTEM = ("systemprompt", "systemmessage", "sysprompt")
 
 _MESSAGE = (("from", "role"), ("value", "content"))
 _SPEAKERS = {
-    "human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system", "developer": "system",
-}  # fmt: skip
+    "human": "human",
+    "user": "human",
+    "gpt": "gpt",
+    "assistant": "gpt",
+    "system": "system",
+    "developer": "system",
+}
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _PICTURE_PARTS = ("image", "image_url", "input_image")
 

@@ -19,9 +19,18 @@ WORDS = (
 )
 BEGIN, END, END_OF_MESSAGE, END_OF_TURN = "<|begin_of_text|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"
 NAMED = (
-    BEGIN, END, "<|reserved_special_token_0|>", "<|reserved_special_token_1|>", "<|finetune_right_pad_id|>",
-    "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", END_OF_MESSAGE, END_OF_TURN, "<|python_tag|>",
-)  # fmt: skip
+    BEGIN,
+    END,
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|step_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    END_OF_MESSAGE,
+    END_OF_TURN,
+    "<|python_tag|>",
+)
 RESERVED = 256  # special tokens, named or not
 RANK = re.compile(rb"[A-Za-z0-9+/]+=* \d+")
 

@@ -35,5 +35,9 @@ def _cell(chosen: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] | 
         return None
     value, majority, blind = (float(np.mean([r["score"][k] for r in chosen])) for k in ANSWERERS)
     return {
-        "metric": metric, "value": value, "baseline_majority": majority, "baseline_blind": blind, "count": len(chosen),
-    }  # fmt: skip
+        "metric": metric,
+        "value": value,
+        "baseline_majority": majority,
+        "baseline_blind": blind,
+        "count": len(chosen),
+    }

@@ -93,9 +93,17 @@ def generate(
     tokens, lengths = pad_prompts(prompts, length)
     steps = round_up(max_new_tokens, 8)
     out = generate_tokens(
-        config, leaves, tokens, lengths, features, stops.table(config.decoder.vocab_size), jax.random.key(seed),
-        jnp.float32(temperature), jnp.float32(top_p), steps=steps,
-    )  # fmt: skip
+        config,
+        leaves,
+        tokens,
+        lengths,
+        features,
+        stops.table(config.decoder.vocab_size),
+        jax.random.key(seed),
+        jnp.float32(temperature),
+        jnp.float32(top_p),
+        steps=steps,
+    )
     return [[token for token in row if token != NOTHING] for row in np.asarray(out)[:, :max_new_tokens].tolist()]
 
 

@@ -144,23 +144,34 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
     cache = Cache(*(array(x.shape, x.dtype, "layers", "batch", None, "kv_heads", None) for x in shape))
     sequence = model.image_positions + PROMPT
     worth = {
-        "prefill": batch * (
+        "prefill": batch
+        * (
             flops.decoder_forward(model.decoder, sequence, 1)
             + (flops.image_forward(model, False) if model.has_vision else 0)
         ),
         "decode": batch * flops.decoder_token(model.decoder, positions),
-    }  # fmt: skip
+    }
     weights = _gathered({p: x for p, x in leaves.items() if p.startswith("decoder/")}, mesh, model)
     needs = {
         "prefill": _compile(
-            "prefill", lambda: jax.jit(prefill).lower(leaves, pixels, prompt, rows), mesh, chip,
-            worth["prefill"], worth["prefill"], weights,
+            "prefill",
+            lambda: jax.jit(prefill).lower(leaves, pixels, prompt, rows),
+            mesh,
+            chip,
+            worth["prefill"],
+            worth["prefill"],
+            weights,
         ),
         "decode": _compile(
-            "decode", lambda: engine.decode.lower(model, leaves, rows, rows, cache), mesh, chip,
-            worth["decode"], worth["decode"], weights + _share(cache),
+            "decode",
+            lambda: engine.decode.lower(model, leaves, rows, rows, cache),
+            mesh,
+            chip,
+            worth["decode"],
+            worth["decode"],
+            weights + _share(cache),
         ),
-    }  # fmt: skip
+    }
     # a step for one token does not touch the encoders, which stay where they are
     beside = _share({p: x for p, x in leaves.items() if not p.startswith("decoder/")})
     needs["decode"].peak_bytes += beside
@@ -170,9 +181,7 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
     return needs
 
 
-def _compile(
-    what: str, lower: Any, mesh: Mesh, chip: Chip, worth: float, work: float, traffic: float
-) -> Need:  # fmt: skip
+def _compile(what: str, lower: Any, mesh: Mesh, chip: Chip, worth: float, work: float, traffic: float) -> Need:
     """Lower and compile; ``worth`` and ``work``: FLOPs of all devices, of the model and with what is computed again."""
     devices = mesh.size
     with jax.set_mesh(mesh), lowering_for(mesh):
@@ -185,9 +194,18 @@ def _compile(
             peak, fits, found = _used(str(error)), False, []
     compute = work / devices / chip.flops
     need = Need(
-        what, fits and peak <= chip.hbm, peak, 0, 0, worth / devices, compute, traffic / chip.bandwidth,
-        moved(found) / chip.links, 0.0, found,
-    )  # fmt: skip
+        what,
+        fits and peak <= chip.hbm,
+        peak,
+        0,
+        0,
+        worth / devices,
+        compute,
+        traffic / chip.bandwidth,
+        moved(found) / chip.links,
+        0.0,
+        found,
+    )
     need.mfu_bound = need.flops / chip.flops / need.roofline_seconds
     return need
 
@@ -224,7 +242,7 @@ def _share(tree: Any) -> int:
     """Bytes of abstract arrays on one device."""
     sizes = (
         math.prod(x.sharding.shard_shape(x.shape)) * jax.dtypes.itemsize_bits(x.dtype) for x in jax.tree.leaves(tree)
-    )  # fmt: skip
+    )
     return sum(sizes) // 8
 
 
@@ -234,7 +252,7 @@ def _gathered(leaves: Leaves, mesh: Mesh, model: ModelConfig) -> int:
     sizes = (
         specs[p].size // (mesh.shape["tensor"] * (mesh.shape["expert"] if "expert" in specs[p].axes else 1))
         for p in leaves
-    )  # fmt: skip
+    )
     return sum(sizes) * jnp.dtype(model.dtype).itemsize
 
 

@@ -142,14 +142,16 @@ def text(chip: Chip, need: Need) -> str:
         f"{need.what}: {verdict}, {need.peak_bytes / GIB:.2f} of {chip.hbm / GIB:.2f} GiB a device",
         f"  parameters {need.parameter_bytes / GIB:.2f}, optimizer {need.optimizer_bytes / GIB:.2f}, "
         f"activations and buffers {need.activation_bytes / GIB:.2f} GiB",
-        "  " + ", ".join(
+        "  "
+        + ", ".join(
             f"{rows} {kind} rows a device at a time" + (f" x {need.parts[kind]} parts" if need.parts else "")
             for kind, rows in need.rows.items()
-        ) + (f"; largest that fits: {need.largest}" if need.largest is not None else ""),
+        )
+        + (f"; largest that fits: {need.largest}" if need.largest is not None else ""),
         f"  {need.flops / 1e12:,.2f} TFLOP of the model a device; at best {need.roofline_seconds * 1e3:,.1f} ms "
         f"(compute {need.compute_seconds * 1e3:,.1f}, memory {need.memory_seconds * 1e3:,.1f}, "
         f"links {need.link_seconds * 1e3:,.1f}), MFU at most {need.mfu_bound:.0%}",
-    ]  # fmt: skip
+    ]
     for c in need.collectives[:8]:
         lines.append(f"  {c.count:6,} x {c.kind} over {c.group}: {c.bytes / GIB:,.3f} GiB received")
     return "\n".join(lines)

@@ -133,8 +133,11 @@ def decoder(config: DecoderConfig, batch: int, length: int, rounds: int) -> list
         peer.wait()
 
     # leaves are given away by the first step, so the gradient is timed before
-    pairs = [timed("forward + backward", lambda: jax.block_until_ready(gradient(leaves, tokens)), their_gradient,
-                    rounds, how)]  # fmt: skip
+    pairs = [
+        timed(
+            "forward + backward", lambda: jax.block_until_ready(gradient(leaves, tokens)), their_gradient, rounds, how
+        )
+    ]
     return [*pairs, timed("whole step, AdamW", our_step, their_step, rounds, how)]
 
 

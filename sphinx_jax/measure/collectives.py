@@ -85,9 +85,7 @@ def collectives(text: str) -> list[Collective]:
             walk(body, times * (said or turns(condition)))
 
     walk(entry, 1)
-    return sorted(
-        (Collective(*key, total[key], received[key]) for key in total), key=lambda c: c.bytes, reverse=True
-    )  # fmt: skip
+    return sorted((Collective(*key, total[key], received[key]) for key in total), key=lambda c: c.bytes, reverse=True)
 
 
 def moved(found: list[Collective]) -> int:

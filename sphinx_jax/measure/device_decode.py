@@ -53,9 +53,15 @@ def check(setting: Setting, deadline: float, quantize: str = "") -> Iterator[Row
             f"{rate / peak:.0%} of {peak / 1e9:,.1f} ({origin})"
         )
         numbers = {
-            "seconds": seconds, "batch": batch, "positions": POSITIONS, "weights": sum(size.values()),
-            "read": size["read"], "cache": cache_bytes(model, batch), "bandwidth": peak, "bandwidth_from": origin,
-        }  # fmt: skip
+            "seconds": seconds,
+            "batch": batch,
+            "positions": POSITIONS,
+            "weights": sum(size.values()),
+            "read": size["read"],
+            "cache": cache_bytes(model, batch),
+            "bandwidth": peak,
+            "bandwidth_from": origin,
+        }
         yield Row(what, result, True, hardware.peak_gib(), numbers)
 
 

@@ -68,9 +68,15 @@ def _row(recipe: Recipe, full: Recipe, what: str, steps: int) -> Row:
     mfu, tokens = rate / worth.peak, worth.tokens / usual / devices
     result = f"{usual * 1e3:,.1f} ms, {tokens:,.0f} tokens/s a device, {rate / 1e12:,.2f} TFLOP/s, MFU {mfu:.1%}"
     numbers = {
-        "seconds": usual, "first": times.seconds[0], "devices": devices, "tokens": worth.tokens, "flops": worth.flops,
-        "peak": worth.peak, "mfu": mfu, "layers": recipe.model.decoder.layers,
-    }  # fmt: skip
+        "seconds": usual,
+        "first": times.seconds[0],
+        "devices": devices,
+        "tokens": worth.tokens,
+        "flops": worth.flops,
+        "peak": worth.peak,
+        "mfu": mfu,
+        "layers": recipe.model.decoder.layers,
+    }
     if (layers := full.model.decoder.layers) != recipe.model.decoder.layers:
         whole = throughput(full.model, full.settings[STAGE])
         numbers["tokens_whole"] = rate / whole.flops * whole.tokens

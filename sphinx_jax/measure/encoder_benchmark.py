@@ -43,10 +43,17 @@ OURS: dict[str, Callable[[ModelConfig, nnx.Rngs], nnx.Module]] = {
 }
 # transformers' keys of a ConvNeXt -> timm's, in which it is published for us
 TO_TIMM = (
-    (r"^embeddings\.patch_embeddings", "stem.0"), (r"^embeddings\.layernorm", "stem.1"), (r"^layernorm", "head.norm"),
-    (r"^encoder\.", ""), (r"\.layers\.", ".blocks."), ("downsampling_layer", "downsample"), ("dwconv", "conv_dw"),
-    ("layernorm", "norm"), ("pwconv", "mlp.fc"), ("layer_scale_parameter", "gamma"),
-)  # fmt: skip
+    (r"^embeddings\.patch_embeddings", "stem.0"),
+    (r"^embeddings\.layernorm", "stem.1"),
+    (r"^layernorm", "head.norm"),
+    (r"^encoder\.", ""),
+    (r"\.layers\.", ".blocks."),
+    ("downsampling_layer", "downsample"),
+    ("dwconv", "conv_dw"),
+    ("layernorm", "norm"),
+    ("pwconv", "mlp.fc"),
+    ("layer_scale_parameter", "gamma"),
+)
 
 
 @dataclass(frozen=True)
@@ -114,10 +121,12 @@ def _models(width: int, layers: int) -> Iterator[Theirs]:
     text = few | {"model_type": "opt", "word_embed_proj_dim": 8, "ffn_dim": 8}
     blip2 = hf.Blip2Model(
         hf.Blip2Config(
-            vision_config=vit | {"intermediate_size": 4 * width}, text_config=text, num_query_tokens=32,
+            vision_config=vit | {"intermediate_size": 4 * width},
+            text_config=text,
+            num_query_tokens=32,
             qformer_config=sizes | {"intermediate_size": 4 * width, "encoder_hidden_size": width},
         )
-    )  # fmt: skip
+    )
 
     def queried(x):
         seen = blip2.vision_model(x).last_hidden_state

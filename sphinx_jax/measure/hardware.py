@@ -18,21 +18,37 @@ from sphinx_jax.sharding import platform
 
 # bytes a second of one device's memory, from the vendors' data sheets
 BANDWIDTHS = {chip.kind: chip.bandwidth for chip in CHIPS.values()} | {
-    "TPU v5e": 819e9, "TPU v5p": 2765e9, "TPU v6e": 1640e9,
-    "NVIDIA H100 PCIe": 2000e9, "NVIDIA H100 NVL": 3900e9, "NVIDIA H200": 4800e9, "NVIDIA B200": 8000e9,
-    "NVIDIA A100-SXM4-80GB": 2039e9, "NVIDIA A100 80GB PCIe": 1935e9, "NVIDIA A100": 1555e9,
-    "NVIDIA L40S": 864e9, "NVIDIA L4": 300e9, "NVIDIA A10": 600e9, "Tesla T4": 320e9, "Tesla V100": 900e9,
-    "NVIDIA GeForce RTX 4090": 1008e9, "NVIDIA GeForce RTX 3090": 936e9,
-}  # fmt: skip
+    "TPU v5e": 819e9,
+    "TPU v5p": 2765e9,
+    "TPU v6e": 1640e9,
+    "NVIDIA H100 PCIe": 2000e9,
+    "NVIDIA H100 NVL": 3900e9,
+    "NVIDIA H200": 4800e9,
+    "NVIDIA B200": 8000e9,
+    "NVIDIA A100-SXM4-80GB": 2039e9,
+    "NVIDIA A100 80GB PCIe": 1935e9,
+    "NVIDIA A100": 1555e9,
+    "NVIDIA L40S": 864e9,
+    "NVIDIA L4": 300e9,
+    "NVIDIA A10": 600e9,
+    "Tesla T4": 320e9,
+    "Tesla V100": 900e9,
+    "NVIDIA GeForce RTX 4090": 1008e9,
+    "NVIDIA GeForce RTX 3090": 936e9,
+}
 
 
 def describe() -> dict[str, Any]:
     """Name, number and memory of the devices, and the versions that numbers depend on."""
     device = jax.devices()[0]
     return {
-        "device": device.device_kind, "count": len(jax.devices()), "memory": device_memory(), "jax": jax.__version__,
-        "jaxlib": metadata.version("jaxlib"), "driver": driver(),
-    }  # fmt: skip
+        "device": device.device_kind,
+        "count": len(jax.devices()),
+        "memory": device_memory(),
+        "jax": jax.__version__,
+        "jaxlib": metadata.version("jaxlib"),
+        "driver": driver(),
+    }
 
 
 def driver() -> str:

@@ -40,8 +40,10 @@ class Measured:
         lines = [f"{self.read_bytes / 1e9:.2f} GB read, {self.written_bytes / 1e9:.2f} GB written, best of each"]
         for name, seconds in best.items():
             spread = ", ".join(f"{s:.1f}" for s in self.seconds[name])
-            lines.append(f"{name:<6} {seconds:6.1f} s  {seconds / copied:5.2f} x copy  (rounds {spread}; mean "
-                         f"{mean(self.seconds[name]):.1f})")  # fmt: skip
+            lines.append(
+                f"{name:<6} {seconds:6.1f} s  {seconds / copied:5.2f} x copy  (rounds {spread}; mean "
+                f"{mean(self.seconds[name]):.1f})"
+            )
         return [*lines, f"peak memory of a mix {self.peak_bytes / 2**20:,.0f} MiB"]
 
 

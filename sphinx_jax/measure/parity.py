@@ -30,10 +30,19 @@ from sphinx_jax.train.step import Batch, cross_entropy
 
 # quantity -> how far apart two right implementations may be; gradients relative to each leaf's largest
 BOUNDS = {
-    "clip features": 1e-5, "convnext features": 1e-5, "dinov2 features": 1e-5, "q-former features": 1e-5,
-    "image tokens": 1e-5, "hidden": 1e-4, "logits": 1e-4, "decoding": 1e-4, "loss": 1e-5, "balance loss": 1e-5,
-    "gradients": 1e-4, "greedy tokens": 0.0,
-}  # fmt: skip
+    "clip features": 1e-5,
+    "convnext features": 1e-5,
+    "dinov2 features": 1e-5,
+    "q-former features": 1e-5,
+    "image tokens": 1e-5,
+    "hidden": 1e-4,
+    "logits": 1e-4,
+    "decoding": 1e-4,
+    "loss": 1e-5,
+    "balance loss": 1e-5,
+    "gradients": 1e-4,
+    "greedy tokens": 0.0,
+}
 
 Rows = dict[str, dict[str, float]]  # record -> quantity -> largest difference
 
@@ -153,9 +162,10 @@ def _features(
     views, at = config.views.views, 0
     ours = jnp.concatenate([features.overview, *([] if features.crops is None else [features.crops])], axis=1)
     for name, key, encoder in (
-        ("clip features", "clip_feats", config.clip), ("convnext features", "convnext_out", config.convnext),
+        ("clip features", "clip_feats", config.clip),
+        ("convnext features", "convnext_out", config.convnext),
         ("dinov2 features", "dino_feats", config.dinov2),
-    ):  # fmt: skip
+    ):
         if encoder is None:
             continue
         theirs = jnp.asarray(expected[f"img__{key}"])

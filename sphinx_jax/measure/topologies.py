@@ -96,7 +96,7 @@ def _gpus(name: str, sizes: list[str], chip: Chip) -> tuple[Sequence[jax.Device]
     try:
         found = get_topology_desc(
             platform="cuda", topology_name="h100", topology=f"1x{hosts}x{gpus}", target_config=H100
-        )  # fmt: skip
+        )
     except Exception as error:
         raise ConfigError(
             "compiling for a GPU takes XLA's CUDA plugin; where there is no GPU, "

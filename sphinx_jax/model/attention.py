@@ -77,9 +77,7 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None
     sizes = kernels.BlockSizes(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
     )
-    kernel = kernels.make_splash_mha(
-        seen, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
-    )  # fmt: skip
+    kernel = kernels.make_splash_mha(seen, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
     if documents is None:
         out = jax.vmap(kernel)(q, k, v)
     else:
@@ -103,9 +101,7 @@ def of_even_lengths(
     elif not causal:  # causality hides what is padded
         whole = jnp.full(len(q), 1, jnp.int32)
         lengths = {"query_seq_lengths": whole * length, "key_value_seq_lengths": whole * keys}
-    out = jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal, implementation=implementation, **lengths
-    )  # fmt: skip
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation, **lengths)
     return out[:, :length]
 
 

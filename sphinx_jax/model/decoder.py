@@ -121,9 +121,12 @@ class Decoder(nnx.Module):
         by = rotation(positions, c.head_dim, c.rope_theta, c.rope_scaling, c.rope_llama3)
         x = constrain(x, "batch", None, None)
         x, (layers, balance) = run_stack(
-            self.blocks, x, lambda block, x, layer: block(x, by, seen, layer, start),
-            per_layer=None if cache is None else tuple(cache), remat=remat,
-        )  # fmt: skip
+            self.blocks,
+            x,
+            lambda block, x, layer: block(x, by, seen, layer, start),
+            per_layer=None if cache is None else tuple(cache),
+            remat=remat,
+        )
         return Decoded(
             self.norm(x), None if balance is None else balance.mean(), None if cache is None else Cache(*layers)
         )

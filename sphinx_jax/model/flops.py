@@ -19,11 +19,24 @@ from sphinx_jax.model.blueprint import count_parameters
 
 # bf16 dense FLOP/s of one device as jax counts devices, from the vendors' data sheets
 PEAKS = {
-    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
-    "NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": 835e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12, "NVIDIA A100": 312e12, "NVIDIA A10": 125e12, "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12,
-    "NVIDIA GeForce RTX 4090": 165e12, "NVIDIA GeForce RTX 3090": 71e12, "Tesla T4": 65e12, "Tesla V100": 125e12,
-}  # fmt: skip
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "Tesla T4": 65e12,
+    "Tesla V100": 125e12,
+}
 
 
 def decoder_forward(config: DecoderConfig, positions: int, labelled: int) -> float:
@@ -44,7 +57,7 @@ def decoder_token(config: DecoderConfig, before: int) -> float:
     """FLOPs of one token that follows ``before`` others, logits included."""
     return 2 * (config.layers * _block(config) + config.dim * config.vocab_size) + (
         4 * config.layers * config.heads * config.head_dim * before
-    )  # fmt: skip
+    )
 
 
 def image_forward(config: ModelConfig, cached: bool) -> float:

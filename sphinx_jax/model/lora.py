@@ -15,9 +15,11 @@ from sphinx_jax.model.layers import constant, contract, param
 Dims = dict[str | None, int]  # axis name -> size
 # what stays as it is where LoRA, biases, norms and projections train (the reference's ``llama_ens_peft``)
 BASE = (
-    "decoder/embedding", "decoder/output", *(f"decoder/blocks/attention/{name}" for name in "qkvo"),
+    "decoder/embedding",
+    "decoder/output",
+    *(f"decoder/blocks/attention/{name}" for name in "qkvo"),
     *(f"decoder/blocks/ffn/{name}" for name in ("gate", "up", "down", "router")),
-)  # fmt: skip
+)
 FACTOR = re.compile(r"(decoder/blocks/.*)lora/([^/]+)/([ab])")
 
 

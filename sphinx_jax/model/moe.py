@@ -64,9 +64,11 @@ class Moe(nnx.Module):
         held = {n: self.held(n, map_, mesh) for n, map_ in maps.items()}
         axes = there[0] or ()
         run = functools.partial(
-            run, batch_axes=(axes,) if isinstance(axes, str) else axes, split=held["gate"].w[0] == "expert",
+            run,
+            batch_axes=(axes,) if isinstance(axes, str) else axes,
+            split=held["gate"].w[0] == "expert",
             partial_sums=held["down"].w[1] == "tensor",
-        )  # fmt: skip
+        )
         specs = (there, PartitionSpec(), held)
         return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=(there, PartitionSpec()), check_vma=False)(
             x, self.router[...], maps

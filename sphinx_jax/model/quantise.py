@@ -125,4 +125,4 @@ def from_host(
             np.concatenate(xs), NamedSharding(mesh, partition_spec(tuple(axes), (len(xs), *xs[0].shape[1:]), mesh))
         ),
         *parts,
-    )  # fmt: skip
+    )

@@ -67,9 +67,11 @@ def mesh_of(recipe: Recipe, devices: Sequence[jax.Device], stages: Iterable[str]
         sizes["expert"] = math.gcd(moe.experts, count) if moe else 1
     if sizes["tensor"] == 0:
         rows = [
-            size for name in stages or recipe.settings
-            if hasattr(recipe.settings[name], "rows") for size in recipe.settings[name].rows().values()
-        ]  # fmt: skip
+            size
+            for name in stages or recipe.settings
+            if hasattr(recipe.settings[name], "rows")
+            for size in recipe.settings[name].rows().values()
+        ]
         fixed = math.prod(size for axis, size in sizes.items() if axis != "tensor" and size > 0)
         fitting = (
             t for t in range(1, count + 1) if count % (t * fixed) == 0 and not any(r % (count // t) for r in rows)

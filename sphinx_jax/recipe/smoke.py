@@ -23,11 +23,21 @@ from sphinx_jax.config import (
 ROWS = 8  # of a batch: they divide over a laptop's worth of devices
 # settings of a stage that take time or name files -> what they become
 SMALL: dict[str, dict[str, Any]] = {
-    "train": {"steps": 4, "epochs": 0.0, "warmup": 1, "warmup_epochs": 0.0, "split": "train", "length": 128,
-              "text_length": 64, "workers": 0, "log_every": 2, "save_every": 2},
+    "train": {
+        "steps": 4,
+        "epochs": 0.0,
+        "warmup": 1,
+        "warmup_epochs": 0.0,
+        "split": "train",
+        "length": 128,
+        "text_length": 64,
+        "workers": 0,
+        "log_every": 2,
+        "save_every": 2,
+    },
     "mix": {"betas": (0.0, 0.5, 1.0), "batch": ROWS, "pictures": ROWS, "turns": 2},
     "evaluate": {"limit": ROWS},
-}  # fmt: skip
+}
 
 
 def smoke(values: dict[str, Any]) -> dict[str, Any]:
@@ -56,10 +66,19 @@ def nano(model: ModelConfig) -> ModelConfig:
     """The same encoders, views and kind of decoder, each as small as it gets: views of 2 × 2 patches."""
     d = model.decoder
     decoder = DecoderConfig(
-        dim=64, layers=2, heads=4, kv_heads=d.kv_heads and 2, vocab_size=1280, multiple_of=32, norm_eps=d.norm_eps,
-        rope_theta=d.rope_theta, tied_embeddings=d.tied_embeddings, moe=d.moe, bias=d.bias,
+        dim=64,
+        layers=2,
+        heads=4,
+        kv_heads=d.kv_heads and 2,
+        vocab_size=1280,
+        multiple_of=32,
+        norm_eps=d.norm_eps,
+        rope_theta=d.rope_theta,
+        tied_embeddings=d.tied_embeddings,
+        moe=d.moe,
+        bias=d.bias,
         lora_rank=min(d.lora_rank, 4),
-    )  # fmt: skip
+    )
     if not model.has_vision:
         return dataclasses.replace(model, decoder=decoder)
     views = model.views

@@ -39,9 +39,14 @@ def _curve(curve: Sequence[Mapping[str, Any]], domains: Sequence[str], names: Se
         best = x[int(mean.argmin())]
         axes.axvline(best, color=paint["all"], linewidth=1, linestyle=":")
         axes.annotate(
-            f"best: {best:g}", (best, 1), xycoords=("data", "axes fraction"), xytext=(5, -4),
-            textcoords="offset points", va="top", fontweight="bold",
-        )  # fmt: skip
+            f"best: {best:g}",
+            (best, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(5, -4),
+            textcoords="offset points",
+            va="top",
+            fontweight="bold",
+        )
         axes.set_xlabel(f"weight of {names[0]}; the rest is {names[1]}")
         axes.set_ylabel(metric)
         figure.legend(loc="outside upper left", ncols=3)
@@ -90,9 +95,14 @@ def _coefficients(found: Mapping[str, Sequence[Any]], names: Sequence[str]) -> b
                 if np.isfinite(value):
                     dark = abs(value - 0.5) > 0.6 * spread
                     axes.text(
-                        column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5,
+                        column,
+                        row,
+                        f"{value:.2f}",
+                        ha="center",
+                        va="center",
+                        fontsize=7.5,
                         color="white" if dark else "black",
-                    )  # fmt: skip
+                    )
             axes.set_yticks(range(len(labels)), labels)
             axes.set_xticks(range(layers + 1), [*(f"layer {i}" for i in range(layers)), "no layer"])
             axes.grid(False)

@@ -210,9 +210,15 @@ def _draw_losses(
         (lines[HELD_OUT],) = axes.plot(steps, losses, **style)
         best = np.nanargmin(losses)
         axes.annotate(
-            f"{losses[best]:.2f}", (steps[best], losses[best]), xytext=(0, -6), textcoords="offset points", ha="center",
-            va="top", fontsize=8.5, color=paint["text"],
-        )  # fmt: skip
+            f"{losses[best]:.2f}",
+            (steps[best], losses[best]),
+            xytext=(0, -6),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=8.5,
+            color=paint["text"],
+        )
     _plain_log(axes, np.concatenate(drawn))
     axes.margins(x=0.02)
     return lines

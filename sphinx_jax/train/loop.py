@@ -185,8 +185,9 @@ def run(job: TrainJob) -> TrainState:
                     waits = True
                     _log.warning(
                         "%s: %.0f%% of the time steps wait for data; give the stage more workers or cache_features",
-                        name, 100 * entry["data_wait"],
-                    )  # fmt: skip
+                        name,
+                        100 * entry["data_wait"],
+                    )
                 window = _Window(step + 1)
             if saves and learnt:
                 saving = time.perf_counter()
@@ -227,9 +228,14 @@ class Checkpoints:
         self.wait()
         recipe = self.recipe | {"step": step} | ({} if held_out is None else {store.HELD_OUT: held_out})
         self._wait = store.save_async(
-            self.folder / str(step), state.trainable | self._plain(state.frozen), self.config, self.tokenizer,
-            recipe, optimizer=state.optimizer, scales=_scales(state.frozen),
-        )  # fmt: skip
+            self.folder / str(step),
+            state.trainable | self._plain(state.frozen),
+            self.config,
+            self.tokenizer,
+            recipe,
+            optimizer=state.optimizer,
+            scales=_scales(state.frozen),
+        )
 
     def _plain(self, leaves: dict[str, Any]) -> Leaves:
         """Leaves as others read them: what is quantised as the numbers that training saw."""

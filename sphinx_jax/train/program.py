@@ -47,14 +47,21 @@ def program(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh) -> Program
     weights = (("image", s.image_weight), ("text", s.text_weight))
     return _program(
         model, s.optimizer, settings, s.clip, s.weight_decay, s.frozen, weights, tuple(parts.items()), s.remat
-    )  # fmt: skip
+    )
 
 
 @functools.cache
 def _program(
-    model: ModelConfig, optimizer: str, settings: tuple, clip: float, decay: float, frozen: tuple[str, ...],
-    weights: tuple[tuple[str, float], ...], parts: tuple[tuple[str, int], ...], remat: str,
-) -> Program:  # fmt: skip
+    model: ModelConfig,
+    optimizer: str,
+    settings: tuple,
+    clip: float,
+    decay: float,
+    frozen: tuple[str, ...],
+    weights: tuple[tuple[str, float], ...],
+    parts: tuple[tuple[str, int], ...],
+    remat: str,
+) -> Program:
     plan = blueprint(model)
     trainable = {p: spec for p, spec in plan.specs.items() if not matches(p, frozen)}
     tx = make_optimizer(optimizer, trainable, clip=clip, weight_decay=decay, **dict(settings))
@@ -89,8 +96,9 @@ def abstract_slots(optimizer: optax.GradientTransformation, trainable: Leaves, m
     """Shapes, dtypes and layout of the optimizer's state."""
     return jax.tree.map(
         lambda slot, sharding: jax.ShapeDtypeStruct(slot.shape, slot.dtype, sharding=sharding),
-        jax.eval_shape(optimizer.init, trainable), state_shardings(optimizer, trainable, mesh),
-    )  # fmt: skip
+        jax.eval_shape(optimizer.init, trainable),
+        state_shardings(optimizer, trainable, mesh),
+    )
 
 
 def _kept(path: str, leaf: Any, model: ModelConfig, quantize: str) -> Any:
@@ -136,6 +144,7 @@ def abstract_batches(
         row = Rows(Source(kind, ()), tokenizer, shape).masked(0)
         batches[kind] = {
             name: jax.ShapeDtypeStruct((s.rows()[kind], *value.shape), value.dtype, sharding=rows)
-            for name, value in row.items() if name != "skipped"
-        }  # fmt: skip
+            for name, value in row.items()
+            if name != "skipped"
+        }
     return batches

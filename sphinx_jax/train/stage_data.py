@@ -63,9 +63,12 @@ def with_rows(s: TrainStage, data: Data, unit: int) -> TrainStage:
     units, share = max(2, s.batch // unit), texts / (pictures + texts)
     rows = unit * min(max(1, round(units * share)), units - 1)
     return dataclasses.replace(
-        s, batch=units * unit - rows, text_batch=rows, image_weight=s.image_weight * (1 - share),
+        s,
+        batch=units * unit - rows,
+        text_batch=rows,
+        image_weight=s.image_weight * (1 - share),
         text_weight=s.text_weight * share,
-    )  # fmt: skip
+    )
 
 
 def with_steps(s: TrainStage, sources: Mapping[str, Sequence[Source]], every: bool = False) -> TrainStage:
@@ -145,9 +148,13 @@ def tried(source: Source, tokenizer: Tokenizer, shape: Shape) -> Tried:
 
 
 def check(
-    name: str, s: TrainStage, data: Data, sources: Mapping[str, Sequence[Source]], shapes: Mapping[str, Shape],
+    name: str,
+    s: TrainStage,
+    data: Data,
+    sources: Mapping[str, Sequence[Source]],
+    shapes: Mapping[str, Shape],
     tokenizer: Tokenizer,
-) -> None:  # fmt: skip
+) -> None:
     """Say what of people's own list a stage does not use, and look whether it can use the rest.
 
     Raises ConfigError, in every process of a run, where a larger share than ``unusable`` is of no use.

@@ -18,9 +18,16 @@ _log = logging.getLogger(__name__)
 TOKENIZER = "tokenizer"
 # sizes, which arrays show, and what a mix brings together by itself
 SHOWN = {
-    "dim", "layers", "vocab_size", "multiple_of", "ffn_multiplier", "hidden_dim", "tied_embeddings", "bias",
+    "dim",
+    "layers",
+    "vocab_size",
+    "multiple_of",
+    "ffn_multiplier",
+    "hidden_dim",
+    "tied_embeddings",
+    "bias",
     "lora_rank",
-}  # fmt: skip
+}
 UNRELATED = {"name", "dtype", "decoder.moe.balance_weight"}  # what a model is called, runs in and trains with
 HARMLESS = {"decoder.max_positions"}  # the same numbers, as far as they go
 VIEWS_ONLY = {"pool_overview", "pool_crops"}
@@ -125,8 +132,11 @@ def _check_tokenizers(tokenizers: Mapping[str, Tokenizer | None], allow: Collect
             large, small, pieces = (name, other, mine) if more[0] in mine else (other, name, theirs)
             _log.warning(
                 "the tokenizer of %s has tokens that %s lacks, the first is %d %r; their rows are mixed all the same",
-                large, small, more[0], pieces[more[0]],
-            )  # fmt: skip
+                large,
+                small,
+                more[0],
+                pieces[more[0]],
+            )
         for kind in ("bos_id", "eos_id"):
             if getattr(one, kind) != getattr(two, kind):
                 _log.warning("%s is %d in %s, %d in %s", kind, getattr(one, kind), name, getattr(two, kind), other)

@@ -187,9 +187,11 @@ class Mixer:
 
     def _parameters(self, path: str, index: Index) -> dict[str, Any]:
         return mix_methods.resolve(
-            self.mix.method, self.mix.at(self._places.at(path, index)), sources=len(self.sources),
+            self.mix.method,
+            self.mix.at(self._places.at(path, index)),
+            sources=len(self.sources),
             base=self.base is not None,
-        )  # fmt: skip
+        )
 
     def _coefficients(self, path: str, index: Index) -> list[np.float32]:
         """The mix coefficients of a LoRA factor: those of its base weight."""

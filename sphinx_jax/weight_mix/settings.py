@@ -246,18 +246,36 @@ def read_recipe(file: Path) -> Mix:
 
 
 def to_json(mix: Mix) -> dict[str, Any]:
-    return json.loads(json.dumps({
-        "made_by": "mix_weights", "method": mix.method, "sources": list(mix.sources), "base": mix.base,
-        "parameters": dict(mix.parameters), "per_source": [dict(own) for own in mix.per_source], "dtype": mix.dtype,
-        "missing": mix.missing, "allow": mix.allow, "merge_lora": mix.merge_lora,
-    }))  # fmt: skip
+    return json.loads(
+        json.dumps(
+            {
+                "made_by": "mix_weights",
+                "method": mix.method,
+                "sources": list(mix.sources),
+                "base": mix.base,
+                "parameters": dict(mix.parameters),
+                "per_source": [dict(own) for own in mix.per_source],
+                "dtype": mix.dtype,
+                "missing": mix.missing,
+                "allow": mix.allow,
+                "merge_lora": mix.merge_lora,
+            }
+        )
+    )
 
 
 def from_json(found: Mapping[str, Any]) -> Mix:
     return Mix(
-        found["method"], tuple(found["sources"]), found["base"], found["parameters"], tuple(found["per_source"]),
-        found["dtype"], found["missing"], tuple(found.get("allow", ())), found.get("merge_lora", False),
-    )  # fmt: skip
+        found["method"],
+        tuple(found["sources"]),
+        found["base"],
+        found["parameters"],
+        tuple(found["per_source"]),
+        found["dtype"],
+        found["missing"],
+        tuple(found.get("allow", ())),
+        found.get("merge_lora", False),
+    )
 
 
 def from_mergekit(found: Mapping[str, Any]) -> Mix:
@@ -300,6 +318,10 @@ def from_mergekit(found: Mapping[str, Any]) -> Mix:
         for name in [name for name in parameters if name in spec.parameters]:
             common.setdefault(name, parameters.pop(name))
     return Mix(
-        method, tuple(entry["model"] for entry in entries), base, common, tuple(own),
+        method,
+        tuple(entry["model"] for entry in entries),
+        base,
+        common,
+        tuple(own),
         found.get("out_dtype") or found.get("dtype"),
-    )  # fmt: skip
+    )

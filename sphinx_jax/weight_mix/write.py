@@ -69,10 +69,18 @@ def write(
             if processes > 1:
                 raise BadCheckpoint(f"several processes write the form orbax; convert that to {form} afterwards")
             done = convert.write_form(
-                out, form, mixer.whole, mixer.config, mixer.tokenizer(), mixer.sources[0].unused(), shards=shards,
-                dtype=convert.known_dtype(mix.dtype), allow=mix.allow, quiet=quiet,
+                out,
+                form,
+                mixer.whole,
+                mixer.config,
+                mixer.tokenizer(),
+                mixer.sources[0].unused(),
+                shards=shards,
+                dtype=convert.known_dtype(mix.dtype),
+                allow=mix.allow,
+                quiet=quiet,
                 own={path: leaf.dtype for path, leaf in mixer.leaves.items()},
-            )  # fmt: skip
+            )
             (done / store.RECIPE).write_text(json.dumps(to_json(mix) | {"hashes": hashes.result()}, indent=2))
             return done
     finally:

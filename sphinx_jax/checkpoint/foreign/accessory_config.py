@@ -27,26 +27,62 @@ from sphinx_jax.model.blueprint import flatten
 
 # llama_type -> the member of the family with its views and full-size encoders; None: text alone
 TYPES = {
-    "llama": None, "llama_peft": None, "mixtral": None, "mixtral_peft": None, "mixtral_sparse": None,
-    "llama_ens": "sphinx", "llama_ens5": "sphinx_1k", "llama_ens10": "sphinx_2k", "llama_ens5p2": "sphinx_1k_pooled",
-    "llama_ens_light": "sphinx_tiny", "llama_ens5_light": "sphinx_tiny_1k", "llama_ens_peft": "sphinx_peft",
-    "mixtral_sparse_ens": "sphinx_moe", "mixtral_sparse_ens5": "sphinx_moe_1k",
-}  # fmt: skip
+    "llama": None,
+    "llama_peft": None,
+    "mixtral": None,
+    "mixtral_peft": None,
+    "mixtral_sparse": None,
+    "llama_ens": "sphinx",
+    "llama_ens5": "sphinx_1k",
+    "llama_ens10": "sphinx_2k",
+    "llama_ens5p2": "sphinx_1k_pooled",
+    "llama_ens_light": "sphinx_tiny",
+    "llama_ens5_light": "sphinx_tiny_1k",
+    "llama_ens_peft": "sphinx_peft",
+    "mixtral_sparse_ens": "sphinx_moe",
+    "mixtral_sparse_ens5": "sphinx_moe_1k",
+}
 # keys of config.json and of Meta's params.json that are read
 READ = {
-    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "hidden_dim",
-    "norm_eps", "rope_theta", "rope_scaling", "use_scaled_rope", "rope_scaling_factor", "rope_high_freq_factor", "moe",
-    "load_balancing_weight", "bias_tuning", "lora_rank", "vision",
-}  # fmt: skip
+    "dim",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "vocab_size",
+    "multiple_of",
+    "ffn_dim_multiplier",
+    "hidden_dim",
+    "norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "use_scaled_rope",
+    "rope_scaling_factor",
+    "rope_high_freq_factor",
+    "moe",
+    "load_balancing_weight",
+    "bias_tuning",
+    "lora_rank",
+    "vision",
+}
 # keys that change nothing: sizes of buffers and of training, and what follows from the others
 HARMLESS = {
-    "max_batch_size", "max_seq_len", "head_dim", "trainable_mode", "load_pretrained_visual_encoder",
-    "norm_tuning", "model_parallel_size", "flash", "use_flash_attention",
-}  # fmt: skip
+    "max_batch_size",
+    "max_seq_len",
+    "head_dim",
+    "trainable_mode",
+    "load_pretrained_visual_encoder",
+    "norm_tuning",
+    "model_parallel_size",
+    "flash",
+    "use_flash_attention",
+}
 # keys that change what is computed -> the values with which they do not
 OFF = {
-    "qk_norm": (False,), "sliding_window": (), "vision_chunk_size": (-1,), "vision_num_cross_attention_layers": (-1,),
-}  # fmt: skip
+    "qk_norm": (False,),
+    "sliding_window": (),
+    "vision_chunk_size": (-1,),
+    "vision_num_cross_attention_layers": (-1,),
+}
 # LLaMA 3.1's rope in Meta's code (llama-models, llama3/model.py): factor, low and high frequency factor, length
 SCALED_ROPE = (8.0, 1.0, 4.0, 8192.0)
 SCALED_POSITIONS = 131072  # that it is published for
@@ -121,16 +157,22 @@ def _decoder(kind: str, params: Mapping[str, Any], vocab_size: int) -> DecoderCo
     biased, bias_by_default = BIASES.get(kind, ((), False))
     sparse = kind.startswith("mixtral")
     return DecoderConfig(
-        dim=params["dim"], layers=params["n_layers"], heads=params["n_heads"], kv_heads=params.get("n_kv_heads"),
+        dim=params["dim"],
+        layers=params["n_layers"],
+        heads=params["n_heads"],
+        kv_heads=params.get("n_kv_heads"),
         vocab_size=params["vocab_size"] if params.get("vocab_size", -1) > 0 else vocab_size,
-        multiple_of=params.get("multiple_of", 256), ffn_multiplier=params.get("ffn_dim_multiplier"),
-        hidden_dim=params.get("hidden_dim"), norm_eps=params.get("norm_eps", 1e-5),
-        rope_theta=params.get("rope_theta", 1e6 if sparse else 1e4), rope_scaling=params.get("rope_scaling"),
+        multiple_of=params.get("multiple_of", 256),
+        ffn_multiplier=params.get("ffn_dim_multiplier"),
+        hidden_dim=params.get("hidden_dim"),
+        norm_eps=params.get("norm_eps", 1e-5),
+        rope_theta=params.get("rope_theta", 1e6 if sparse else 1e4),
+        rope_scaling=params.get("rope_scaling"),
         moe=_moe(kind, params) if sparse else None,
         bias=biased if params.get("bias_tuning", bias_by_default) else (),
         lora_rank=max(0, params.get("lora_rank", 0)) if kind in BIASES else 0,
         **_scaled_rope(params),
-    )  # fmt: skip
+    )
 
 
 def _moe(kind: str, params: Mapping[str, Any]) -> MoeConfig:
@@ -179,9 +221,15 @@ def to_params(config: ModelConfig) -> tuple[str, dict[str, Any]]:
 
 def _decoder_params(c: DecoderConfig) -> dict[str, Any]:
     params = {
-        "dim": c.dim, "n_layers": c.layers, "n_heads": c.heads, "n_kv_heads": c.kv_heads, "vocab_size": c.vocab_size,
-        "norm_eps": c.norm_eps, "rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling,
-    }  # fmt: skip
+        "dim": c.dim,
+        "n_layers": c.layers,
+        "n_heads": c.heads,
+        "n_kv_heads": c.kv_heads,
+        "vocab_size": c.vocab_size,
+        "norm_eps": c.norm_eps,
+        "rope_theta": c.rope_theta,
+        "rope_scaling": c.rope_scaling,
+    }
     if c.moe:
         params["hidden_dim"], params["load_balancing_weight"] = c.ffn_dim, c.moe.balance_weight
         params["moe"] = {"num_experts": c.moe.experts, "num_experts_per_tok": c.moe.per_token}

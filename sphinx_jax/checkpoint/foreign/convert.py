@@ -17,9 +17,9 @@ import ml_dtypes
 import numpy as np
 
 from sphinx_jax.checkpoint import store, stream
-from sphinx_jax.checkpoint.casting import LOSSES, Cast, common_dtype, finite, is_finite, place_of
+from sphinx_jax.checkpoint.casting import LOSSES, common_dtype, finite, is_finite, place_of
 from sphinx_jax.checkpoint.foreign import accessory, accessory_write, assemble, huggingface_write
-from sphinx_jax.checkpoint.foreign.foreign import Foreign, open_foreign
+from sphinx_jax.checkpoint.foreign.foreign import Foreign
 from sphinx_jax.checkpoint.foreign.huggingface_names import huggingface_names
 from sphinx_jax.checkpoint.foreign.names import Index, Name
 from sphinx_jax.checkpoint.foreign.pth import Stored
@@ -31,8 +31,10 @@ from sphinx_jax.sharding import MESH_AXES, make_mesh, partition_spec
 
 FORMS = ("orbax", "accessory", "hf")
 DTYPES = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": np.dtype(np.float32),
-}  # fmt: skip
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+}
 SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -99,9 +101,18 @@ def write(
         raise store.BadCheckpoint(f"{len(found.missing)} leaves are missing, the first is {found.missing[0]}")
     unused = {key: tensor.read() for key, tensor in found.unused.items()}
     return write_form(
-        out, form, lambda path, index: read_rows(found, found.by_row[path, index], allow)[path], found.config,
-        found.tokenizer, unused, shards=shards, dtype=dtype, own=found.dtypes, allow=allow, quiet=quiet,
-    )  # fmt: skip
+        out,
+        form,
+        lambda path, index: read_rows(found, found.by_row[path, index], allow)[path],
+        found.config,
+        found.tokenizer,
+        unused,
+        shards=shards,
+        dtype=dtype,
+        own=found.dtypes,
+        allow=allow,
+        quiet=quiet,
+    )
 
 
 def to_checkpoint(
@@ -208,10 +219,17 @@ def digest(file: Path) -> str:
 IGNORED = {
     "assemble": {"config", "tokenizer", "quick_gelu", "allow_missing"},
     "a checkpoint of ours": {
-        "mesh", "model", "config", "tokenizer", "quick_gelu", "allow_missing", "decoder", *assemble.ENCODERS,
+        "mesh",
+        "model",
+        "config",
+        "tokenizer",
+        "quick_gelu",
+        "allow_missing",
+        "decoder",
+        *assemble.ENCODERS,
     },
     "published files": {"decoder", *assemble.ENCODERS},
-}  # fmt: skip
+}
 
 
 def check_options(source: str, form: str, given: Iterable[str]) -> None:
@@ -278,10 +296,18 @@ def from_checkpoint(
         return finite(reader.read(path, index), f"{place_of(path, index)} of {source}", allow)
 
     return write_form(
-        out, form, read, store.read_config(source), store.read_tokenizer(source), accessory.read_unused(source),
-        shards=shards, dtype=dtype, own={path: leaf.dtype for path, leaf in reader.leaves.items()}, allow=allow,
+        out,
+        form,
+        read,
+        store.read_config(source),
+        store.read_tokenizer(source),
+        accessory.read_unused(source),
+        shards=shards,
+        dtype=dtype,
+        own={path: leaf.dtype for path, leaf in reader.leaves.items()},
+        allow=allow,
         quiet=quiet,
-    )  # fmt: skip
+    )
 
 
 def write_form(
@@ -319,55 +345,14 @@ def write_form(
 
         if form == "accessory":
             return accessory_write.write_folder(
-                out, counted, config, shards=shards, tokenizer=tokenizer, unused=unused, dtype=dtype and str(dtype),
+                out,
+                counted,
+                config,
+                shards=shards,
+                tokenizer=tokenizer,
+                unused=unused,
+                dtype=dtype and str(dtype),
                 allow=allow,
-            )  # fmt: skip
+            )
         dtype = dtype or common_dtype(kind for path, kind in own.items() if path.startswith("decoder/"))
         return huggingface_write.write(out, counted, config, tokenizer, dtype=str(dtype), allow=allow)
-
-
-def verify(found: Foreign, out: str | Path, allow: Collection[str] = (), quiet: bool = False) -> int:
-    """Read both sides again and compare every leaf: bit for bit, or within the rounding of the checkpoint's dtype.
-
-    Returns the number of tensors; raises BadCheckpoint at the first that differs.
-    """
-    reader = stream.Reader(out)
-    for name in progress(found.names, desc="verifying", unit="tensor", disable=quiet):
-        for path, array in read_rows(found, name, allow).items():
-            at = place_of(path, name.index)
-            _compare(array, reader.read(path, name.index), out, (at, name.foreign), allow)
-    return len(found.names)
-
-
-def verify_foreign(
-    read: Callable[[str, Index], np.ndarray],
-    out: str | Path,
-    config: ModelConfig | None = None,
-    allow: Collection[str] = (),
-    quiet: bool = False,
-) -> int:
-    """As ``verify``, of a published or Hugging Face folder against the leaves that it was written from.
-
-    Args:
-      config: of those leaves; Hugging Face's form has low-rank additions merged and a bias on all maps or none.
-    """
-    there = open_foreign([out])
-    c, plain = config and config.decoder, there.config.decoder
-    if c and (c.lora_rank, c.bias) != (plain.lora_rank, plain.bias):
-        read = huggingface_write.merging(read, config, there.config)
-    for name in progress(there.names, desc="verifying", unit="tensor", disable=quiet):
-        for path, written in read_rows(there, name, allow).items():
-            at = place_of(path, name.index)
-            _compare(read(path, name.index), written, out, (name.foreign, at), allow)
-    return len(there.names)
-
-
-def _compare(
-    source: np.ndarray, stored: np.ndarray, out: str | Path, named: tuple[str, str], allow: Collection[str]
-) -> None:
-    """BadCheckpoint if ``stored`` is not ``source``; they are named as they are called in ``out`` and there."""
-    cast = Cast(stored.dtype, f"{out}: {named[0]}", allow)
-    cast.compare(source, stored)
-    cast.check()
-    if cast.differs:
-        raise store.BadCheckpoint(f"{out}: {named[0]} is not {named[1]} of the source")

@@ -25,9 +25,13 @@ from sphinx_jax.model.blueprint import blueprint
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
-    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
-}  # fmt: skip
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+}
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "MixtralForCausalLM": "mixtral"}  # and the name of our model
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 UNUSED = ("*.rotary_emb.inv_freq",)
@@ -118,15 +122,20 @@ def read_config(folder: str | Path) -> ModelConfig:
         dim, heads = values["hidden_size"], values["num_attention_heads"]
         head_width = values.get("head_dim")
         decoder = DecoderConfig(
-            dim=dim, layers=values["num_hidden_layers"], heads=heads, kv_heads=values.get("num_key_value_heads"),
-            vocab_size=values["vocab_size"], hidden_dim=values["intermediate_size"],
+            dim=dim,
+            layers=values["num_hidden_layers"],
+            heads=heads,
+            kv_heads=values.get("num_key_value_heads"),
+            vocab_size=values["vocab_size"],
+            hidden_dim=values["intermediate_size"],
             head_width=None if head_width == dim // heads else head_width,
-            norm_eps=values["rms_norm_eps"], max_positions=_max_positions(values),
+            norm_eps=values["rms_norm_eps"],
+            max_positions=_max_positions(values),
             tied_embeddings=bool(values.get("tie_word_embeddings")) and not _has_output(folder),
             moe=_moe(values) if name == "mixtral" else None,
             bias=ATTENTION_MAPS * bool(values.get("attention_bias")) + FFN_MAPS * bool(values.get("mlp_bias")),
             **_rope(values),
-        )  # fmt: skip
+        )
     return ModelConfig(name=name, decoder=decoder)
 
 

@@ -89,11 +89,17 @@ def _clip(folder: Path, view_size: int | None) -> dict[str, Any]:
     require(file, values, hidden_act=("quick_gelu", "gelu"))
     with complete(file):
         vit = VitConfig(
-            width=values["hidden_size"], layers=values["num_hidden_layers"], heads=values["num_attention_heads"],
-            mlp_width=values["intermediate_size"], patch=values["patch_size"],
-            view_size=_trained_at(file, values, view_size), patch_bias=False, norm_before=True,
-            activation=values.get("hidden_act", "quick_gelu"), norm_eps=values.get("layer_norm_eps", 1e-5),
-        )  # fmt: skip
+            width=values["hidden_size"],
+            layers=values["num_hidden_layers"],
+            heads=values["num_attention_heads"],
+            mlp_width=values["intermediate_size"],
+            patch=values["patch_size"],
+            view_size=_trained_at(file, values, view_size),
+            patch_bias=False,
+            norm_before=True,
+            activation=values.get("hidden_act", "quick_gelu"),
+            norm_eps=values.get("layer_norm_eps", 1e-5),
+        )
     return {"clip": vit}
 
 
@@ -104,12 +110,18 @@ def _dinov2(folder: Path, view_size: int | None) -> dict[str, Any]:
         width, packed = values["hidden_size"], values.get("use_swiglu_ffn", False)
         hidden = int(width * values.get("mlp_ratio", 4))
         vit = VitConfig(
-            width=width, layers=values["num_hidden_layers"], heads=values["num_attention_heads"],
+            width=width,
+            layers=values["num_hidden_layers"],
+            heads=values["num_attention_heads"],
             mlp_width=(int(hidden * 2 / 3) + 7) // 8 * 8 if packed else hidden,
-            patch=values["patch_size"], view_size=view_size or values["image_size"],
-            activation="swiglu" if packed else "gelu", layer_scale=True, norm_eps=values.get("layer_norm_eps", 1e-6),
-            position_grid=values["image_size"] // values["patch_size"], imagenet_normalised=True,
-        )  # fmt: skip
+            patch=values["patch_size"],
+            view_size=view_size or values["image_size"],
+            activation="swiglu" if packed else "gelu",
+            layer_scale=True,
+            norm_eps=values.get("layer_norm_eps", 1e-6),
+            position_grid=values["image_size"] // values["patch_size"],
+            imagenet_normalised=True,
+        )
     return {"dinov2": vit}
 
 
@@ -120,16 +132,22 @@ def _blip2(folder: Path, view_size: int | None) -> dict[str, Any]:
     require(file, vision, hidden_act=("gelu",), qkv_bias=(True,))
     require(file, queries, hidden_act=("gelu",), cross_attention_frequency=(2,), use_qformer_text_input=(False,))
     vit = VitConfig(
-        width=vision.get("hidden_size", 1408), layers=vision.get("num_hidden_layers", 39),
-        heads=vision.get("num_attention_heads", 16), mlp_width=vision.get("intermediate_size", 6144),
-        patch=vision.get("patch_size", 14), view_size=_trained_at(file, vision, view_size),
+        width=vision.get("hidden_size", 1408),
+        layers=vision.get("num_hidden_layers", 39),
+        heads=vision.get("num_attention_heads", 16),
+        mlp_width=vision.get("intermediate_size", 6144),
+        patch=vision.get("patch_size", 14),
+        view_size=_trained_at(file, vision, view_size),
         norm_eps=vision.get("layer_norm_eps", 1e-6),
-    )  # fmt: skip
+    )
     qformer = QFormerConfig(
-        width=queries.get("hidden_size", 768), layers=queries.get("num_hidden_layers", 12),
-        heads=queries.get("num_attention_heads", 12), mlp_width=queries.get("intermediate_size", 3072),
-        queries=values.get("num_query_tokens", 32), norm_eps=queries.get("layer_norm_eps", 1e-12),
-    )  # fmt: skip
+        width=queries.get("hidden_size", 768),
+        layers=queries.get("num_hidden_layers", 12),
+        heads=queries.get("num_attention_heads", 12),
+        mlp_width=queries.get("intermediate_size", 3072),
+        queries=values.get("num_query_tokens", 32),
+        norm_eps=queries.get("layer_norm_eps", 1e-12),
+    )
     return {"blip2": vit, "qformer": qformer}
 
 
@@ -145,11 +163,13 @@ def _convnext(folder: Path, view_size: int | None) -> dict[str, Any]:
     name, trained = _timm_model(folder)
     stages = [widths[stage] for stage in sorted(widths)]
     convnext = ConvNextConfig(
-        depths=tuple(map(len, stages)), dims=tuple(stage[0] for stage in stages), view_size=view_size or trained,
+        depths=tuple(map(len, stages)),
+        dims=tuple(stage[0] for stage in stages),
+        view_size=view_size or trained,
         # as published: 224-pixel views are brought to the 256 of its pre-training, 512-pixel ones stay
         input_size=max(view_size or 0, trained),
         norm_eps=1e-5 if name.startswith("convnext_xxlarge") else 1e-6,  # as timm builds them
-    )  # fmt: skip
+    )
     return {"convnext": convnext}
 
 

@@ -84,12 +84,21 @@ def describe(c: DecoderConfig, dtype: str) -> dict[str, Any]:
     table = {
         "architectures": ["MixtralForCausalLM" if c.moe else "LlamaForCausalLM"],
         "model_type": "mixtral" if c.moe else "llama",
-        "vocab_size": c.vocab_size, "hidden_size": c.dim, "intermediate_size": c.ffn_dim,
-        "num_hidden_layers": c.layers, "num_attention_heads": c.heads, "num_key_value_heads": c.num_kv_heads,
-        "head_dim": c.head_dim, "hidden_act": "silu", "rms_norm_eps": c.norm_eps,
-        "max_position_embeddings": c.max_positions, "rope_theta": c.rope_theta, "rope_scaling": rope,
-        "tie_word_embeddings": c.tied_embeddings, "torch_dtype": dtype,
-    }  # fmt: skip
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.dim,
+        "intermediate_size": c.ffn_dim,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.num_kv_heads,
+        "head_dim": c.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": c.norm_eps,
+        "max_position_embeddings": c.max_positions,
+        "rope_theta": c.rope_theta,
+        "rope_scaling": rope,
+        "tie_word_embeddings": c.tied_embeddings,
+        "torch_dtype": dtype,
+    }
     if not c.moe:
         return table | {"attention_bias": "q" in c.bias, "mlp_bias": "gate" in c.bias}
     experts = {"num_local_experts": c.moe.experts, "num_experts_per_tok": c.moe.per_token, "sliding_window": None}

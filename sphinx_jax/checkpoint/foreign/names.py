@@ -94,9 +94,15 @@ FFN = {"gate": "w1", "up": "w3", "down": "w2"}
 CONV = "o i h w -> h w i o"
 # present in the published files, unused by the model
 UNUSED = (
-    "clip.positional_embedding", "clip.text_projection", "clip.logit_scale", "clip.token_embedding.weight",
-    "clip.ln_final.weight", "clip.ln_final.bias", "clip.visual.proj", "dinov2_vitg14.mask_token",
-)  # fmt: skip
+    "clip.positional_embedding",
+    "clip.text_projection",
+    "clip.logit_scale",
+    "clip.token_embedding.weight",
+    "clip.ln_final.weight",
+    "clip.ln_final.bias",
+    "clip.visual.proj",
+    "dinov2_vitg14.mask_token",
+)
 
 
 def accessory_names(config: ModelConfig, dense_experts: bool = False) -> Iterator[Name]:
@@ -304,14 +310,19 @@ def _blip2(config: ModelConfig) -> Iterator[Name]:
                 continue
             for foreign, name in (("query", "q"), ("key", "k"), ("value", "v")):
                 yield Name(
-                    f"{block}.{theirs}.attention.{foreign}.weight", (f"{ours}/{mine}/{name}/kernel",),
+                    f"{block}.{theirs}.attention.{foreign}.weight",
+                    (f"{ours}/{mine}/{name}/kernel",),
                     "(n h) c -> c n h",
-                    {"n": q.heads}, at,
-                )  # fmt: skip
+                    {"n": q.heads},
+                    at,
+                )
                 yield Name(
-                    f"{block}.{theirs}.attention.{foreign}.bias", (f"{ours}/{mine}/{name}/bias",), "(n h) -> n h",
-                    {"n": q.heads}, at,
-                )  # fmt: skip
+                    f"{block}.{theirs}.attention.{foreign}.bias",
+                    (f"{ours}/{mine}/{name}/bias",),
+                    "(n h) -> n h",
+                    {"n": q.heads},
+                    at,
+                )
             yield from _attention_out(f"{block}.{theirs}.output.dense", f"{ours}/{mine}", q.heads, at)
             yield from norm_rows(f"{block}.{theirs}.output.LayerNorm", f"{ours}/{mine}_norm", at)
         yield from _linear(f"{block}.intermediate_query.dense", f"{ours}/mlp/up", at)

@@ -21,10 +21,13 @@ import numpy as np
 from sphinx_jax.checkpoint.store import BadCheckpoint
 
 STORAGES = {
-    "FloatStorage": np.dtype(np.float32), "HalfStorage": np.dtype(np.float16), "DoubleStorage": np.dtype(np.float64),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype(np.int64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "DoubleStorage": np.dtype(np.float64),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
     "IntStorage": np.dtype(np.int32),
-}  # fmt: skip
+}
 STORAGE_OF = {dtype: storage for storage, dtype in STORAGES.items()}
 ALIGNMENT = 64  # bytes, of a storage within the file
 LOCAL_HEADER = 30  # bytes before a zip member's name
@@ -225,6 +228,9 @@ def _record(key: str, tensor: np.ndarray, number: int) -> bytes:
     return _plain(key) + _call(
         _global("torch._utils", "_rebuild_tensor_v2"),
         pickle.MARK + b"".join(storage) + pickle.TUPLE + pickle.BINPERSID,
-        _plain(0), _plain(tensor.shape), _plain(strides), pickle.NEWFALSE,
+        _plain(0),
+        _plain(tensor.shape),
+        _plain(strides),
+        pickle.NEWFALSE,
         _call(_global("collections", "OrderedDict")),
-    )  # fmt: skip
+    )

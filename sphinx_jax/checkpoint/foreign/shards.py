@@ -15,9 +15,7 @@ from sphinx_jax.checkpoint.store import BadCheckpoint
 OUTPUTS = re.compile(
     r"layers\.\d+\.(attention\.w[qkv]|feed_forward\.w[13])\.(weight|bias|lora_b\.weight)|output\.weight"
 )
-INPUTS = re.compile(
-    r"layers\.\d+\.(attention\.wo|feed_forward\.w2)\.(weight|lora_a\.weight)|tok_embeddings\.weight"
-)  # fmt: skip
+INPUTS = re.compile(r"layers\.\d+\.(attention\.wo|feed_forward\.w2)\.(weight|lora_a\.weight)|tok_embeddings\.weight")
 EXPERTS = re.compile(r"layers\.\d+\.feed_forward\.w[123]")  # the matrices of all experts, each of them cut
 EXPERT = re.compile(r"layers\.\d+\.feed_forward\.experts\.(\d+)\..*")  # one expert's, whole in one shard
 

@@ -54,9 +54,19 @@ def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> bytes:
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, vocab_size=size, model_type="bpe", byte_fallback=True,
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        vocab_size=size,
+        model_type="bpe",
+        byte_fallback=True,
         user_defined_symbols=[piece.replace(" ", BLANK) for piece in fixed_pieces()],
-        normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
-        character_coverage=0.9999, num_threads=1, max_sentence_length=100_000, minloglevel=2, hard_vocab_limit=False,
-    )  # fmt: skip
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        character_coverage=0.9999,
+        num_threads=1,
+        max_sentence_length=100_000,
+        minloglevel=2,
+        hard_vocab_limit=False,
+    )
     return model.getvalue()

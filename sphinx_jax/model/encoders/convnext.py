@@ -27,9 +27,13 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _by_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(
-        x, kernel[:, :, None, :], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x,
+        kernel[:, :, None, :],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
-    )  # fmt: skip
+    )
 
 
 @jax.custom_vjp

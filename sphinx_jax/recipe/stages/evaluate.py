@@ -34,8 +34,15 @@ from sphinx_jax.settings import Count, Name, Settings
 # answer lists many things
 SHORT, LONG = 32, 128
 LONG_TASKS = (
-    "grounded_caption", "detailed_caption", "detection", "text_detection", "text_spotting", "layout", "pose", "chart",
-)  # fmt: skip
+    "grounded_caption",
+    "detailed_caption",
+    "detection",
+    "text_detection",
+    "text_spotting",
+    "layout",
+    "pose",
+    "chart",
+)
 # training answers that a constant answer is chosen on, per task and domain
 BASELINE_ANSWERS = 2000
 
@@ -139,9 +146,14 @@ def answer(
                 padded = chosen + chosen[-1:] * (batch - len(chosen))
                 pictures = None if features is None else gather(features, [asked[i] for i in padded])
                 out = engine.generate(
-                    config, leaves, [prompts[i] for i in padded], pictures, stops=stops, max_new_tokens=budget,
+                    config,
+                    leaves,
+                    [prompts[i] for i in padded],
+                    pictures,
+                    stops=stops,
+                    max_new_tokens=budget,
                     length=length,
-                )  # fmt: skip
+                )
                 for i, tokens in zip(chosen, out, strict=False):
                     answers[i] = stops.text(tokens)
                 bar.update(len(chosen))

@@ -112,9 +112,7 @@ def apart(run: Run, models: Sequence[Leaves]) -> tuple[list[Leaves], Leaves]:
     for other in models[1:]:
         for path, x in frozen.items():
             if not jnp.array_equal(x, other[path]):
-                raise store.BadCheckpoint(
-                    f"frozen leaf {path} differs between models; a mix needs the same encoders"
-                )
+                raise store.BadCheckpoint(f"frozen leaf {path} differs between models; a mix needs the same encoders")
     return [{path: x for path, x in leaves.items() if path not in frozen} for leaves in models], frozen
 
 

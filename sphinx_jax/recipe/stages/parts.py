@@ -79,8 +79,9 @@ def grounded_phrases(item: Item) -> list[tuple[str, Box]]:
                     n.replace("_", " "),
                     Box(max(p.x - half, 0), max(p.y - half, 0), min(p.x + half, 1), min(p.y + half, 1)),
                 )
-                for n, p in named if p is not None
-            ]  # fmt: skip
+                for n, p in named
+                if p is not None
+            ]
         else:
             continue
         found.update(dict.fromkeys(pairs))
@@ -127,18 +128,24 @@ class _Rows(grain.transforms.RandomMap):
             phrase, box = pairs[i]
             boxes[row], phrases[row] = (box.x1, box.y1, box.x2, box.y2), self.number[phrase]
         return {
-            "pixels": self.images[index], "boxes": boxes, "phrases": phrases,
-            "phrase_tokens": self.table[phrases], "captions": self.captions[index],
-        }  # fmt: skip
+            "pixels": self.images[index],
+            "boxes": boxes,
+            "phrases": phrases,
+            "phrase_tokens": self.table[phrases],
+            "captions": self.captions[index],
+        }
 
 
 def train_encoders(run: Run, name: str, settings: EncodersStage) -> None:
     s, model, mesh = settings, run.recipe.model, run.mesh
     plan = Blueprint(lambda rngs: Parts(model, PHRASE_TOKENS, CAPTION_TOKENS, rngs=rngs))
     optimizer = make_optimizer(
-        s.optimizer, plan.specs, clip=s.clip, weight_decay=s.weight_decay,
+        s.optimizer,
+        plan.specs,
+        clip=s.clip,
+        weight_decay=s.weight_decay,
         **({"adam_learning_rate": s.adam_rate} if s.optimizer == "muon" else {}),
-    )  # fmt: skip
+    )
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, batches: dict[str, Any], inputs: tuple[jax.Array, jax.Array]):
@@ -166,13 +173,20 @@ def train_encoders(run: Run, name: str, settings: EncodersStage) -> None:
             return TrainState(leaves, slots(optimizer, leaves, mesh, found), {})
 
     job = loop.TrainJob(
-        name, run.folder(name), loop.LoopSettings(s.steps, s.log_every, s.save_every), begin, step,
+        name,
+        run.folder(name),
+        loop.LoopSettings(s.steps, s.log_every, s.save_every),
+        begin,
+        step,
         rate=lambda step: (np.float32(rate(step)), np.uint32(step)),
         data=lambda step: iter(named[step:].to_iter_dataset()),
-        config=model, tokenizer=run.tokenizer, mesh=mesh,
+        config=model,
+        tokenizer=run.tokenizer,
+        mesh=mesh,
         recipe={"made_by": "encoders", "stage": name, "settings": asdict(s)},
-        throughput=loop.Throughput(tokens, 6.0 * tokens * encoders, peak_flops()), quiet=run.quiet,
-    )  # fmt: skip
+        throughput=loop.Throughput(tokens, 6.0 * tokens * encoders, peak_flops()),
+        quiet=run.quiet,
+    )
     loop.run(job)
 
 

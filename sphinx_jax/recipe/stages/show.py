@@ -37,9 +37,14 @@ def show(run: Run, name: str, settings: ShowStage) -> None:
     histories = {n: read_history(run.folder(n)) for n in run.recipe.stages}
     config = (run.workdir / "config.json").read_text()
     report = write_report(
-        run.workdir, title=run.recipe.title, intro=[*run.recipe.about, f"config.json\n{config}"],
-        histories={n: h for n, h in histories.items() if h}, scores=scores, samples=samples(run, s), timings=timings,
-    )  # fmt: skip
+        run.workdir,
+        title=run.recipe.title,
+        intro=[*run.recipe.about, f"config.json\n{config}"],
+        histories={n: h for n, h in histories.items() if h},
+        scores=scores,
+        samples=samples(run, s),
+        timings=timings,
+    )
     (run.workdir / "scores.json").write_text(json.dumps(scores, indent=2))
     if not run.quiet:
         print(format_table(scores, colour=sys.stdout.isatty(), width=shutil.get_terminal_size((120, 24)).columns))
@@ -67,8 +72,13 @@ def samples(run: Run, s: ShowStage) -> list[Sample]:
         chosen += [queue.popleft() for queue in queues.values() if queue]
     return [
         Sample(
-            load_image(run.data.items(s.split, r["domain"])[r["picture"]].image), r["task"], r["domain"], r["question"],
-            r["answer"], r["prediction"], r["score"]["prediction"],
+            load_image(run.data.items(s.split, r["domain"])[r["picture"]].image),
+            r["task"],
+            r["domain"],
+            r["question"],
+            r["answer"],
+            r["prediction"],
+            r["score"]["prediction"],
         )
         for r in chosen[: s.samples]
-    ]  # fmt: skip
+    ]

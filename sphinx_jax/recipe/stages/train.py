@@ -68,13 +68,23 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
         return task_mix(streams, start=step, process=process, processes=processes, workers=s.workers)
 
     job = loop.TrainJob(
-        name, folder, loop.LoopSettings(s.steps, s.log_every, s.save_every, s.keep, s.evaluate_every),
-        begin=lambda found: start(made, model, s, held.pop(), mesh, found), step=made.step,
+        name,
+        folder,
+        loop.LoopSettings(s.steps, s.log_every, s.save_every, s.keep, s.evaluate_every),
+        begin=lambda found: start(made, model, s, held.pop(), mesh, found),
+        step=made.step,
         rate=lambda n: np.float32(learning_rate(n, peak=s.rate, steps=s.steps, warmup=s.warmup, floor=s.floor)),
-        data=data, config=model, tokenizer=run.tokenizer, mesh=mesh,
+        data=data,
+        config=model,
+        tokenizer=run.tokenizer,
+        mesh=mesh,
         recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},
-        throughput=throughput(model, s), held_out=look, identify=identify, profile=run.profile, quiet=run.quiet,
-    )  # fmt: skip
+        throughput=throughput(model, s),
+        held_out=look,
+        identify=identify,
+        profile=run.profile,
+        quiet=run.quiet,
+    )
     loop.run(job)
 
 
