@@ -15,7 +15,7 @@ text:
     {"text": "A document, as long as it is."}
 
 and the other stages conversations: {"image": "0001.jpg", "conversations": [{"from": "human", "value": "…"}, …]}.
-``start`` is a folder that tools/convert_checkpoint.py wrote: the language model and encoders that others trained.
+`start` is a folder that tools/convert_checkpoint.py wrote: the language model and encoders that others trained.
 """
 
 from ml_collections import ConfigDict
@@ -95,7 +95,7 @@ def sphinx(model: str, device_rows: int) -> ConfigDict:
 def sphinx_x(model: str, device_rows: int, aligned: tuple[str, ...], rate: float) -> ConfigDict:
     """SPHINX-X: the projections are aligned, then everything but the encoders trains in one stage.
 
-    ``aligned``: patterns of the leaves that do not train in the first of the two.
+    `aligned`: patterns of the leaves that do not train in the first of the two.
     """
     c = _recipe(model, f"{model}: alignment of the projections, then one stage on all tasks.")
     align = _step(model, device_rows) | {

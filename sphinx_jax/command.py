@@ -25,10 +25,10 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def plain_errors(*more: type[Exception], stopped: str = "stopped; the same command goes on") -> Iterator[None]:
-    """Errors that a person can mend (ValueError, OSError, a full disk and ``more``) are one line; others keep their
+    """Errors that a person can mend (ValueError, OSError, a full disk and `more`) are one line; others keep their
     traceback.
 
-    All keep it where ``SPHINX_JAX_TRACEBACK`` is set.  Work that SIGTERM stopped ends with 143 (Ctrl-C: 130), as a
+    All keep it where `SPHINX_JAX_TRACEBACK` is set.  Work that SIGTERM stopped ends with 143 (Ctrl-C: 130), as a
     shell counts signals: a scheduler that took the end for success would not start it again.
     """
     whole = bool(os.environ.get("SPHINX_JAX_TRACEBACK"))

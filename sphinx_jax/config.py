@@ -28,7 +28,7 @@ class MoeConfig(Settings):
     experts: Count = 8
     per_token: Count = 2
     balance_weight: NonNegative = 0.0  # of the load-balance loss in training (Shazeer et al. 2017, as Mixtral's)
-    half_router: bool = False  # the softmax over experts runs in the compute dtype (the reference's dense ``mixtral``)
+    half_router: bool = False  # the softmax over experts runs in the compute dtype (the reference's dense `mixtral`)
 
     def __post_init__(self):
         if not 0 < self.per_token <= self.experts:
@@ -37,7 +37,7 @@ class MoeConfig(Settings):
 
 @dataclass(frozen=True)
 class DecoderConfig(Settings):
-    """LLaMA2 decoder.  ``ffn_multiplier`` and ``multiple_of`` give the FFN width as Meta's code does."""
+    """LLaMA2 decoder.  `ffn_multiplier` and `multiple_of` give the FFN width as Meta's code does."""
 
     dim: Count = 5120
     layers: Count = 40
@@ -152,7 +152,7 @@ class QFormerConfig(Settings):
 
 @dataclass(frozen=True)
 class ViewsConfig(Settings):
-    """An overview plus ``crops`` × ``crops`` sub-images (0: the overview alone)."""
+    """An overview plus `crops` × `crops` sub-images (0: the overview alone)."""
 
     image_size: Count = 224
     crops: Whole = 0
@@ -224,7 +224,7 @@ class ModelConfig(Settings):
 
 
 def clip_config(width=1024, layers=24, heads=16, patch=14, view_size=224, quick_gelu=False) -> VitConfig:
-    """OpenAI CLIP ViT; ``quick_gelu`` as the weights were trained, erf GELU as the reference's HEAD runs them."""
+    """OpenAI CLIP ViT; `quick_gelu` as the weights were trained, erf GELU as the reference's HEAD runs them."""
     return VitConfig(
         width,
         layers,
@@ -330,7 +330,7 @@ FAMILY["sphinx_nano"] = ModelConfig(
 
 
 def family(name: str) -> ModelConfig:
-    """The published configuration of that name (``sphinx``, ``sphinx_1k``, …)."""
+    """The published configuration of that name (`sphinx`, `sphinx_1k`, …)."""
     if name not in FAMILY:
         raise unknown("model", name, FAMILY)
     return FAMILY[name]

@@ -38,7 +38,7 @@ def is_full(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def told_when_full(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Raises DiskFull, naming ``folder``, for any error within that a full disk is behind."""
+    """Raises DiskFull, naming `folder`, for any error within that a full disk is behind."""
     try:
         yield
     except DiskFull:

@@ -44,8 +44,8 @@ def find_cluster(
 ) -> Cluster | None:
     """What flags or the environment say of this run; None where it is a process of its own.
 
-    Flags come first, then ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, then what
-    schedulers set (SLURM, Open MPI, TPU workers).  ``asked``: True leaves it to JAX to find out (a TPU pod slice has
+    Flags come first, then `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, then what
+    schedulers set (SLURM, Open MPI, TPU workers).  `asked`: True leaves it to JAX to find out (a TPU pod slice has
     no such variables), False wants a process of its own whatever is set.
 
     Raises ConfigError for some of the three without the others, or a number that does not fit.
@@ -83,9 +83,9 @@ def _scheduled(environment: Mapping[str, str]) -> bool:
 
 
 def connect(cluster: Cluster, heartbeat: int) -> None:
-    """Wait for the other processes; from here on ``jax.devices()`` are those of all.
+    """Wait for the other processes; from here on `jax.devices()` are those of all.
 
-    ``heartbeat``: seconds without a sign of life after which a process counts as gone.
+    `heartbeat`: seconds without a sign of life after which a process counts as gone.
     """
     try:
         jax.distributed.initialize(
@@ -98,8 +98,8 @@ def connect(cluster: Cluster, heartbeat: int) -> None:
 def supervise(workdir: Path, newest: Callable[[Path], tuple[str, int] | None]) -> int:
     """Run this command again as a child, hand signals on to it, and say how the work goes on if it is lost.
 
-    ``newest``: workdir -> the stage and step that a new run would go on from.  Returns the exit status: the child's,
-    or ``LOST`` where the child was ended by a signal or lost the others.
+    `newest`: workdir -> the stage and step that a new run would go on from.  Returns the exit status: the child's,
+    or `LOST` where the child was ended by a signal or lost the others.
     """
     child = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=os.environ | {CHILD: "1"})
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -121,7 +121,7 @@ def supervise(workdir: Path, newest: Callable[[Path], tuple[str, int] | None]) -
 
 
 def agree(problem: str | None) -> None:
-    """Every process learns here whether process 0 has met a ``problem``.  Raises ConfigError in all of them if so."""
+    """Every process learns here whether process 0 has met a `problem`.  Raises ConfigError in all of them if so."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Nobody else works in ``folder`` within.  The system's lock ends with its process, however that ends.
+    """Nobody else works in `folder` within.  The system's lock ends with its process, however that ends.
 
     Raises ConfigError where another process does.
     """

@@ -16,7 +16,7 @@ from ml_collections.config_flags.config_flags import UnsupportedOperationError
 from sphinx_jax.command import plain_errors
 from sphinx_jax.paths import CACHE, as_path
 
-# not locked: a setting that the file leaves at its default can be given too; ``runner.parse`` refuses unknown keys
+# not locked: a setting that the file leaves at its default can be given too; `runner.parse` refuses unknown keys
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
 
 
 def recipe_values() -> dict[str, Any]:
-    """What the flags say of the recipe, for ``runner.parse``; at nano size with --smoke."""
+    """What the flags say of the recipe, for `runner.parse`; at nano size with --smoke."""
     values = CONFIG.value.to_dict()
     if not _SMOKE.value:
         return values
@@ -76,7 +76,7 @@ def recipe_values() -> dict[str, Any]:
 
 
 def parse_profile(text: str) -> range:
-    """``10:13`` -> steps 10, 11 and 12."""
+    """`10:13` -> steps 10, 11 and 12."""
     first, colon, end = text.partition(":")
     if not (colon and first.isdigit() and end.isdigit() and int(first) < int(end)):
         raise ValueError(f"--profile {text} is not of the form FIRST:END, e.g. 10:13 for the steps 10, 11 and 12")

@@ -16,7 +16,7 @@ def in_store(name: str | os.PathLike[str]) -> bool:
 
 
 def located(name: str | os.PathLike[str]) -> Path:
-    """A path here, or in an object store: no ``pathlib.Path`` then, with the same methods.
+    """A path here, or in an object store: no `pathlib.Path` then, with the same methods.
 
     Raises:
       ValueError: a web address, or a scheme that is no file system.
@@ -48,7 +48,7 @@ def as_path(folder: str | os.PathLike[str]) -> Path:
 
 
 def joined(root: str | os.PathLike[str], name: str) -> Path:
-    """What is called ``name`` in a folder: it may name its own place, here or in a store."""
+    """What is called `name` in a folder: it may name its own place, here or in a store."""
     return located(name) if in_store(name) else located(root) / name
 
 

@@ -1,6 +1,6 @@
 """What a setting may be.
 
-Settings are plain frozen dataclasses; their annotations say the type and range of each, and ``checked`` has pydantic
+Settings are plain frozen dataclasses; their annotations say the type and range of each, and `checked` has pydantic
 hold values against them.  Importing this costs nothing: pydantic is imported, and told of a class, once one is checked.
 """
 
@@ -89,7 +89,7 @@ def checked(values: Any, cls: type, path: str) -> Any:
 
 @contextlib.contextmanager
 def of_field(name: str) -> Iterator[None]:
-    """Errors of a check that ``__post_init__`` leaves to others say which field they are about."""
+    """Errors of a check that `__post_init__` leaves to others say which field they are about."""
     try:
         yield
     except ConfigError as error:
@@ -173,7 +173,7 @@ def _told(error: Mapping[str, Any], cls: type, path: str) -> str:
 
 
 def _of_field(error: Exception, path: str, hint: Any) -> str:
-    """An error of ``__post_init__``, which begins with a field's name where one is at fault."""
+    """An error of `__post_init__`, which begins with a field's name where one is at fault."""
     text = str(error)
     named = re.match(r"\w+", text)
     known = _fields(_members(hint)[0])

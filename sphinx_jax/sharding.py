@@ -104,7 +104,7 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 def row_share(mesh: Mesh) -> tuple[int, int]:
     """Which share of a batch's rows this process feeds, and how many shares there are.
 
-    Processes whose devices differ along ``tensor`` alone feed the same rows.
+    Processes whose devices differ along `tensor` alone feed the same rows.
 
     Raises:
       ConfigError: the rows of two processes overlap in part.
@@ -124,7 +124,7 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def platform() -> str:
-    """What programs are being made for: ``cpu``, ``gpu`` or ``tpu``; on a mesh of devices that are not here, theirs."""
+    """What programs are being made for: `cpu`, `gpu` or `tpu`; on a mesh of devices that are not here, theirs."""
     there = jax.sharding.get_abstract_mesh().abstract_device
     name = there.platform if there is not None else jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name

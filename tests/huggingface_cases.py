@@ -1,6 +1,6 @@
 """Tiny models of transformers and timm with random weights, and what they answer: the oracle of test_huggingface.py.
 
-``python tests/huggingface_cases.py`` records the cases of ``RECORDED`` in ``tests/data/huggingface``, so that the
+`python tests/huggingface_cases.py` records the cases of `RECORDED` in `tests/data/huggingface`, so that the
 tests need neither torch nor timm.
 """
 

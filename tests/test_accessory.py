@@ -331,7 +331,7 @@ def test_unused_tensors_survive_in_their_dtype(tmp_path):
 
 
 def test_a_folder_of_metas_llama_3_is_read_as_it_lies(tmp_path):
-    """No meta.json, an embedding cut over its rows, and a ``tokenizer.model`` of ranks."""
+    """No meta.json, an embedding cut over its rows, and a `tokenizer.model` of ranks."""
     table = ranks()
     rows = len(table) + 256 + len(table) % 2
     params = {

@@ -1,4 +1,4 @@
-"""``meta.json`` and ``config.json`` of the published folders, there and back."""
+"""`meta.json` and `config.json` of the published folders, there and back."""
 
 import dataclasses
 import json

@@ -35,7 +35,7 @@ def test_a_checkpoint_gives_back_what_went_in(saved, mesh):
 
 
 def test_an_object_store_takes_checkpoints_too(tmp_path, mesh, monkeypatch):
-    """Its paths are no ``pathlib.Path``, their ``stat`` says less."""
+    """Its paths are no `pathlib.Path`, their `stat` says less."""
     from sphinx_jax import paths
     from sphinx_jax.recipe.run import progress_of
 

@@ -1,4 +1,4 @@
-"""What earlier versions wrote is read, and their runs go on; ``tests/data/earlier/README.md`` says how it was made."""
+"""What earlier versions wrote is read, and their runs go on; `tests/data/earlier/README.md` says how it was made."""
 
 import json
 import os
@@ -20,7 +20,7 @@ EXPECTED = json.loads((EARLIER / "expected.json").read_text())
 
 @pytest.fixture
 def earlier(tmp_path, monkeypatch):
-    """A copy to work in; the name of the folder is that of the module that ``lora.py`` imports."""
+    """A copy to work in; the name of the folder is that of the module that `lora.py` imports."""
     monkeypatch.chdir(shutil.copytree(EARLIER, tmp_path / "earlier"))
 
 

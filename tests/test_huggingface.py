@@ -439,7 +439,7 @@ def test_convnext_as_timm_writes_it(tmp_path):
 
 
 def test_clip_out_of_the_whole_model(tmp_path):
-    """As ``CLIPModel``, and as transformers 4 wrote ``CLIPVisionModel``: one level down, with a buffer."""
+    """As `CLIPModel`, and as transformers 4 wrote `CLIPVisionModel`: one level down, with a buffer."""
 
     def change(tensors):
         inner = {f"vision_model.{key}": tensors.pop(key) for key in list(tensors)}

@@ -1,4 +1,4 @@
-"""Keys of a Hugging Face ``config.json``: used, refused by name, or known to change nothing."""
+"""Keys of a Hugging Face `config.json`: used, refused by name, or known to change nothing."""
 
 import json
 
@@ -179,7 +179,7 @@ def test_a_recipe_takes_from_a_folder_no_other_form_of_conversation(tmp_path):
 
 
 def with_tokenizer(folder, tokenizer_config, rows=512, base="llama", **config):
-    """The recorded model with ``rows`` in its embedding and a tokenizer of 512, without a generation config."""
+    """The recorded model with `rows` in its embedding and a tokenizer of 512, without a generation config."""
     rewrite(RECORDS / base, folder, vocab_size=rows, **config)
     (folder / "generation_config.json").unlink()
     tensors = load_file(folder / "model.safetensors")

@@ -210,7 +210,7 @@ def of_vectors(method: str, count: int, formula: Callable, **parameters) -> Case
 
 
 def named(parameters: dict) -> dict:
-    """As a mix names them: ``lambda_`` is Python's spelling."""
+    """As a mix names them: `lambda_` is Python's spelling."""
     return {name.rstrip("_"): value for name, value in parameters.items()}
 
 
@@ -342,7 +342,7 @@ def test_random_bits_belong_to_positions(start, count, skipped):
 
 @pytest.mark.parametrize("method,joint", [("dare_linear", 0.09), ("della_linear", 0.09 + 0.15**2 / 3)])
 def test_random_draws(method, joint):
-    """``joint``: the mean square of the probabilities, so how often two draws that know nothing of each other agree."""
+    """`joint`: the mean square of the probabilities, so how often two draws that know nothing of each other agree."""
     base, sources = (
         np.zeros((200, 500), np.float32),
         [np.linspace(0.5, 1.5, 10**5, dtype=np.float32).reshape(200, 500)] * 2,

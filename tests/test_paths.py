@@ -1,6 +1,6 @@
 """What lies in an object store: data, pictures, workdir and checkpoints, by a stand-in for one.
 
-Its paths are no ``pathlib.Path``: what needs a disk fails on them as it would on gs://.
+Its paths are no `pathlib.Path`: what needs a disk fails on them as it would on gs://.
 """
 
 import json

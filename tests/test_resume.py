@@ -118,7 +118,7 @@ with locked(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that works in ``tmp_path / "w"``."""
+    """A process that works in `tmp_path / "w"`."""
     (tmp_path / "w").mkdir()
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(

@@ -21,7 +21,7 @@ DECODER = {str(i): {"content": token, "special": True} for token, i in ADDED.ite
 
 
 def write_json(folder: Path, **files) -> Path:
-    """Files by name (``_json`` stands for ``.json``) with their content."""
+    """Files by name (`_json` stands for `.json`) with their content."""
     folder.mkdir(exist_ok=True)
     for name, values in files.items():
         (folder / f"{name}.json").write_text(json.dumps(values))

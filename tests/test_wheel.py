@@ -1,6 +1,6 @@
 """The package as a wheel leaves it: installed, without the repository beside it.
 
-Run with ``-m wheel`` by ``.ci/run``, from a copy of this file alone, in an environment that holds the wheel and pytest.
+Run with `-m wheel` by `.ci/run`, from a copy of this file alone, in an environment that holds the wheel and pytest.
 """
 
 import ast
@@ -58,7 +58,7 @@ def run(command: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> Path:
-    """A folder with a recipe, its pictures and, in ``w``, what the command made of them."""
+    """A folder with a recipe, its pictures and, in `w`, what the command made of them."""
     folder = tmp_path_factory.mktemp("elsewhere")
     talk = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "a red square"}]
     for i in range(2):

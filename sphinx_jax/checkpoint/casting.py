@@ -3,7 +3,7 @@
 A cast rounds each value to the nearest that the dtype has.  Beyond that two things may happen.  A finite value may
 *overflow* to infinity; that is refused always.  A value below the smallest normal one may lose more than rounding, down
 to all of it (*underflow*).  Any matrix of a trained model has a few values so small that nothing depends on them, so
-this is judged over the matrix: what underflow takes away, as a Euclidean norm, may be at most the dtype's ``eps`` of
+this is judged over the matrix: what underflow takes away, as a Euclidean norm, may be at most the dtype's `eps` of
 the whole.  A matrix without underflow always stays within that.
 """
 
@@ -60,14 +60,14 @@ def is_finite(array: np.ndarray) -> bool:
 
 
 def finite(array: np.ndarray, what: str, allow: Collection[str] = ()) -> np.ndarray:
-    """The array; BadCheckpoint if it holds NaN or infinity and ``allow`` does not name ``nonfinite``."""
+    """The array; BadCheckpoint if it holds NaN or infinity and `allow` does not name `nonfinite`."""
     if NONFINITE not in allow and not is_finite(array):
         raise BadCheckpoint(f"{what} holds NaN or infinity; --allow {NONFINITE} takes it as it is")
     return array
 
 
 class Cast:
-    """One matrix, or any array, piece by piece into a dtype; ``check`` at its end says what was lost."""
+    """One matrix, or any array, piece by piece into a dtype; `check` at its end says what was lost."""
 
     def __init__(self, dtype: np.dtype, what: str, allow: Collection[str] = ()):
         self.dtype, self._what, self._allow = np.dtype(dtype), what, allow
@@ -96,7 +96,7 @@ class Cast:
                 self._look(given.astype(np.float64), made.astype(np.float64))
 
     def _look_for_edges(self, given: np.ndarray, made: np.ndarray) -> None:
-        """As ``_look`` at what a cast has made: it is rounding alone but at the edges of the dtype."""
+        """As `_look` at what a cast has made: it is rounding alone but at the edges of the dtype."""
         limits = ml_dtypes.finfo(self.dtype)
         wide = given.astype(np.promote_types(np.float32, given.dtype), copy=False)
         size = np.abs(wide)
@@ -153,7 +153,7 @@ class Cast:
 
 
 def cast(array: np.ndarray, dtype: np.dtype, what: str, allow: Collection[str] = ()) -> np.ndarray:
-    """An array in another dtype; BadCheckpoint as ``Cast.check``, naming ``what``."""
+    """An array in another dtype; BadCheckpoint as `Cast.check`, naming `what`."""
     casting = Cast(dtype, what, allow)
     made = casting(array)
     casting.check()

@@ -32,12 +32,12 @@ class _Layers:
 def restore_quantised(
     folder: Path, mesh: Mesh, plan: Blueprint, kind: str, dtypes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """As ``store.restore``: the matrices of the decoder's layers in ``kind``, read layer by layer from a disk; from an
+    """As `store.restore`: the matrices of the decoder's layers in `kind`, read layer by layer from a disk; from an
     object store they are whole on the devices first.
 
-    Those that training had in ``kind`` come back as it had them.
+    Those that training had in `kind` come back as it had them.
 
-    Raises BadCheckpoint where it holds another model than ``plan``.
+    Raises BadCheckpoint where it holds another model than `plan`.
     """
     scales = store.read_scales(folder, kind)
     if not isinstance(folder, Path):

@@ -1,7 +1,7 @@
 """The files of an Orbax checkpoint, for what goes to the arrays without Orbax.
 
-Read in Orbax 0.12.8: ``orbax/checkpoint/_src/metadata/{tree,array_metadata_store,sharding}.py`` (what is written beside
-the arrays) and ``_src/serialization/tensorstore_utils.py`` (how the arrays lie).  An array's name is its path joined by
+Read in Orbax 0.12.8: `orbax/checkpoint/_src/metadata/{tree,array_metadata_store,sharding}.py` (what is written beside
+the arrays) and `_src/serialization/tensorstore_utils.py` (how the arrays lie).  An array's name is its path joined by
 dots.
 """
 
@@ -39,7 +39,7 @@ ONE_DEVICE = json.dumps(
 
 
 def find_state(folder: Path) -> Path:
-    """The folder of arrays in a checkpoint: itself, its ``state``, or the only one that it has."""
+    """The folder of arrays in a checkpoint: itself, its `state`, or the only one that it has."""
     if not folder.is_dir():
         raise missing(folder)
     found = sorted(metadata.parent for metadata in (*folder.glob("_METADATA"), *folder.glob("*/_METADATA")))
@@ -92,7 +92,7 @@ NESTED_DICTS = Tree()
 
 
 def _nodes(path: str) -> list[str]:
-    """The nodes that a path goes through: ``a/b/c`` -> ``""``, ``a``, ``a/b``."""
+    """The nodes that a path goes through: `a/b/c` -> `""`, `a`, `a/b`."""
     return ["", *itertools.accumulate(path.split("/")[:-1], "{}/{}".format)]
 
 
@@ -176,7 +176,7 @@ def chunk_key(path: str, at: tuple[int, ...]) -> str:
 def write_metadata(
     folder: Path, leaves: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], tree: Tree = NESTED_DICTS
 ) -> None:
-    """What Orbax needs beside the arrays of ``folder/state``, of {path: (shape, chunk shape)}."""
+    """What Orbax needs beside the arrays of `folder/state`, of {path: (shape, chunk shape)}."""
     state, now = folder / STATE, time.time_ns()
     kinds = {path: kind if (kind := tree.kinds.get(path)) in ARRAYS else "jax.Array" for path in leaves}
     kinds |= tree.without_arrays(leaves)

@@ -1,6 +1,6 @@
 """Checkpoints: folders that hold a model's leaves (Orbax), its config, its tokenizer and how it was made.
 
-A checkpoint is complete when ``recipe.json`` is there: it is written last, after Orbax has committed its parts, so a
+A checkpoint is complete when `recipe.json` is there: it is written last, after Orbax has committed its parts, so a
 process killed at any moment leaves either a complete checkpoint or a folder that readers pass over.
 """
 
@@ -62,10 +62,10 @@ def save(
     *,
     optimizer: Any = None,
 ) -> Path:
-    """Write a complete checkpoint; ``optimizer`` (a pytree) makes it resumable.
+    """Write a complete checkpoint; `optimizer` (a pytree) makes it resumable.
 
     Raises:
-      BadCheckpoint: there is one in ``folder``.
+      BadCheckpoint: there is one in `folder`.
       DiskFull: in one line.
     """
     save_async(folder, leaves, config, tokenizer, recipe, optimizer=optimizer)()
@@ -82,11 +82,11 @@ def save_async(
     optimizer: Any = None,
     scales: Mapping[str, Leaves] | None = None,
 ) -> Callable[[], None]:
-    """Begin what ``save`` does: it returns when the arrays may change, and its result waits for the checkpoint.
+    """Begin what `save` does: it returns when the arrays may change, and its result waits for the checkpoint.
 
     Errors of the writing are raised by the wait.  All processes of a run call it, and write their own shards.
 
-    ``scales``: kind -> path -> those of leaves that were quantised (``read_scales``), and are given whole.
+    `scales`: kind -> path -> those of leaves that were quantised (`read_scales`), and are given whole.
     """
     folder = as_path(folder)
     if is_complete(folder):
@@ -130,10 +130,10 @@ def save_async(
 
 @contextlib.contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A folder to write into that becomes ``out`` where the block ends; nothing is left of one that fails.
+    """A folder to write into that becomes `out` where the block ends; nothing is left of one that fails.
 
     Raises:
-      BadCheckpoint: ``out`` exists.
+      BadCheckpoint: `out` exists.
     """
     if out.exists():
         raise BadCheckpoint(f"{out} exists already; give a new folder")
@@ -197,8 +197,8 @@ def restore(
 ) -> Leaves:
     """The leaves of a checkpoint on a mesh, whatever mesh wrote it.
 
-    ``plan`` is the model expected; its leaves must be exactly those stored, with the same shapes.  ``dtypes``: of
-    leaves that are wanted in another dtype than they train in.  ``only``: the paths that are read.
+    `plan` is the model expected; its leaves must be exactly those stored, with the same shapes.  `dtypes`: of
+    leaves that are wanted in another dtype than they train in.  `only`: the paths that are read.
     """
     folder = as_path(folder)
     stored = read_config(folder)
@@ -214,7 +214,7 @@ def restore(
 
 
 def check_leaves(folder: Path, plan: Blueprint, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises BadCheckpoint where leaves of these shapes are not exactly those of ``plan``."""
+    """Raises BadCheckpoint where leaves of these shapes are not exactly those of `plan`."""
     wrong = sorted(plan.specs.keys() ^ shapes.keys())
     if wrong:
         raise BadCheckpoint(f"{folder} holds another model: {len(wrong)} leaves differ, the first is {wrong[0]}")
@@ -238,7 +238,7 @@ def restore_parts(folder: str | Path, mesh: Mesh, config: ModelConfig) -> Leaves
 
 
 def restore_training(folder: str | Path, optimizer: Any) -> Any:
-    """The optimizer state in the structure and layout of ``optimizer``."""
+    """The optimizer state in the structure and layout of `optimizer`."""
     folder = as_path(folder)
     ocp, context = _orbax()
     leaves, structure = jax.tree.flatten(optimizer)
@@ -249,7 +249,7 @@ def restore_training(folder: str | Path, optimizer: Any) -> Any:
 
 
 def read_scales(folder: str | Path, kind: str) -> dict[str, np.ndarray]:
-    """Those of the leaves that training had quantised in ``kind``; none where it had not."""
+    """Those of the leaves that training had quantised in `kind`; none where it had not."""
     folder, name = as_path(folder), SCALES.format(kind)
     if not (folder / name).exists():
         return {}
@@ -264,7 +264,7 @@ def read_scales(folder: str | Path, kind: str) -> dict[str, np.ndarray]:
 
 
 def newest(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint among ``folder``'s step-numbered ones."""
+    """The newest complete checkpoint among `folder`'s step-numbered ones."""
     folder = as_path(folder)
     if not folder.is_dir():
         return None
@@ -304,7 +304,7 @@ def chosen_in(folder: Path) -> Path:
 
 
 def keep_newest(folder: str | Path, count: int = 1, besides: Path | None = None) -> None:
-    """Delete step-numbered checkpoints but the newest ``count`` complete ones and ``besides``, and what killed saves
+    """Delete step-numbered checkpoints but the newest `count` complete ones and `besides`, and what killed saves
     left."""
     found = list(as_path(folder).iterdir())
     steps = sorted((int(p.name), p) for p in found if p.name.isdigit() and is_complete(p))

@@ -1,6 +1,6 @@
 """Checkpoints slice by slice, for tools whose checkpoints are larger than memory.
 
-``Reader`` opens any checkpoint that Orbax wrote; ``Writer`` makes one that reads like Orbax's own.  Both go to the
+`Reader` opens any checkpoint that Orbax wrote; `Writer` makes one that reads like Orbax's own.  Both go to the
 arrays through tensorstore and hold a few chunks at a time, whatever the size of a leaf.
 
 A chunk is written once, in full, and is in the OCDBT database only after its bytes are on disk: the database commits by
@@ -63,8 +63,8 @@ class LeafInfo(NamedTuple):
 class Reader:
     """The leaves of a checkpoint, by slice.  Opening one reads no array.
 
-    ``folder`` is one of our checkpoints or any that Orbax wrote (its old or new layout, zarr 2 or 3, OCDBT or not); of
-    several parts the ``state`` is opened, or the one that ``folder`` points at.
+    `folder` is one of our checkpoints or any that Orbax wrote (its old or new layout, zarr 2 or 3, OCDBT or not); of
+    several parts the `state` is opened, or the one that `folder` points at.
     """
 
     leaves: dict[str, LeafInfo]
@@ -87,7 +87,7 @@ class Reader:
         }
 
     def read(self, path: str, index: Index = ()) -> np.ndarray:
-        """``leaf[index]`` in the leaf's dtype (bfloat16 is ml_dtypes'): ints and slices (step 1) of leading axes."""
+        """`leaf[index]` in the leaf's dtype (bfloat16 is ml_dtypes'): ints and slices (step 1) of leading axes."""
         if path not in self.leaves:
             raise unknown("leaf", path, self.leaves)
         box, shape = _box(path, self.leaves[path].shape, index)
@@ -95,17 +95,17 @@ class Reader:
 
 
 class Writer:
-    """A checkpoint written slice by slice; nobody takes the folder for a checkpoint before ``finish``.
+    """A checkpoint written slice by slice; nobody takes the folder for a checkpoint before `finish`.
 
-    An interrupted run is taken up by the same ``Writer`` call: ``is_done`` says what need not be written again.
+    An interrupted run is taken up by the same `Writer` call: `is_done` says what need not be written again.
 
     Args:
       folder: new, empty, or what an interrupted run left.
-      leaves: {path: (shape, dtype)}, or a reader's ``LeafInfo``, whose chunks are then kept: a mixed leaf is best
+      leaves: {path: (shape, dtype)}, or a reader's `LeafInfo`, whose chunks are then kept: a mixed leaf is best
         written in the chunks that it is read in.
       origin: what the leaves are made from (anything JSON holds: files, hashes, coefficients).  A folder left by a run
         of another origin is refused.
-      allow: ``underflow`` takes values that are too small for their leaf's dtype.
+      allow: `underflow` takes values that are too small for their leaf's dtype.
     """
 
     leaves: dict[str, LeafInfo]
@@ -135,20 +135,20 @@ class Writer:
         self._in_flight = 0
 
     def is_done(self, path: str, index: Index = ()) -> bool:
-        """Whether every chunk of ``leaf[index]`` is on disk, be it since an earlier run."""
+        """Whether every chunk of `leaf[index]` is on disk, be it since an earlier run."""
         info = self._info(path)
         box, _ = _box(path, info.shape, index)
         return all(orbax_files.chunk_key(path, at) in self._stored for at, _ in _chunks_of(info, box))
 
     def write(self, path: str, index: Index, array: Any) -> None:
-        """``leaf[index] = array``, cast to the leaf's dtype; each element once: chunks on disk already are passed over.
+        """`leaf[index] = array`, cast to the leaf's dtype; each element once: chunks on disk already are passed over.
 
-        Returns when at most ``IN_FLIGHT_BYTES`` are still on their way; the array may be changed at once.  Chunks
+        Returns when at most `IN_FLIGHT_BYTES` are still on their way; the array may be changed at once.  Chunks
         covered in part wait in memory for the rest, so write rows of few leaves at a time, or whole chunks.
 
         Raises:
           WriteFailed: this slice or an earlier one could not be stored (a full disk).
-          BadCheckpoint: the leaf's dtype cannot hold the values (see ``casting``).
+          BadCheckpoint: the leaf's dtype cannot hold the values (see `casting`).
         """
         info = self._info(path)
         box, shape = _box(path, info.shape, index)
@@ -190,7 +190,7 @@ class Writer:
         """Makes the folder a checkpoint, once all leaves are written (by whatever process).
 
         Args:
-          tree: as a ``Reader`` has it, for leaves of another program.
+          tree: as a `Reader` has it, for leaves of another program.
 
         Raises:
           BadCheckpoint: leaves that are not written in full.
@@ -290,7 +290,7 @@ def _leaf_info(path: str, shape: tuple[int, ...], dtype: Any, chunk_shape: tuple
 
 
 def choose_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Chunks of at most ``CHUNK_BYTES`` that are contiguous in C order.
+    """Chunks of at most `CHUNK_BYTES` that are contiguous in C order.
 
     Whole trailing axes, a piece of one axis, and 1 along those before it: so large rows of the leading axes (a layer,
     an expert) are whole chunks, and writing them one by one holds none back.
@@ -309,7 +309,7 @@ def choose_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]
 
 
 def _box(path: str, shape: tuple[int, ...], index: Index) -> tuple[Box, tuple[int, ...]]:
-    """``index`` with one slice per axis, and the shape that numpy gives the result."""
+    """`index` with one slice per axis, and the shape that numpy gives the result."""
     index = () if index is Ellipsis else index if isinstance(index, tuple) else (index,)
     if len(index) > len(shape):
         raise IndexError(f"{path} {shape} has {len(shape)} axes, the index has {len(index)}")
@@ -330,7 +330,7 @@ def _box(path: str, shape: tuple[int, ...], index: Index) -> tuple[Box, tuple[in
 
 
 def _chunks_of(info: LeafInfo, box: Box) -> Iterator[tuple[tuple[int, ...], Box]]:
-    """Grid position and box of every chunk that ``box`` touches."""
+    """Grid position and box of every chunk that `box` touches."""
     touched = [range(b.start // c, -(-b.stop // c)) for b, c in zip(box, info.chunk_shape, strict=True)]
     for at in itertools.product(*touched):
         ends = zip(at, info.chunk_shape, info.shape, strict=True)

@@ -44,7 +44,7 @@ STOP = "\n###"
 """Ends every message; a model that writes it has finished its answer."""
 
 PAD = 0
-"""The token id of padding. It may be a real token's as well (``!`` in LLaMA 3): masks, not ids, say what counts."""
+"""The token id of padding. It may be a real token's as well (`!` in LLaMA 3): masks, not ids, say what counts."""
 
 Turn = tuple[str, str | None]
 
@@ -337,7 +337,7 @@ def _names(folder: str) -> frozenset[str]:
 
 
 def read_text(path: Path, name: str, fix: str = "") -> str:
-    """The text of a file; ValueError, which calls it ``name``, where there is none (``fix`` ends the message)."""
+    """The text of a file; ValueError, which calls it `name`, where there is none (`fix` ends the message)."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

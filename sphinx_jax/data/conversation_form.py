@@ -1,7 +1,7 @@
-"""How a model is to be talked to, as transformers keeps it: ``generation_config.json`` and a chat template.
+"""How a model is to be talked to, as transformers keeps it: `generation_config.json` and a chat template.
 
 What lies in a folder is kept through every copy, byte for byte.  Training teaches one form, that of
-``data/conversation.py``, in which the EOS is never learnt and an answer ends in ``STOP``: so a trained model's files
+`data/conversation.py`, in which the EOS is never learnt and an answer ends in `STOP`: so a trained model's files
 say nothing of another one, and a copy for transformers says this one.
 """
 
@@ -25,7 +25,7 @@ def generation_config(bos_id: int | None, eos_ids: Sequence[int]) -> dict[str, A
 
 
 def own_generation_config(bos_id: int | None, eos_ids: Sequence[int]) -> dict[str, Any]:
-    """The same for our form of conversation; ``generate`` of transformers takes its stops with ``tokenizer=``."""
+    """The same for our form of conversation; `generate` of transformers takes its stops with `tokenizer=`."""
     return generation_config(bos_id, eos_ids) | {STOPS: [STOP]}
 
 

@@ -28,10 +28,10 @@ class PackedRows(Sequence):
     """The endless stream of a source's texts, cut into rows without padding; row n is a function of (seed, n).
 
     Every epoch is all texts in an order of its own, one after the other, each from its BOS to its EOS; row n is what
-    lies from n times its length on.  ``documents`` numbers the texts of a row from 1: they do not see each other.
+    lies from n times its length on.  `documents` numbers the texts of a row from 1: they do not see each other.
 
     Where a row begins follows from the lengths of all texts before it.  The processes of a run count a share of them
-    each, once: ``kept`` is the folder that has them for the next run.
+    each, once: `kept` is the folder that has them for the next run.
     """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, shape: Shape, seed: int, kept: Path | None = None):

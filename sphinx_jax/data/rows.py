@@ -75,9 +75,9 @@ class Source:
 class Shape:
     """The static shape of rows.
 
-    ``turns``: how many turns to draw for a picture (None: all, in the order of the file, cut to the length).
-    ``turn_power``: a turn whose answer has n tokens counts as n to this power: 1 all tokens alike, 0 all turns.
-    ``packed``: rows of text are filled to the last position, several documents one after the other.
+    `turns`: how many turns to draw for a picture (None: all, in the order of the file, cut to the length).
+    `turn_power`: a turn whose answer has n tokens counts as n to this power: 1 all tokens alike, 0 all turns.
+    `packed`: rows of text are filled to the last position, several documents one after the other.
     """
 
     length: int

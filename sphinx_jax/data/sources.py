@@ -22,7 +22,7 @@ OTHER = "other"  # the domain of items that name none
 
 @dataclass(frozen=True)
 class DataConfig(Settings):
-    """``playground`` names a size of the embedded world; ``meta`` a published data config per split instead."""
+    """`playground` names a size of the embedded world; `meta` a published data config per split instead."""
 
     playground: Literal[PLAYGROUNDS] | None = "quick"
     seed: Seed = 0

@@ -36,7 +36,7 @@ def rows(
 ) -> grain.MapDataset:
     """The endless global stream of rows of one kind (all with pictures, or all without).
 
-    ``kept``: the folder where packing keeps the lengths of texts, which take long to count.
+    `kept`: the folder where packing keeps the lengths of texts, which take long to count.
     """
     if shape.packed:
         return _mixed(sources, [grain.MapDataset.source(p) for p in _packed(sources, tokenizer, shape, seed, kept)])
@@ -94,10 +94,10 @@ def task_mix(
     workers: int = 0,
     threads: int = 2,
 ) -> grain.DatasetIterator:
-    """Iterator of batches {name: {key: (global batch / processes, …)}} from step ``start`` on.
+    """Iterator of batches {name: {key: (global batch / processes, …)}} from step `start` on.
 
-    ``streams`` maps a name (``image``, ``text``) to a stream of rows and its global batch size: a batch of each makes a
-    step.  ``workers`` > 0 prepares batches in that many processes, else ``threads`` do it in this one.
+    `streams` maps a name (`image`, `text`) to a stream of rows and its global batch size: a batch of each makes a
+    step.  `workers` > 0 prepares batches in that many processes, else `threads` do it in this one.
     """
     parts = []
     for name, (stream, batch) in streams.items():

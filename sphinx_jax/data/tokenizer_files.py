@@ -21,7 +21,7 @@ class BadTokenizer(ValueError):
 def read_files(folder: Path) -> dict[str, bytes]:
     """The tokenizer's files of a folder by name; none where it has no tokenizer.
 
-    Beside ``consolidated.*.pth`` a ``tokenizer.model`` is all there is, as in the reference; any other folder is as
+    Beside `consolidated.*.pth` a `tokenizer.model` is all there is, as in the reference; any other folder is as
     transformers reads it.
     """
     published = any(folder.glob("consolidated.*.pth")) and not any(folder.glob("*.safetensors"))
@@ -36,7 +36,7 @@ def table(files: Mapping[str, bytes], file: str, name: str) -> dict[str, Any]:
     """The content of a JSON file; empty where there is none.
 
     Raises:
-      BadTokenizer: it is no table; ``name`` is that of the tokenizer.
+      BadTokenizer: it is no table; `name` is that of the tokenizer.
     """
     try:
         found = json.loads(files.get(file, b"{}"))
@@ -48,7 +48,7 @@ def table(files: Mapping[str, bytes], file: str, name: str) -> dict[str, Any]:
 
 
 def special_tokens(files: Mapping[str, bytes], name: str) -> dict[str, tuple[str, str]]:
-    """``bos_token`` and ``eos_token`` as (token, file that names it); the first file that does wins."""
+    """`bos_token` and `eos_token` as (token, file that names it); the first file that does wins."""
     named: dict[str, tuple[str, str]] = {}
     for file in (CONFIG, SPECIAL):
         found = table(files, file, name)
@@ -92,12 +92,12 @@ def ends(
 ) -> tuple[int, tuple[int, ...]]:
     """The id that begins a text and those that end one, the tokenizer's own first.
 
-    The tokenizer's is that of ``tokenizer_config.json``, or of ``special_tokens_map.json``, or of the vocabulary itself
-    (``own``: its BOS and EOS, -1: none), or of the generation config, all of whose EOS end a text.  Without a BOS the
+    The tokenizer's is that of `tokenizer_config.json`, or of `special_tokens_map.json`, or of the vocabulary itself
+    (`own`: its BOS and EOS, -1: none), or of the generation config, all of whose EOS end a text.  Without a BOS the
     EOS takes its place, as in the reference.
 
     Raises:
-      BadTokenizer: no EOS, or one that the vocabulary of ``size`` tokens does not have.
+      BadTokenizer: no EOS, or one that the vocabulary of `size` tokens does not have.
     """
     named, found = special_tokens(files, name), {}
     for key, (token, file) in named.items():

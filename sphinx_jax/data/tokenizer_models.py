@@ -1,4 +1,4 @@
-"""Vocabularies in other people's forms as models of the ``tokenizers`` library."""
+"""Vocabularies in other people's forms as models of the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RANK = re.compile(rb"[A-Za-z0-9+/]+=* \d+")
 
 
 def from_sentencepiece(content: bytes, bos_id: int, eos_id: int) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """A BPE ``tokenizer.model`` as the tokenizer of a ``tokenizer.json``, and the names of its special tokens."""
+    """A BPE `tokenizer.model` as the tokenizer of a `tokenizer.json`, and the names of its special tokens."""
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
     pieces = ModelProto.FromString(content).pieces
@@ -78,12 +78,12 @@ def _begins_with(bos: str, bos_id: int) -> processors.PostProcessor:
 
 
 def is_tiktoken(content: bytes) -> bool:
-    """Whether a ``tokenizer.model`` is tiktoken's list of ranks and no sentencepiece model."""
+    """Whether a `tokenizer.model` is tiktoken's list of ranks and no sentencepiece model."""
     return RANK.fullmatch(content.partition(b"\n")[0].rstrip()) is not None
 
 
 def from_tiktoken(content: bytes, name: str) -> tokenizers.Tokenizer:
-    """LLaMA 3's ``tokenizer.model``: lines of a token's bytes in base64 and its rank; special tokens come after them.
+    """LLaMA 3's `tokenizer.model`: lines of a token's bytes in base64 and its rank; special tokens come after them.
 
     Raises:
       BadTokenizer: a line of another form, a rank or a single byte that is missing.
@@ -127,7 +127,7 @@ def _byte_letters() -> list[str]:
 def add_tokens(
     model: tokenizers.Tokenizer, added: Mapping[int, tuple[str, Mapping[str, bool]]], name: str
 ) -> tokenizers.Tokenizer:
-    """The tokens of ``added_tokens`` that the model lacks, at their ids.
+    """The tokens of `added_tokens` that the model lacks, at their ids.
 
     Raises:
       BadTokenizer: a token has another id already, or there is a gap before its id.

@@ -13,7 +13,7 @@ ANSWERERS = ("prediction", "majority", "blind")
 
 
 def tabulate(rows: Sequence[Mapping[str, Any]], domains: Sequence[str]) -> dict[str, Any]:
-    """Scores by task, by kind of VQA question, and by domain: the ``tasks`` of ``scores.json``."""
+    """Scores by task, by kind of VQA question, and by domain: the `tasks` of `scores.json`."""
     tasks = [t for t in METRICS if any(r["task"] == t for r in rows)]
     found = {t: _entry([r for r in rows if r["task"] == t], domains, METRICS[t].name) for t in tasks}
     kinds = {}

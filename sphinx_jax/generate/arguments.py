@@ -30,7 +30,7 @@ _TURNS = "turns must be [[question, answer], …, [question, None]]"
 
 
 def check_sampling(**settings: Any) -> dict[str, Any]:
-    """The settings of ``generate`` as they came."""
+    """The settings of `generate` as they came."""
     for name, value in settings.items():
         kind, fits, expected = _SAMPLING[name]
         if isinstance(value, bool) or not (isinstance(value, kind) and _is_finite(value) and fits(value)):
@@ -60,7 +60,7 @@ def check_texts(name: str, given: Sequence[str]) -> list[str]:
 
 
 def check_pictures(config: ModelConfig, given: Sequence[ImageSource]) -> list[ImageSource]:
-    """At least one picture; what a picture is, ``load_image`` checks."""
+    """At least one picture; what a picture is, `load_image` checks."""
     check_vision(config)
     images = _listed("images", given, "pictures")
     if not images:

@@ -49,9 +49,9 @@ def generate_tokens(
     *,
     steps: int,
 ) -> jax.Array:
-    """Right-padded prompts (B, T) -> (B, steps) int32 new tokens, those of the stop included, ``NOTHING`` after it.
+    """Right-padded prompts (B, T) -> (B, steps) int32 new tokens, those of the stop included, `NOTHING` after it.
 
-    ``stops``: (states, V) int32 as ``Stops.table`` gives it.
+    `stops`: (states, V) int32 as `Stops.table` gives it.
     """
     model = blueprint(config).bind(leaves)
     batch = len(tokens)

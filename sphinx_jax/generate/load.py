@@ -1,4 +1,4 @@
-"""``from_pretrained``: whatever holds a model becomes one to talk to."""
+"""`from_pretrained`: whatever holds a model becomes one to talk to."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def from_pretrained(
       folder: one of our checkpoints; a recipe's workdir (its last trained stage); a published folder or a list of
         them, later ones on top of earlier ones; a Hugging Face folder.
       mesh: where it lies; default: all devices.
-      dtype: what it computes in and what its weights are held in, as ``bfloat16`` or ``bf16``; default: as the
+      dtype: what it computes in and what its weights are held in, as `bfloat16` or `bf16`; default: as the
         checkpoint says, float32 for the files of others.
-      model: of a published folder without ``meta.json``, a ``llama_type`` or a name of the family (``sphinx_1k``).
-      config: of one without ``config.json``, that file or its content.
+      model: of a published folder without `meta.json`, a `llama_type` or a name of the family (`sphinx_1k`).
+      config: of one without `config.json`, that file or its content.
       tokenizer: file or folder, in place of the folder's own.
       quick_gelu: CLIP's activation of a published folder, which differs by release date.
-      quantize: ``int8`` or ``nf4``: the matrices of the decoder's layers in so many bits, all else in the compute
+      quantize: `int8` or `nf4`: the matrices of the decoder's layers in so many bits, all else in the compute
         dtype, which is bfloat16 by default then (float32 on a CPU).
 
     Raises:
@@ -93,7 +93,7 @@ def from_pretrained(
 
 
 def place(found: Foreign, mesh: Mesh, dtypes: Mapping[str, str] | None = None) -> dict[str, jax.Array]:
-    """Read a foreign model leaf by leaf onto a mesh, in these ``dtypes``; default: the files' own."""
+    """Read a foreign model leaf by leaf onto a mesh, in these `dtypes`; default: the files' own."""
     shardings = blueprint(found.config).shardings(mesh)
     return {path: jax.device_put(array, shardings[path]) for path, array in found.leaves(dtypes)}
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 def sample(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
     """logits (B, V) -> (B,) int32.  Temperature 0 is greedy.
 
-    Top-p keeps the tokens whose cumulated probability before them is at most ``top_p`` (the reference's rule, so the
+    Top-p keeps the tokens whose cumulated probability before them is at most `top_p` (the reference's rule, so the
     first one always stays).
     """
 

@@ -1,4 +1,4 @@
-"""``Sphinx``: a model to talk to, as ``sphinx_jax.from_pretrained`` returns it."""
+"""`Sphinx`: a model to talk to, as `sphinx_jax.from_pretrained` returns it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Sphinx:
     def respond(self, turns: Sequence[Sequence[str | None]], image: ImageSource | None = None, **settings) -> str:
         """Answer the last question of a conversation [[question, answer], …, [question, None]] about one picture.
 
-        Settings are those of ``generate``; sampling defaults follow the published evaluation.
+        Settings are those of `generate`; sampling defaults follow the published evaluation.
         """
         arguments.check_turns(turns)
         text, _ = render([(clean(q), None if a is None else clean(a)) for q, a in turns])
@@ -87,7 +87,7 @@ class Sphinx:
         top_p: float = 0.75,
         seed: int = 0,
     ) -> list[str]:
-        """Continue prompts, taken verbatim (BOS is added), until ``\\n###``, EOS or ``max_new_tokens``.
+        """Continue prompts, taken verbatim (BOS is added), until `\\n###`, EOS or `max_new_tokens`.
 
         A prompt too long for the decoder keeps BOS, the picture and its own end, and the log says so.
         """

@@ -1,6 +1,6 @@
 """Where an answer ends: stop texts, found in the text that tokens spell, and tokens that end a sequence.
 
-A tokenizer may merge a stop text with what stands before it (``.\n`` is one token of LLaMA 3's), so token sequences
+A tokenizer may merge a stop text with what stands before it (`.\n` is one token of LLaMA 3's), so token sequences
 cannot be compared. The bytes that tokens spell are followed instead, by the automaton of Aho and Corasick (1975): one
 table of (state, token) -> state serves the loop on the device and the host alike.
 """

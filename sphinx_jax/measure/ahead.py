@@ -182,7 +182,7 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
 
 
 def _compile(what: str, lower: Any, mesh: Mesh, chip: Chip, worth: float, work: float, traffic: float) -> Need:
-    """Lower and compile; ``worth`` and ``work``: FLOPs of all devices, of the model and with what is computed again."""
+    """Lower and compile; `worth` and `work`: FLOPs of all devices, of the model and with what is computed again."""
     devices = mesh.size
     with jax.set_mesh(mesh), lowering_for(mesh):
         lowered = lower()
@@ -247,7 +247,7 @@ def _share(tree: Any) -> int:
 
 
 def _gathered(leaves: Leaves, mesh: Mesh, model: ModelConfig) -> int:
-    """Bytes of leaves in the compute dtype on one device, as the layers multiply by them: whole along ``fsdp``."""
+    """Bytes of leaves in the compute dtype on one device, as the layers multiply by them: whole along `fsdp`."""
     specs = blueprint(model).specs
     sizes = (
         specs[p].size // (mesh.shape["tensor"] * (mesh.shape["expert"] if "expert" in specs[p].axes else 1))

@@ -42,12 +42,12 @@ def report(
 
 
 def fill(path: str | Path, recipe_of: Callable[[str], dict[str, Any]]) -> None:
-    """Compile every row of ``TABLE`` that the file of JSON lines does not have, and draw the table beside it.
+    """Compile every row of `TABLE` that the file of JSON lines does not have, and draw the table beside it.
 
     A row of a recipe that has changed since is compiled again.
 
     Args:
-      recipe_of: the name of a recipe in ``TABLE`` -> its plain data, for ``parse``.
+      recipe_of: the name of a recipe in `TABLE` -> its plain data, for `parse`.
     """
     path = Path(path)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -74,7 +74,7 @@ def fill(path: str | Path, recipe_of: Callable[[str], dict[str, Any]]) -> None:
 
 
 def _digest(recipe: Recipe, stage: str) -> str:
-    """Short for what a row depends on: model, mesh and the stage's settings (of ``inference`` model and mesh alone)."""
+    """Short for what a row depends on: model, mesh and the stage's settings (of `inference` model and mesh alone)."""
     parts = (recipe.model, recipe.mesh, recipe.settings.get(stage))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
@@ -107,7 +107,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def to_json(chip: Chip, train: Sequence[Need], inference: dict[str, Need]) -> dict[str, Any]:
-    """One object: of several training stages ``train`` is the one that needs most, ``stages`` has each."""
+    """One object: of several training stages `train` is the one that needs most, `stages` has each."""
     worst = {"train": max(train, key=lambda need: need.peak_bytes)} if train else {}
     every = [*train, *inference.values()]
     return {

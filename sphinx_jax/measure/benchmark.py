@@ -155,7 +155,7 @@ def _same_weights(model: ModelConfig, leaves: Leaves):
 
 
 def compiled(torch, work: Callable, attention: str) -> tuple[Callable, str]:
-    """Compiled where PyTorch can (it needs a C++ compiler), else as it is; and what it is, with its ``attention``."""
+    """Compiled where PyTorch can (it needs a C++ compiler), else as it is; and what it is, with its `attention`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -34,7 +34,7 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of a compiled program (``compiled.as_text()``), what is in loops counted with their turns."""
+    """The collectives of a compiled program (`compiled.as_text()`), what is in loops counted with their turns."""
     ops: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
     calls: dict[str, list[str]] = defaultdict(list)
     loops: dict[str, list[tuple[str, str, int]]] = defaultdict(list)  # condition, body, turns where they are said

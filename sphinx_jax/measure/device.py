@@ -40,7 +40,7 @@ class Check:
     name: str
     seconds: float  # at most, with its start and what it compiles; what earlier ones leave of theirs is added
     about: str
-    work: str  # module:function, of a ``Setting`` and the time.time() to be done by, that gives rows one by one
+    work: str  # module:function, of a `Setting` and the time.time() to be done by, that gives rows one by one
     options: tuple[tuple[str, Any], ...] = ()  # of the function
 
 
@@ -66,12 +66,12 @@ def run(
     fresh: bool = False,
     checks: Sequence[Check] = CHECKS,
 ) -> Iterator[str]:
-    """Progress, then the table, of the checks (those named, else all); ``out`` keeps them, and what it has is not run.
+    """Progress, then the table, of the checks (those named, else all); `out` keeps them, and what it has is not run.
 
-    ``out`` is runs/device/<name of the device>.jsonl by default; ``fresh`` runs the checks anew.
+    `out` is runs/device/<name of the device>.jsonl by default; `fresh` runs the checks anew.
 
     Raises:
-      ConfigError: ``only`` names no check, ``out`` is another file, or there is no device.
+      ConfigError: `only` names no check, `out` is another file, or there is no device.
       Failed: at the end, where a row failed.
     """
     by_name = {check.name: check for check in checks}
@@ -156,9 +156,9 @@ def read(out: Path) -> list[Line]:
 
 
 def run_check(check: Check, setting: Setting, limit: float, log: Path) -> list[Row]:
-    """Rows of a check that has ``limit`` seconds, the last one saying why where it did not come to its end.
+    """Rows of a check that has `limit` seconds, the last one saying why where it did not come to its end.
 
-    What it and the libraries below it write goes to ``log``, which is kept where a check fails.
+    What it and the libraries below it write goes to `log`, which is kept where a check fails.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -188,7 +188,7 @@ def run_check(check: Check, setting: Setting, limit: float, log: Path) -> list[R
 def _collect(ours: Connection, ends: float, rows: list[Row]) -> str | None:
     """Take in rows until the check says that it is done (an empty text), or why not; None where it ends without a word.
 
-    Raises TimeoutError where it has not ended by ``ends``, of time.monotonic().
+    Raises TimeoutError where it has not ended by `ends`, of time.monotonic().
     """
     while True:
         if not ours.poll(max(0.0, ends - time.monotonic())):

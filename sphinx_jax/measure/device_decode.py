@@ -118,7 +118,7 @@ def weight_bytes(leaves: Leaves) -> dict[str, int]:
 
 
 def seconds_of_token(model: ModelConfig, leaves: Leaves, batch: int, deadline: float) -> float:
-    """The middle of some rounds of ``engine.decode``, a token after the other, at the end of the cache.
+    """The middle of some rounds of `engine.decode`, a token after the other, at the end of the cache.
 
     Raises RuntimeError where logits are not finite: such numbers are not worth a time.
     """

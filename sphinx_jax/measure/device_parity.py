@@ -32,7 +32,7 @@ Case = tuple[str, str, str]  # dtype, record, img | text
 def check(setting: Setting, deadline: float) -> Iterator[Row]:
     """A row for every record, with a picture and without, in float32 (products in full precision) and bfloat16.
 
-    What there is no time left for before ``deadline`` is left out.
+    What there is no time left for before `deadline` is left out.
     """
     todo, longest = cases(Path(setting.records)), 0.0
     for dtype, record, kind in todo:

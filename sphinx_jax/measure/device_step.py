@@ -86,7 +86,7 @@ def _row(recipe: Recipe, full: Recipe, what: str, steps: int) -> Row:
 
 
 def largest(recipes: dict[str, dict[str, Any]], memory: int, devices: int) -> Size:
-    """The recipe, its decoder's layers and the rows a device takes, for ``memory`` bytes on each.
+    """The recipe, its decoder's layers and the rows a device takes, for `memory` bytes on each.
 
     Raises ConfigError where not even the smallest recipe has a few layers' room.
     """
@@ -99,7 +99,7 @@ def largest(recipes: dict[str, dict[str, Any]], memory: int, devices: int) -> Si
 
 
 def fitting_layers(recipe: Recipe, rows: int, memory: int, devices: int) -> int:
-    """Layers of a recipe's decoder that train in ``memory`` bytes on each device, all else whole."""
+    """Layers of a recipe's decoder that train in `memory` bytes on each device, all else whole."""
     s, model = recipe.settings[STAGE], recipe.model
     layer = rest = 0
     for path, spec in blueprint(model).specs.items():
@@ -125,7 +125,7 @@ def cut(values: dict[str, Any], size: Size, devices: int) -> Recipe:
 
 
 def nano(recipes: dict[str, dict[str, Any]], decoder: DecoderConfig | None = None) -> Recipe:
-    """The smallest recipe at nano size, for a CPU; ``decoder``: with another one."""
+    """The smallest recipe at nano size, for a CPU; `decoder`: with another one."""
     values = smoke(copy.deepcopy(list(recipes.values())[-1]))
     if decoder is not None:
         values["model"]["decoder"] = dataclasses.asdict(decoder)

@@ -68,7 +68,7 @@ class Theirs:
 
 
 def encoders(images: int, rounds: int, width: int = 256, layers: int = 6) -> Iterator[Pair]:
-    """Encoders over ``images`` views, smaller than the published ones: ViTs of ``width`` and ``layers``, ConvNeXt-T.
+    """Encoders over `images` views, smaller than the published ones: ViTs of `width` and `layers`, ConvNeXt-T.
 
     Raises:
       Apart: features differ by more than a thousandth of their mean size, in bfloat16 by more than a tenth.

@@ -52,11 +52,11 @@ def measure(
 ) -> Measured:
     """Mix checkpoints of random bfloat16 weights and copy the same bytes, in turn.
 
-    ``copy`` is ``cp -r`` of every source and of one more for the output, and a sync: what a person would compare with.
-    ``stream`` reads the sources and writes the output's bytes, the least that any tool must do.
+    `copy` is `cp -r` of every source and of one more for the output, and a sync: what a person would compare with.
+    `stream` reads the sources and writes the output's bytes, the least that any tool must do.
 
     Args:
-      tool: the command that mixes, ``tools/mix_weights.py``.
+      tool: the command that mixes, `tools/mix_weights.py`.
       folder: new; the checkpoints stay there.
       layers: 69 MB each, in each source.
     """

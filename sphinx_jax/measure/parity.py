@@ -1,7 +1,7 @@
 """Our numbers beside the reference's: every recorded quantity of a model, and how far we are from it at worst.
 
-A record is a folder with ``ckpt/`` (a published checkpoint at tiny size), ``expected.npz``, ``info.json`` and possibly
-``grads_{img,text}.npz``, as the authors' PyTorch code gave them on a CPU in float32.
+A record is a folder with `ckpt/` (a published checkpoint at tiny size), `expected.npz`, `info.json` and possibly
+`grads_{img,text}.npz`, as the authors' PyTorch code gave them on a CPU in float32.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Rows = dict[str, dict[str, float]]  # record -> quantity -> largest difference
 
 
 def measure(records: Path) -> Rows:
-    """The largest difference of every quantity of every record below a folder; ``images/`` lies beside them."""
+    """The largest difference of every quantity of every record below a folder; `images/` lies beside them."""
     folders = [path.parent for path in sorted(records.glob("*/expected.npz"))]
     if not folders:
         raise BadCheckpoint(f"{records} holds no record: no folder in it has an expected.npz")
@@ -90,7 +90,7 @@ def _cell(apart: float | None, bound: float) -> str:
 
 
 def compare(record: Path, images: Path) -> Iterator[tuple[str, float]]:
-    """(quantity, largest absolute difference) of one record; ``images`` holds ``pre_{S}.npz``.
+    """(quantity, largest absolute difference) of one record; `images` holds `pre_{S}.npz`.
 
     A difference is infinite where a number is NaN or a shape is another.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that was measured; ``numbers`` has what ``result`` says in words."""
+    """One thing that was measured; `numbers` has what `result` says in words."""
 
     what: str
     result: str

@@ -51,7 +51,7 @@ class SaveTimes(NamedTuple):
 
 
 def measure(recipe: Recipe, stage: str, steps: int) -> Iterator[str]:
-    """Lines about ``steps`` steps of a stage that starts from fresh weights, the first two not counted.
+    """Lines about `steps` steps of a stage that starts from fresh weights, the first two not counted.
 
     Raises ConfigError for a stage that does not train.
     """
@@ -71,7 +71,7 @@ def measure(recipe: Recipe, stage: str, steps: int) -> Iterator[str]:
 
 
 def time_steps(recipe: Recipe, stage: str, steps: int) -> StepTimes:
-    """What ``measure`` says, as numbers."""
+    """What `measure` says, as numbers."""
     s, model, mesh, made, state, batches, _ = _prepare(recipe, stage)
     seconds = []
     with jax.set_mesh(mesh):
@@ -84,7 +84,7 @@ def time_steps(recipe: Recipe, stage: str, steps: int) -> StepTimes:
 
 
 def measure_saves(recipe: Recipe, stage: str, steps: int, rounds: int, folder: Path) -> Iterator[str]:
-    """Lines about what a checkpoint costs: ``steps`` steps with one that is written beside them and as many without, in
+    """Lines about what a checkpoint costs: `steps` steps with one that is written beside them and as many without, in
     turn.
 
     Raises ConfigError for a stage that does not train.
@@ -101,7 +101,7 @@ def measure_saves(recipe: Recipe, stage: str, steps: int, rounds: int, folder: P
 
 
 def time_saves(recipe: Recipe, stage: str, steps: int, rounds: int, folder: Path) -> SaveTimes:
-    """What ``measure_saves`` says, as numbers.
+    """What `measure_saves` says, as numbers.
 
     Raises ConfigError where the steps were over before the checkpoint was complete.
     """

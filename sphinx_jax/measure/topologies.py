@@ -62,7 +62,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def open_topology(name: str) -> tuple[Sequence[jax.Device], Chip]:
-    """Devices of a topology, none of which is here: ``v5e:16x16``, or ``h100:4x8``, four hosts of eight.
+    """Devices of a topology, none of which is here: `v5e:16x16`, or `h100:4x8`, four hosts of eight.
 
     Raises ConfigError for a name that the compiler does not know, or without the compiler.
     """

@@ -30,7 +30,7 @@ def attend(
     """Softmax(q·kᵀ/√H)·v with grouped key/value heads; the softmax runs in float32.
 
     q (B, T, N, H); k, v (B, S, K, H) with N a multiple of K; mask broadcasts to (B, 1, T, S), True where a key is seen.
-    ``documents`` (B, T) int32, where T = S: only positions of the same number see each other.
+    `documents` (B, T) int32, where T = S: only positions of the same number see each other.
     Returns (B, T, N, H).
     """
     where = platform()
@@ -62,7 +62,7 @@ def _on_shards(q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | 
 
 
 def splash(q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None, interpret: bool = False) -> jax.Array:
-    """Causal attention by the TPU kernel of JAX; shapes as in ``attend``.
+    """Causal attention by the TPU kernel of JAX; shapes as in `attend`.
 
     Positions are padded to whole blocks (what follows a position is never seen) and heads to whole registers.
     """
@@ -89,7 +89,7 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None
 def of_even_lengths(
     q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, mask: jax.Array | None, implementation: str
 ) -> jax.Array:
-    """JAX's own attention, shapes as in ``attend``, odd lengths padded: cuDNN has a gradient for even ones alone."""
+    """JAX's own attention, shapes as in `attend`, odd lengths padded: cuDNN has a gradient for even ones alone."""
     length, keys = q.shape[1], k.shape[1]
     if length % 2 == keys % 2 == 0 or length == 1:  # one token, of an answer, has no gradient
         return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)

@@ -1,6 +1,6 @@
 """A model before it has weights: its structure and the shape, dtype and named axes of every leaf.
 
-Everywhere outside ``model`` parameters are *leaves*: one flat dict from a path such as ``decoder/blocks/attention/q``
+Everywhere outside `model` parameters are *leaves*: one flat dict from a path such as `decoder/blocks/attention/q`
 to an array.  Freezing, mixing, checkpoints and optimizers then select by path, and jit takes the dict as it is.
 """
 
@@ -64,12 +64,12 @@ def unflatten(leaves: dict[str, Any]) -> dict[str, Any]:
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:
-    """Whether a leaf's path matches one of the patterns (``*`` also crosses ``/``)."""
+    """Whether a leaf's path matches one of the patterns (`*` also crosses `/`)."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def check_fit(patterns: Iterable[str], paths: Collection[str], known: Iterable[str] = ()) -> None:
-    """ConfigError for a pattern that fits none of the leaves ``paths`` and is not among the ``known`` names.
+    """ConfigError for a pattern that fits none of the leaves `paths` and is not among the `known` names.
 
     The patterns of what is usually frozen may be named though a model has no such leaf.
     """
@@ -115,7 +115,7 @@ class Blueprint:
         return {p: NamedSharding(mesh, partition_spec(s.axes, s.shape, mesh)) for p, s in self.specs.items()}
 
     def abstract(self, mesh: Mesh, dtypes: Mapping[str, Any] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and layout; ``dtypes`` of leaves that are not in the dtype they train in."""
+        """Shapes and layout; `dtypes` of leaves that are not in the dtype they train in."""
         shardings, dtypes = self.shardings(mesh), dtypes or {}
         return {
             p: jax.ShapeDtypeStruct(s.shape, dtypes.get(p, s.dtype), sharding=shardings[p])
@@ -123,7 +123,7 @@ class Blueprint:
         }
 
     def init(self, mesh: Mesh, seed: int = 0, only: Iterable[str] | None = None) -> Leaves:
-        """Fresh leaves (all, or ``only`` these paths), born in their shards: no device ever holds a full replica."""
+        """Fresh leaves (all, or `only` these paths), born in their shards: no device ever holds a full replica."""
         chosen = list(self.specs if only is None else only)
         shardings = self.shardings(mesh)
 
@@ -147,7 +147,7 @@ def blueprint(config: ModelConfig) -> Blueprint:
 
 
 def held_dtypes(config: ModelConfig, frozen: Iterable[str] = ("*",)) -> dict[str, str]:
-    """The compute dtype, for each leaf that does not train (``frozen`` patterns; by default none does).
+    """The compute dtype, for each leaf that does not train (`frozen` patterns; by default none does).
 
     Nothing is lost by it but in what is computed in float32, norms and the resizing of position embeddings: their
     weights are rounded once more.
@@ -191,9 +191,9 @@ COMPONENTS: dict[str, tuple[str, ...]] = {
 
 
 def count_parameters(model: str | ModelConfig) -> dict[str, int]:
-    """Parameters by component, from the modules' abstract shapes: ``count_parameters("sphinx_1k")``.
+    """Parameters by component, from the modules' abstract shapes: `count_parameters("sphinx_1k")`.
 
-    ``trainable`` is the decoder, the projections and the tags; components a model lacks are absent.
+    `trainable` is the decoder, the projections and the tags; components a model lacks are absent.
     """
     specs = blueprint(model if isinstance(model, ModelConfig) else family(model)).specs
     counts = {

@@ -25,5 +25,5 @@ class Cache(NamedTuple):
 
 
 def write(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """Put new (B, T, K, H) into cache (B, S, K, H), each row from its own position ``start`` (B,)."""
+    """Put new (B, T, K, H) into cache (B, S, K, H), each row from its own position `start` (B,)."""
     return jax.vmap(lambda row, values, at: jax.lax.dynamic_update_slice(row, values, (at, 0, 0)))(cache, new, start)

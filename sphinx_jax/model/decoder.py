@@ -20,7 +20,7 @@ from sphinx_jax.sharding import constrain
 
 
 class Seen(NamedTuple):
-    """What a position sees: all before it, unless ``mask`` (B, 1, T, T) says what; then of its own document alone."""
+    """What a position sees: all before it, unless `mask` (B, 1, T, T) says what; then of its own document alone."""
 
     mask: jax.Array | None = None
     documents: jax.Array | None = None  # (B, T) int32
@@ -112,8 +112,8 @@ class Decoder(nnx.Module):
     ) -> Decoded:
         """x (B, T, D) embedded positions through all layers.
 
-        Without a cache ``seen`` says what positions see, and ``positions`` (B, T) default to 0, 1, …  With one,
-        ``start`` (B,) int32 is the position of each row's first new element; a prompt (T > 1) begins at 0.
+        Without a cache `seen` says what positions see, and `positions` (B, T) default to 0, 1, …  With one,
+        `start` (B,) int32 is the position of each row's first new element; a prompt (T > 1) begins at 0.
         """
         if positions is None:
             positions = jnp.arange(x.shape[1])[None] + (0 if start is None else start[:, None])

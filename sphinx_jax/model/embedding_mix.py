@@ -56,7 +56,7 @@ def to_grid(patches: jax.Array, grid: int) -> jax.Array:
 
 
 def pool_patches(tokens: jax.Array, pool: int) -> jax.Array:
-    """(…, 1 + P, C) -> (…, 1 + P / pool², C): squares of patches averaged, the class slot kept (``llama_ens5p2``)."""
+    """(…, 1 + P, C) -> (…, 1 + P / pool², C): squares of patches averaged, the class slot kept (`llama_ens5p2`)."""
     if pool == 1:
         return tokens
     first, patches = tokens[..., :1, :], tokens[..., 1:, :]
@@ -78,7 +78,7 @@ class EmbeddingMix(nnx.Module):
     def __call__(self, features: Features) -> jax.Array:
         """Features of a batch -> (B, image positions, D), overview first.
 
-        A skipped view has the skip token at its first position; ``kept`` says which of the others are to go.
+        A skipped view has the skip token at its first position; `kept` says which of the others are to go.
         """
         overview, crops, queries, padding = features
         parts = [self.view(overview, None if queries is None else queries[:, :1])]

@@ -40,7 +40,7 @@ PEAKS = {
 
 
 def decoder_forward(config: DecoderConfig, positions: int, labelled: int) -> float:
-    """FLOPs of one sequence of ``positions``, of which ``labelled`` go through the output matrix."""
+    """FLOPs of one sequence of `positions`, of which `labelled` go through the output matrix."""
     c = config
     attention = 2 * 2 * c.heads * c.head_dim * positions * (positions + 1) / 2
     return c.layers * (2 * _block(c) * positions + attention) + 2 * c.dim * c.vocab_size * labelled
@@ -54,7 +54,7 @@ def _block(config: DecoderConfig) -> int:
 
 
 def decoder_token(config: DecoderConfig, before: int) -> float:
-    """FLOPs of one token that follows ``before`` others, logits included."""
+    """FLOPs of one token that follows `before` others, logits included."""
     return 2 * (config.layers * _block(config) + config.dim * config.vocab_size) + (
         4 * config.layers * config.heads * config.head_dim * before
     )

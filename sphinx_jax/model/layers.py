@@ -28,7 +28,7 @@ def constant(value: float, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
 
 
 def contract(x: jax.Array, kernel: jax.Array, dims: int = 1) -> jax.Array:
-    """x (…, *inputs) · kernel (*inputs, *outputs) -> (…, *outputs), over ``dims`` dimensions.
+    """x (…, *inputs) · kernel (*inputs, *outputs) -> (…, *outputs), over `dims` dimensions.
 
     As one product of two matrices: the gradients of a contraction over more dimensions run at half the speed on a CPU.
     """
@@ -38,9 +38,9 @@ def contract(x: jax.Array, kernel: jax.Array, dims: int = 1) -> jax.Array:
 
 
 class Linear(nnx.Module):
-    """y = x · kernel + bias over the last ``len(inputs)`` dimensions of x.
+    """y = x · kernel + bias over the last `len(inputs)` dimensions of x.
 
-    ``inputs`` and ``outputs`` map axis names to sizes, e.g. ``{"embed": D}`` -> ``{"heads": N, None: H}`` gives a
+    `inputs` and `outputs` map axis names to sizes, e.g. `{"embed": D}` -> `{"heads": N, None: H}` gives a
     kernel (D, N, H).  Weights are cast to x's dtype; the product accumulates as the backend does for that dtype.
     """
 
@@ -100,7 +100,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """``layers`` blocks whose parameters carry a leading axis named ``layers``."""
+    """`layers` blocks whose parameters carry a leading axis named `layers`."""
 
     @nnx.split_rngs(splits=layers)
     @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
@@ -111,7 +111,7 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -
 
 
 def remat_policy(remat: str) -> Callable | None:
-    """What a block keeps for its backward pass, by name (``run_stack``).  Raises ConfigError for an unknown one."""
+    """What a block keeps for its backward pass, by name (`run_stack`).  Raises ConfigError for an unknown one."""
     policies = jax.checkpoint_policies
     if remat in ("full", "dots"):
         return None if remat == "full" else policies.checkpoint_dots
@@ -143,10 +143,10 @@ def _ready(params: nnx.State, dtype: jnp.dtype) -> nnx.State:
 def run_stack(
     blocks: nnx.Module, x: Any, call: Callable, per_layer: Any = None, remat: str = "none"
 ) -> tuple[Any, Any]:
-    """Scan ``x, y = call(block, x, per_layer_slice)`` over a stack; ``remat`` names the checkpoint policy.
+    """Scan `x, y = call(block, x, per_layer_slice)` over a stack; `remat` names the checkpoint policy.
 
-    ``none`` keeps every activation for the backward pass, ``full`` the block's input alone, ``dots`` also the results
-    of matrix products, and names joined by + (``attended+qkv``) what is called so (``REMAT_NAMES``) beside the input.
+    `none` keeps every activation for the backward pass, `full` the block's input alone, `dots` also the results
+    of matrix products, and names joined by + (`attended+qkv`) what is called so (`REMAT_NAMES`) beside the input.
     """
     graphdef, stacked = nnx.split(blocks)
 

@@ -13,7 +13,7 @@ from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.layers import constant, contract, param
 
 Dims = dict[str | None, int]  # axis name -> size
-# what stays as it is where LoRA, biases, norms and projections train (the reference's ``llama_ens_peft``)
+# what stays as it is where LoRA, biases, norms and projections train (the reference's `llama_ens_peft`)
 BASE = (
     "decoder/embedding",
     "decoder/output",
@@ -32,7 +32,7 @@ class Lora(nnx.Module):
 
 
 def split(path: str) -> tuple[str, str]:
-    """The weight that a leaf is a low-rank factor of, and which: ``…/lora/q/a`` -> (``…/q``, ``a``).
+    """The weight that a leaf is a low-rank factor of, and which: `…/lora/q/a` -> (`…/q`, `a`).
 
     Any other leaf is itself, and no factor: (path, "").
     """
@@ -41,7 +41,7 @@ def split(path: str) -> tuple[str, str]:
 
 
 class Maps(nnx.Module):
-    """Named linear maps, each a leaf of its own: ``q``, and ``bias/q``, ``lora/q/a``, ``lora/q/b`` where configured."""
+    """Named linear maps, each a leaf of its own: `q`, and `bias/q`, `lora/q/a`, `lora/q/b` where configured."""
 
     def __init__(self, maps: Mapping[str, tuple[Dims, Dims]], config: DecoderConfig, *, rngs: nnx.Rngs):
         self.contracted = {name: len(inputs) for name, (inputs, _) in maps.items()}

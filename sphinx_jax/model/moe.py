@@ -1,7 +1,7 @@
 """A mixture of experts in place of the FFN (Mixtral; Jiang et al. 2024): no token is dropped.
 
 Tokens are sorted by expert and multiplied group by group.  A kernel for that exists on accelerators
-(``jax.lax.ragged_dot``); on a CPU it costs as much as running every expert, so there the groups are padded to blocks,
+(`jax.lax.ragged_dot`); on a CPU it costs as much as running every expert, so there the groups are padded to blocks,
 each block one plain product with its expert's matrix.
 """
 
@@ -80,7 +80,7 @@ class Moe(nnx.Module):
         return tuple(None if v is None else v[...] for v in (self.bias.get(name), low["a"], low["b"]))
 
     def held(self, name: str, map_: Map, mesh) -> Map:
-        """How the parts of a map lie while they multiply: by expert and over ``tensor``, whole along ``embed``."""
+        """How the parts of a map lie while they multiply: by expert and over `tensor`, whole along `embed`."""
         inner, outer = (None, "ffn") if name != "down" else ("ffn", None)
         axes = Map(("expert", inner, outer), ("expert", outer), ("expert", inner, None), ("expert", None, outer))
         return Map(*(None if v is None else partition_spec(a, v.shape, mesh) for a, v in zip(axes, map_, strict=True)))
@@ -112,10 +112,10 @@ def mixture(
     split: bool = False,
     partial_sums: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """x (B, T, D) -> (B, T, D) and the load-balance loss; under ``shard_map`` B is this device's share.
+    """x (B, T, D) -> (B, T, D) and the load-balance loss; under `shard_map` B is this device's share.
 
-    ``batch_axes`` are the mesh axes that share the batch; with ``split`` each device along ``expert`` holds its own
-    experts; with ``partial_sums`` each along ``tensor`` holds a part of every FFN.
+    `batch_axes` are the mesh axes that share the batch; with `split` each device along `expert` holds its own
+    experts; with `partial_sums` each along `tensor` holds a part of every FFN.
     """
     m = config.moe
     tokens = x.reshape(-1, x.shape[-1])
@@ -146,7 +146,7 @@ def run_experts(maps: dict[str, Map], rows: jax.Array, expert: jax.Array, *, par
 
 
 def exchange(work: Callable, rows: jax.Array, expert: jax.Array, experts: int) -> jax.Array:
-    """``work(rows, expert)`` where the experts are: rows (M, D) go there by an all-to-all and come back by another.
+    """`work(rows, expert)` where the experts are: rows (M, D) go there by an all-to-all and come back by another.
 
     Nothing is dropped, so each device keeps room for all rows of every other one.
     """
@@ -197,7 +197,7 @@ def group(rows: jax.Array, expert: jax.Array, experts: int) -> Groups:
 
 
 def block_shape(rows: int, experts: int) -> tuple[int, int]:
-    """Rows of a block, and how many blocks hold ``rows`` whatever their experts."""
+    """Rows of a block, and how many blocks hold `rows` whatever their experts."""
     block = min(LARGEST_BLOCK, 2 ** int(np.log2(max(1, rows // (2 * experts)))))
     return block, (rows + min(experts, rows) * (block - 1)) // block
 

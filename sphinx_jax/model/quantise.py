@@ -1,6 +1,6 @@
 """Matrices of the decoder's layers in 8 or 4 bits, for when they do not train (qwix does the arithmetic).
 
-A quantised leaf is a pair of arrays, values and scales, in the place of one.  ``run_stack`` makes each layer's matrices
+A quantised leaf is a pair of arrays, values and scales, in the place of one.  `run_stack` makes each layer's matrices
 whole where the layer is computed, so one layer at a time is.
 """
 
@@ -37,13 +37,13 @@ def check_kind(kind: str) -> None:
 
 @functools.partial(jax.jit, static_argnames=("path", "kind"))
 def quantise(path: str, leaf: jax.Array, kind: str) -> qwix.QArray:
-    """Layers of a leaf of ``MATRICES`` in ``kind``: int8 with a scale for each output, nf4 for each 64 inputs of one.
+    """Layers of a leaf of `MATRICES` in `kind`: int8 with a scale for each output, nf4 for each 64 inputs of one.
 
     leaf (L, [E,] *inputs, *outputs) float -> values of that shape, and scales of 1, or inputs / 64, along the inputs.
     """
     import qwix  # takes long to import, and most models have no leaf in few bits
 
-    # the two axes that ``o`` takes, heads and their width, are inputs of one output
+    # the two axes that `o` takes, heads and their width, are inputs of one output
     first = leaf.ndim - 3 if path.endswith("/o") else leaf.ndim - 2 if "/ffn/" in path else 1
     inputs = (first, first + 1) if path.endswith("/o") else (first,)
     scaled = tuple(axis for axis in range(leaf.ndim) if axis not in inputs)
@@ -57,10 +57,10 @@ def quantise(path: str, leaf: jax.Array, kind: str) -> qwix.QArray:
 
 @functools.partial(jax.jit, static_argnames="kind")
 def requantise(leaf: jax.Array, scale: jax.Array, kind: str) -> qwix.QArray:
-    """The quantised leaf of this scale that ``leaf`` was made whole of: ``quantise`` would choose scales anew, for int8
+    """The quantised leaf of this scale that `leaf` was made whole of: `quantise` would choose scales anew, for int8
     other ones.
 
-    leaf (L, …) in the dtype that it was made whole in, scale of as many dimensions, as ``quantise`` gives both.
+    leaf (L, …) in the dtype that it was made whole in, scale of as many dimensions, as `quantise` gives both.
     """
     import qwix
 
@@ -107,9 +107,9 @@ def from_host(
     mesh: Mesh,
     scale: np.ndarray | None = None,
 ) -> qwix.QArray:
-    """A leaf whose ``layers``, each (1, …), come one at a time; the whole of it is only ever held in its few bits.
+    """A leaf whose `layers`, each (1, …), come one at a time; the whole of it is only ever held in its few bits.
 
-    ``scale`` of all layers, where they were quantised before (``requantise``).
+    `scale` of all layers, where they were quantised before (`requantise`).
     """
     cpu = jax.local_devices(backend="cpu")[0]
     parts = []

@@ -18,7 +18,7 @@ def rotation(
 ) -> Rotation:
     """positions (…) int -> cosines and sines (…, H/2) float32.
 
-    ``scaling`` multiplies positions; ``llama3`` slows the low frequencies down, see ``stretch``.
+    `scaling` multiplies positions; `llama3` slows the low frequencies down, see `stretch`.
     """
     # the reference's own order of operations: a last bit of a frequency is micro-radians at the end of a long text
     frequencies = 1 / np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
@@ -38,9 +38,9 @@ def rotate(x: jax.Array, by: Rotation) -> jax.Array:
 
 
 def stretch(frequencies: jax.Array, factor: float, low: float, high: float, length: float) -> jax.Array:
-    """LLaMA 3.1's long context: waves that fit the original ``length`` less than ``low`` times are ``factor`` slower.
+    """LLaMA 3.1's long context: waves that fit the original `length` less than `low` times are `factor` slower.
 
-    Those that fit more than ``high`` times stay, those between go over smoothly (Meta's ``apply_scaling``).
+    Those that fit more than `high` times stay, those between go over smoothly (Meta's `apply_scaling`).
     """
     fits = length * frequencies / (2 * jnp.pi)
     smooth = jnp.clip((fits - low) / (high - low), 0, 1)

@@ -33,7 +33,7 @@ class Encoders(nnx.Module):
     def __call__(self, images: jax.Array, kept: jax.Array | None = None) -> Features:
         """(B, S, S, 3) float32 CLIP-normalised pictures -> features of every view.
 
-        ``kept`` (K,) int32: the views that are encoded (``views.kept_views``); the features of others are 0.
+        `kept` (K,) int32: the views that are encoded (`views.kept_views`); the features of others are 0.
         """
         c = self.config
         # encoders that look at views of one size share them
@@ -99,9 +99,9 @@ class SphinxModel(nnx.Module):
 
         Of the image positions only the last counts: it predicts the first word of the text.
 
-        ``segments`` (B, T) int32 keeps the turns of a conversation apart: segment 0 (BOS, picture, system text) is seen
+        `segments` (B, T) int32 keeps the turns of a conversation apart: segment 0 (BOS, picture, system text) is seen
         by all, every other one sees only that and itself, and its positions go on from the end of segment 0.
-        ``documents`` (B, T) int32, of text alone, are apart altogether: each one's positions begin at 0.
+        `documents` (B, T) int32, of text alone, are apart altogether: each one's positions begin at 0.
         """
         x, at, segments = self.sequence(tokens, features, segments)
         positions, seen = None, Seen(documents=documents)
@@ -145,7 +145,7 @@ class SphinxModel(nnx.Module):
     def prefill(
         self, tokens: jax.Array, lengths: jax.Array, features: Features | None, cache: Cache
     ) -> tuple[jax.Array, jax.Array, Cache]:
-        """Right-padded prompts (B, T) of ``lengths`` (B,) -> logits (B, V) after the last token of each, cache, and
+        """Right-padded prompts (B, T) of `lengths` (B,) -> logits (B, V) after the last token of each, cache, and
         the position (B,) of what comes next."""
         x, at, _ = self.sequence(tokens, features)
         hidden, _, cache = self.decoder(x, cache=cache, start=jnp.zeros_like(lengths))

@@ -34,7 +34,7 @@ class Taps(NamedTuple):
 def cubic_taps(target: int, source: int, scale: float | None = None, weights: str = "float32") -> Taps:
     """PyTorch's bicubic resize: a = −0.75, half-pixel centres, edges repeated; weights rounded to a dtype.
 
-    ``scale`` is source pixels per target pixel; it defaults to source / target and sets the sampling grid.
+    `scale` is source pixels per target pixel; it defaults to source / target and sets the sampling grid.
     """
     step = np.float32(source / target if scale is None else scale)
     at = _fused(np.arange(target) + 0.5, step, -0.5)

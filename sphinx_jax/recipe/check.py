@@ -44,7 +44,7 @@ def check_names(recipe: Recipe, name: str, kind: str) -> None:
 def check_training(this: Run, todo: Sequence[str]) -> None:
     """ConfigError where the rows of a stage do not divide over the devices, or none has a step that is to be traced.
 
-    ``todo``: the training stages, all of them, so that the last one's mistake does not cost the work of the first.
+    `todo`: the training stages, all of them, so that the last one's mistake does not cost the work of the first.
     """
     reach = 0
     for name in todo:

@@ -45,7 +45,7 @@ class MeshConfig(Settings):
 
 @dataclass(frozen=True)
 class Recipe(Settings):
-    """``stages`` run in this order; ``settings`` holds each one's settings by name.  Stages outside the list (chat) run
+    """`stages` run in this order; `settings` holds each one's settings by name.  Stages outside the list (chat) run
     when asked for by name."""
 
     model: ModelConfig
@@ -60,7 +60,7 @@ class Recipe(Settings):
 
 
 def mesh_of(recipe: Recipe, devices: Sequence[jax.Device], stages: Iterable[str] | None = None) -> Mesh:
-    """The mesh that a recipe asks for, over these devices; ``stages``: those whose rows count, by default all."""
+    """The mesh that a recipe asks for, over these devices; `stages`: those whose rows count, by default all."""
     sizes, count = dataclasses.asdict(recipe.mesh), len(devices)
     if sizes["expert"] == 0:
         moe = recipe.model.decoder.moe

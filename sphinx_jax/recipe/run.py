@@ -63,7 +63,7 @@ class Run:
         return words
 
     def checkpoint(self, start: str) -> Path:
-        """The folder that ``start`` names: ``parts``, a stage of this recipe, or a path."""
+        """The folder that `start` names: `parts`, a stage of this recipe, or a path."""
         if start == "parts":
             return PARTS
         folder = store.chosen(self.folder(start) / "checkpoints") if start in self.recipe.settings else as_path(start)
@@ -75,7 +75,7 @@ class Run:
         """The model to start from, some leaves in dtypes of their own, the decoder's matrices quantised where that is
         asked for and a checkpoint is read.
 
-        ``parts`` holds encoders and decoder: projections and tags are born here, as LoRA is where the start has none.
+        `parts` holds encoders and decoder: projections and tags are born here, as LoRA is where the start has none.
         """
         model, plan = self.recipe.model, blueprint(self.recipe.model)
         if start == "fresh":
@@ -88,7 +88,7 @@ class Run:
         return self.read(folder, dtypes, quantize)
 
     def read(self, folder: Path, dtypes: Mapping[str, str] | None = None, quantize: str = "") -> Leaves:
-        """The model that a checkpoint holds; LoRA is born where it has none.  Arguments as those of ``leaves``."""
+        """The model that a checkpoint holds; LoRA is born where it has none.  Arguments as those of `leaves`."""
         model, plan = self.recipe.model, blueprint(self.recipe.model)
         lacks_lora = model.decoder.lora_rank and not store.read_config(folder).decoder.lora_rank
         decoder = dataclasses.replace(model.decoder, lora_rank=0) if lacks_lora else model.decoder

@@ -57,7 +57,7 @@ ORIGINS = ("start", "real", "synthetic", "encoders", "decoder", "evaluate", "mix
 def parse(values: dict[str, Any], *, origins: bool = True) -> Recipe:
     """Plain data -> recipe.
 
-    ``origins``: whether the checkpoints that stages start from must be usable; ``run`` sees to it that they are there.
+    `origins`: whether the checkpoints that stages start from must be usable; `run` sees to it that they are there.
 
     Raises:
       ConfigError: an unknown key, with the nearest known one; a value that its setting does not take; a name of a
@@ -156,9 +156,9 @@ def _carry_out(this: Run, only: str | None) -> None:
 
 
 def _check_origins(name: str, stage: Any, known: dict[str, Any], gone: bool = True) -> None:
-    """What a stage builds on is ``parts``, ``fresh``, a stage or a checkpoint: told before hours of work, not after.
+    """What a stage builds on is `parts`, `fresh`, a stage or a checkpoint: told before hours of work, not after.
 
-    ``gone``: whether a folder that is not there is refused too; a stage that has begun does not need it.
+    `gone`: whether a folder that is not there is refused too; a stage that has begun does not need it.
     """
     for key in ORIGINS:
         origin = getattr(stage, key, None)

@@ -39,12 +39,12 @@ LEAF_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
 def write(
     sources: Sequence[str], base: str | None, out: str | Path, *, quiet: bool = False, **rules: Any
 ) -> Interference:
-    """Measures, and writes ``interference.json`` and ``interference.png`` into the new folder ``out``.
+    """Measures, and writes `interference.json` and `interference.png` into the new folder `out`.
 
-    ``rules`` are ``missing`` and ``allow``, as of ``measure``.
+    `rules` are `missing` and `allow`, as of `measure`.
 
     Raises:
-      BadCheckpoint, ConfigError: as ``measure``, or ``out`` exists or lies in a source.
+      BadCheckpoint, ConfigError: as `measure`, or `out` exists or lies in a source.
     """
     out = new_folder(out, [*sources, *filter(None, [base])])
     found = measure(sources, base, out.with_name(f"{out.name}.scratch-{os.getpid()}"), quiet=quiet, **rules)

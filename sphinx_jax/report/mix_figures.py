@@ -11,7 +11,7 @@ from sphinx_jax.report.plots import MARKERS, WIDTH, figure_style, new_figure, to
 
 
 def search_figure(result: Mapping[str, Any], names: Sequence[str]) -> bytes | None:
-    """PNG of what ``mix_choice.choose`` found; None where a table says it all.
+    """PNG of what `mix_choice.choose` found; None where a table says it all.
 
     Args:
       names: of the checkpoints.

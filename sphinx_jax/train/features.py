@@ -84,7 +84,7 @@ def cache_features(
     description: str,
     batch: int = 64,
 ) -> FeatureCache:
-    """Features of the pictures of ``items``, read from ``folder`` when they are those of these encoders.
+    """Features of the pictures of `items`, read from `folder` when they are those of these encoders.
 
     A picture that cannot be read is noted: the stream skips and names its item.
 

@@ -77,7 +77,7 @@ def look(
 ) -> dict[str, float]:
     """Mean cross-entropies in nats per token, by the names they have in the history.
 
-    ``held_out/loss`` is the mean over the data sets, each of which counts alike, as it does where mixes are judged; NaN
+    `held_out/loss` is the mean over the data sets, each of which counts alike, as it does where mixes are judged; NaN
     where nothing in one of them can be used.
     """
     entry, means, total = {}, [], np.zeros((2, GROUPS))

@@ -1,4 +1,4 @@
-"""What a stage says of its steps: ``history.jsonl``, a line a log step, and the same numbers for TensorBoard."""
+"""What a stage says of its steps: `history.jsonl`, a line a log step, and the same numbers for TensorBoard."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class History:
         write_whole(self.path, "".join(f"{entry}\n" for entry in self.lines).encode())
 
     def write(self, entry: dict[str, float]) -> None:
-        """Append a line; ``seconds`` becomes the time spent training up to it, over all attempts."""
+        """Append a line; `seconds` becomes the time spent training up to it, over all attempts."""
         if not self.leader:
             return
         self.seconds += entry["seconds"]
@@ -53,7 +53,7 @@ class History:
 class _Events:
     """TensorBoard's file.
 
-    It is written here and not by the thread of a ``SummaryWriter``, which ends where it meets a full disk: what hands
+    It is written here and not by the thread of a `SummaryWriter`, which ends where it meets a full disk: what hands
     it the next numbers then waits for ever.
     """
 

@@ -66,15 +66,15 @@ class TrainJob:
     Args:
       begin: the stage's own newest checkpoint, or None where there is none yet -> the state to go on from.  Called
         once; nothing else should hold the arrays of what it returns, which the steps write over.
-      step: (state, batches, what ``rate`` gives) -> (state, metrics), as ``step.make_step`` returns it.
+      step: (state, batches, what `rate` gives) -> (state, metrics), as `step.make_step` returns it.
       rate: number of a step, from 0 -> its learning rate, and what else the step takes.
       data: number of a step -> batches from there on, this process's share of the rows.
       config, tokenizer, recipe: what checkpoints say of themselves.
       throughput: what a step is worth.
       held_out: (state, what places an array's rows on the mesh) -> the history's entries of held-out data, which are
-        asked for every ``evaluate_every`` steps and at the end.
+        asked for every `evaluate_every` steps and at the end.
       identify: number of a step, from 0 -> what its batch was made of, as JSON.
-      profile: steps, from 0, of which ``folder``/profile gets a trace for XProf and TensorBoard.
+      profile: steps, from 0, of which `folder`/profile gets a trace for XProf and TensorBoard.
     """
 
     name: str
@@ -98,13 +98,13 @@ class TrainJob:
 def run(job: TrainJob) -> TrainState:
     """Train from the job's newest checkpoint, or from its beginning, to the end.
 
-    Writes ``history.jsonl`` (one line a log step), TensorBoard events and checkpoints into the job's folder; a
+    Writes `history.jsonl` (one line a log step), TensorBoard events and checkpoints into the job's folder; a
     checkpoint holds the state after its step, whose number is also the position in the data, so a resumed run repeats
     and skips nothing.  Checkpoints are written while training goes on.  Batches are on their way to the devices while
     these work on the step before: nothing here waits for a step but a log line.
 
     Raises:
-      TrainingStopped: after too many steps in a row that are not finite, whose batches ``bad_steps.json`` names, or
+      TrainingStopped: after too many steps in a row that are not finite, whose batches `bad_steps.json` names, or
         whose rows were all left out; at the end where no step was of any use.  Before one was, nothing is saved.
       Stopped: on SIGTERM and Ctrl-C, after a checkpoint of the step at hand.
       DiskFull: a checkpoint could not be written; those before it are whole.
@@ -224,7 +224,7 @@ class Checkpoints:
         return loss <= store.held_out_loss(store.best(self.folder))
 
     def save(self, step: int, state: TrainState, held_out: float | None = None) -> None:
-        """``held_out``: the loss on held-out data, by which the best is told."""
+        """`held_out`: the loss on held-out data, by which the best is told."""
         self.wait()
         recipe = self.recipe | {"step": step} | ({} if held_out is None else {store.HELD_OUT: held_out})
         self._wait = store.save_async(
@@ -272,9 +272,9 @@ def _scales(leaves: dict[str, Any]) -> dict[str, Leaves]:
 class _Window:
     """Metrics between two log lines; read from the device only when a line is due.
 
-    Of the time between them the host (of many the slowest) waits for data a share of ``data_wait`` and for a
-    checkpoint, the one before or the arrays of this one, a share of ``checkpoint_wait``; the rest is compute.
-    ``goodput`` is the share of the time that went into steps which counted: what is left of these waits, less the steps
+    Of the time between them the host (of many the slowest) waits for data a share of `data_wait` and for a
+    checkpoint, the one before or the arrays of this one, a share of `checkpoint_wait`; the rest is compute.
+    `goodput` is the share of the time that went into steps which counted: what is left of these waits, less the steps
     that were not finite.
     """
 
@@ -292,7 +292,7 @@ class _Window:
         self.waited += waited
 
     def summary(self, step: int, throughput: Throughput, shares: int) -> dict[str, float]:
-        """``shares``: that the processes feed of a batch; those that feed the same one leave out the same items."""
+        """`shares`: that the processes feed of a batch; those that feed the same one leave out the same items."""
         metrics = jax.device_get(self.metrics)
         seconds = time.perf_counter() - self.started
         found = gather(np.array([self.waited, self.saving, *(self.skipped[kind] for kind in self.rows)]))

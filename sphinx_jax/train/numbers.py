@@ -16,7 +16,7 @@ SPREAD = 0.1  # root mean square of the start, that of a trained table
 def order_numbers(table: jax.Array, tokenizer: Tokenizer, seed: int) -> jax.Array:
     """Embedding table (V, D) whose pieces “0.00” to “1.00” are near where the numbers are near.
 
-    Each dimension is a smooth random function of the number (a Gaussian process of length ``REACH``).  With random
+    Each dimension is a smooth random function of the number (a Gaussian process of length `REACH`).  With random
     vectors a model has to learn a hundred unrelated classes for each coordinate before it learns what to point at.
     A tokenizer without such pieces leaves the table as it is.
     """

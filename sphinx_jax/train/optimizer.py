@@ -20,7 +20,7 @@ from sphinx_jax.model.blueprint import LeafSpec
 
 
 def learning_rate(step: int, *, peak: float, steps: int, warmup: int, floor: float = 0.0) -> float:
-    """Linear warm-up to ``peak``, then a cosine down to ``floor`` at the last step."""
+    """Linear warm-up to `peak`, then a cosine down to `floor` at the last step."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
@@ -51,9 +51,9 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clipping by global norm, then any optax optimizer by name at learning rate 1: the step scales its updates.
 
-    ``adamw`` takes b1, b2, eps, and ``mu_dtype``: with "bfloat16" its state is 6 bytes a parameter in place of 8.
-    ``adafactor`` keeps rows and columns of the second moment alone, 0.03 bytes.  ``muon`` (optax.contrib) also takes
-    ``adam_learning_rate``, relative to Muon's own, for what is not a matrix; other names are looked up in optax.  The
+    `adamw` takes b1, b2, eps, and `mu_dtype`: with "bfloat16" its state is 6 bytes a parameter in place of 8.
+    `adafactor` keeps rows and columns of the second moment alone, 0.03 bytes.  `muon` (optax.contrib) also takes
+    `adam_learning_rate`, relative to Muon's own, for what is not a matrix; other names are looked up in optax.  The
     rate comes from outside so that stages which differ in schedule share one compiled step.
 
     Raises ConfigError for an unknown name, or settings that the optimizer does not take.
@@ -72,9 +72,9 @@ SOME_LEAF = {"decoder/blocks/ffn/up": LeafSpec((1, 2, 2), np.float32, ("layers",
 
 
 def check_optimizer(name: str, settings: Mapping[str, Any], *, clip: float, weight_decay: float) -> None:
-    """What ``make_optimizer`` checks, and settings: names by the optimizer's signature, values by a step on shapes.
+    """What `make_optimizer` checks, and settings: names by the optimizer's signature, values by a step on shapes.
 
-    Raises ConfigError, which begins with ``optimizer`` or ``optimizer_settings`` and the setting's name.
+    Raises ConfigError, which begins with `optimizer` or `optimizer_settings` and the setting's name.
     """
     make = _by_name(name)
     known = {} if make is None else inspect.signature(make).parameters
@@ -141,7 +141,7 @@ def state_shardings(
 ) -> Any:
     """The layout of an optimizer's state: what has the path and shape of a leaf lies as it does, the rest everywhere.
 
-    ``leaves`` are abstract, with shardings.  Returns the state's tree with a sharding in the place of each array.
+    `leaves` are abstract, with shardings.  Returns the state's tree with a sharding in the place of each array.
     """
 
     def place(path: tuple, slot: jax.ShapeDtypeStruct) -> NamedSharding:

@@ -16,9 +16,9 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Within it these signals are a request, seen by ``due``, and not the end of the process.
+    """Within it these signals are a request, seen by `due`, and not the end of the process.
 
-    ``signal`` is the one that came, SIGTERM where JAX took it.
+    `signal` is the one that came, SIGTERM where JAX took it.
     """
 
     def __init__(self) -> None:

@@ -24,12 +24,12 @@ from sphinx_jax.train.step import TrainState, make_step
 
 class Program(NamedTuple):
     optimizer: optax.GradientTransformation
-    step: Callable[..., Any]  # as ``step.make_step`` returns it
+    step: Callable[..., Any]  # as `step.make_step` returns it
     parts: dict[str, int]  # that each kind of batch is cut into
 
 
 def program(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh) -> Program:
-    """The program of stage ``name``; stages that differ in schedule and data alone share one, and its compilation.
+    """The program of stage `name`; stages that differ in schedule and data alone share one, and its compilation.
 
     Raises ConfigError where the rows of a batch do not divide over the mesh.
     """
@@ -73,9 +73,9 @@ def start(
     program: Program, model: ModelConfig, s: TrainStage, leaves: Leaves, mesh: Mesh, found: Path | None = None
 ) -> TrainState:
     """The state before the next step, which takes the leaves over: what is frozen goes into the compute dtype, or into
-    fewer bits, and out of ``leaves``.
+    fewer bits, and out of `leaves`.
 
-    ``found``: the stage's own checkpoint, that the leaves are from; without one the optimizer begins.
+    `found`: the stage's own checkpoint, that the leaves are from; without one the optimizer begins.
     """
     trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
     with jax.set_mesh(mesh):
@@ -85,7 +85,7 @@ def start(
 
 
 def slots(optimizer: optax.GradientTransformation, trainable: Leaves, mesh: Mesh, found: Path | None = None) -> Any:
-    """The optimizer's state on a mesh: fresh, or that of the checkpoint ``found``."""
+    """The optimizer's state on a mesh: fresh, or that of the checkpoint `found`."""
     like = abstract_slots(optimizer, abstract(trainable), mesh)
     if found is not None:
         return store.restore_training(found, like)

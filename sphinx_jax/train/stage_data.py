@@ -45,10 +45,10 @@ def fitted(model: ModelConfig, s: TrainStage) -> TrainStage:
 
 
 def with_rows(s: TrainStage, data: Data, unit: int) -> TrainStage:
-    """The stage with its rows of each kind, where ``text_batch`` leaves them to the data.
+    """The stage with its rows of each kind, where `text_batch` leaves them to the data.
 
     With all of people's own list (the domain *) that is the batch in the proportion of pictures and texts, in multiples
-    of ``unit``, at least one of each kind there is; a row of either counts as its items do.  Anything else is pictures.
+    of `unit`, at least one of each kind there is; a row of either counts as its items do.  Anything else is pictures.
     """
     if s.text_batch != "auto":
         return s
@@ -73,7 +73,7 @@ def with_rows(s: TrainStage, data: Data, unit: int) -> TrainStage:
 
 def with_steps(s: TrainStage, sources: Mapping[str, Sequence[Source]], every: bool = False) -> TrainStage:
     """Epochs as steps, now that the data is known: of the pictures (the texts, where there are none), or of whichever
-    takes longer where ``every`` item counts."""
+    takes longer where `every` item counts."""
     if s.steps:
         return s
     counted = list(s.rows().items())
@@ -157,7 +157,7 @@ def check(
 ) -> None:
     """Say what of people's own list a stage does not use, and look whether it can use the rest.
 
-    Raises ConfigError, in every process of a run, where a larger share than ``unusable`` is of no use.
+    Raises ConfigError, in every process of a run, where a larger share than `unusable` is of no use.
     """
     if data.config.playground:
         return

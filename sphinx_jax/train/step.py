@@ -102,7 +102,7 @@ def batch_sums(batch: Batch, losses: jax.Array) -> Sums:
 
 
 def by_group(sums: Sums, prefix: str) -> dict[str, Any]:
-    """Mean losses by task, and by domain of those that have one: ``{prefix}task/vqa``, ``{prefix}real``."""
+    """Mean losses by task, and by domain of those that have one: `{prefix}task/vqa`, `{prefix}real`."""
     loss, count = (np.reshape(x, (len(TASKS), len(DOMAIN_NUMBERS))) for x in sums)
     entry = {}
     for i, task in enumerate(TASKS):
@@ -117,7 +117,7 @@ def by_group(sums: Sums, prefix: str) -> dict[str, Any]:
 def update(
     optimizer: optax.GradientTransformation, state: TrainState, loss: jax.Array, grads: Leaves, rate: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer update at ``rate``, and its metrics.
+    """One optimizer update at `rate`, and its metrics.
 
     A step with a loss or gradient that is not finite leaves no trace but its count.
     """
@@ -143,7 +143,7 @@ def make_step(
 
     Each named batch contributes its mean loss per token learnt (rows may weigh their tokens), and the load-balance
     loss of a mixture of experts, times its own weight.
-    ``accumulate``: parts that a batch (of one name, or every one) is cut into along its rows, one after the other
+    `accumulate`: parts that a batch (of one name, or every one) is cut into along its rows, one after the other
     through the model; the update is that of the whole.
     """
     weights = weights or {}

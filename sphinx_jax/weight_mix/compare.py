@@ -43,7 +43,7 @@ class Described:
 
 
 def differing_fields() -> set[str]:
-    """What may be allowed to differ: ``tokenizer``, and fields of a config, with the part they are in or without."""
+    """What may be allowed to differ: `tokenizer`, and fields of a config, with the part they are in or without."""
     fields = _compared(FAMILY["sphinx_moe"])  # has every part
     return {TOKENIZER} | fields.keys() | {field.rpartition(".")[2] for field in fields}
 
@@ -56,7 +56,7 @@ def check_alike(models: Mapping[str, Described], allow: Collection[str] = ()) ->
 
     Args:
       models: by folder, or what an error calls them.
-      allow: fields that may differ, as ``rope_theta`` or ``clip.activation``; ``tokenizer`` allows its pieces.
+      allow: fields that may differ, as `rope_theta` or `clip.activation`; `tokenizer` allows its pieces.
 
     Raises:
       BadCheckpoint: names the field, both values and both models.

@@ -2,7 +2,7 @@
 
 Entries are compared in one pass over each matrix, in the memory of a few rows.  What is summed belongs to a *cell*: a
 module of one layer, all its experts included, and the bias that lies beside its kernel; attention's q, k, v and o, and
-their biases (``attention/bias/q``), are modules of their own.  Sums of cells add, and are divided last.
+their biases (`attention/bias/q`), are modules of their own.  Sums of cells add, and are divided last.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ class Sums:
 
 @dataclass(frozen=True)
 class Cell:
-    """One module of one layer of a stack (``decoder``, ``encoders/clip``); outside the layers, of no stack.
+    """One module of one layer of a stack (`decoder`, `encoders/clip`); outside the layers, of no stack.
 
     Args:
-      kind: one of ``mix_settings.KINDS``, or ``other``.
+      kind: one of `mix_settings.KINDS`, or `other`.
     """
 
     stack: str
@@ -105,7 +105,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Interference:
-    """What ``measure`` found.
+    """What `measure` found.
 
     Args:
       unchanged: the shortest paths below which every source is as the base.
@@ -123,7 +123,7 @@ class Interference:
         return list(itertools.combinations(range(len(self.sources)), 2))
 
     def totals(self) -> dict[str, Sums]:
-        """The sums of each kind of module, and of ``all``, over the cells that a source changed."""
+        """The sums of each kind of module, and of `all`, over the cells that a source changed."""
         changed = [cell for cell in self.cells if cell.sums.changed()]
         found = {
             kind: [cell.sums for cell in changed if kind in (cell.kind, "all")] for kind in (*KINDS, "other", "all")
@@ -180,7 +180,7 @@ def measure(
 
     Args:
       scratch: a new folder for matrices that have to be laid out anew; it is gone afterwards.
-      missing, allow: as in ``Mix``; a leaf that a source lacks is left out, unless that is refused.
+      missing, allow: as in `Mix`; a leaf that a source lacks is left out, unless that is refused.
 
     Raises:
       BadCheckpoint: a source is incomplete, does not fit, or holds NaN or infinity.
@@ -232,7 +232,7 @@ def sums_of(unit: Unit) -> Sums:
 
 
 def _of_block(block: np.ndarray) -> np.ndarray:
-    """float64 (N + 1, BLOCK), the base last -> (5, N, N) in the order of ``Sums``, Σ base² repeated."""
+    """float64 (N + 1, BLOCK), the base last -> (5, N, N) in the order of `Sums`, Σ base² repeated."""
     deltas, base = block[:-1], block[-1]
     signs = np.sign(deltas)
     changed = np.abs(signs)
@@ -263,7 +263,7 @@ def _kind(path: str) -> str:
 
 
 def _shortest(paths: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
-    """The shortest prefixes that cover ``paths`` and none of ``others``."""
+    """The shortest prefixes that cover `paths` and none of `others`."""
     taken = {prefix for path in others for prefix in _prefixes(path)}
     return tuple(sorted({next(prefix for prefix in _prefixes(path) if prefix not in taken) for path in paths}))
 

@@ -1,8 +1,8 @@
 """Low-rank additions in a mix: with W a weight, the map that a checkpoint computes is W + A·B.
 
 Mixing A and B leaf by leaf would be wrong: (Σ c_i A_i)(Σ c_i B_i) is not Σ c_i A_i·B_i.  Where the c_i are known before
-anything is read, the additions stay low-rank, side by side (``SideBySide``).  Other methods need whole matrices, and
-get W + A·B of every checkpoint (``Merged``).
+anything is read, the additions stay low-rank, side by side (`SideBySide`).  Other methods need whole matrices, and
+get W + A·B of every checkpoint (`Merged`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def rank_of(source: MixSource, config: ModelConfig) -> int:
     """The rank of a source's low-rank additions; 0, it has none.
 
     Raises:
-      BadCheckpoint: some maps of the model ``config`` have one and others not, or their ranks differ.
+      BadCheckpoint: some maps of the model `config` have one and others not, or their ranks differ.
     """
     found = {path: leaf.shape for path, leaf in source.leaves.items() if split(path)[1]}
     declared = source.config.decoder.lora_rank if source.config else 0
@@ -55,7 +55,7 @@ class SideBySide:
     Args:
       sources: in the order of the coefficients; of any ranks, 0 too.
       config: of the model that is mixed, whatever its rank.
-      allow: ``nonfinite`` takes NaN and infinity as they are.
+      allow: `nonfinite` takes NaN and infinity as they are.
     """
 
     def __init__(self, sources: Sequence[MixSource], config: ModelConfig, allow: Collection[str] = ()):
@@ -71,7 +71,7 @@ class SideBySide:
 
         Args:
           cuts: rows of A from … to … at a time; of B each source's are one piece.
-          scratch: as in ``MixSource.matrix``.
+          scratch: as in `MixSource.matrix`.
         """
         having = [
             (source, source.matrix(path, index, scratch), rank, coefficient)

@@ -1,11 +1,11 @@
 """The methods of the weight mix: what happens to one matrix, slice by slice, in numpy and float32 or higher.
 
-``mix`` runs a method of ``METHODS`` on a ``Unit``.  A method that needs norms, dot products or thresholds passes over
+`mix` runs a method of `METHODS` on a `Unit`.  A method that needs norms, dot products or thresholds passes over
 the slices before it yields; memory is a few slices, whatever the size of the matrix, and the result is bit for bit the
 same however the rows are cut.
 
 Here are the methods that add up whole matrices with coefficients; those that make task vectors sparse are in
-``mix_task_vectors``.  Where mergekit 0.1.5 has a method of the same name, definition, parameters and defaults are its
+`mix_task_vectors`.  Where mergekit 0.1.5 has a method of the same name, definition, parameters and defaults are its
 own, unless the docstring says otherwise.
 """
 
@@ -33,7 +33,7 @@ class Method:
 
     Args:
       run: (unit, parameters) -> the mixed rows, float32, slice by slice; the parameters complete, one value per source
-        where ``per_source`` names them.
+        where `per_source` names them.
       base: whether the mix has a base beside its sources.
       sources: the least and the greatest number of sources; None, any number.
       parameters: defaults of those with one value; None, it must be given.
@@ -52,7 +52,7 @@ class Method:
 
 
 def resolve(method: str, parameters: Mapping[str, Any], *, sources: int, base: bool) -> dict[str, Any]:
-    """The method's parameters, complete: defaults filled in, and a list of ``sources`` values for each per-source one.
+    """The method's parameters, complete: defaults filled in, and a list of `sources` values for each per-source one.
 
     Raises:
       ConfigError: the method or a parameter is unknown, missing or impossible, or there is not the base or the number
@@ -94,10 +94,10 @@ def resolve(method: str, parameters: Mapping[str, Any], *, sources: int, base: b
 
 
 def coefficients(method: str, parameters: Mapping[str, Any], *, sources: int, base: bool) -> list[np.float32]:
-    """What a ``fixed`` method multiplies each source by, and after them the base if there is one.
+    """What a `fixed` method multiplies each source by, and after them the base if there is one.
 
     Args:
-      parameters: complete, as ``resolve`` gives them.
+      parameters: complete, as `resolve` gives them.
     """
     *ones, last = np.eye(sources + base, dtype=np.float32)
     only = Slice(0, last, ones) if base else Slice(0, None, [*ones, last])
@@ -115,7 +115,7 @@ def _checked(method: str, name: str, value: Any, default: Any) -> Any:
 
 
 def linear(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
-    """Σ_i w_i x_i, over Σ_i w_i if ``normalize`` is on (Wortsman et al., "Model soups", arXiv 2203.05482).
+    """Σ_i w_i x_i, over Σ_i w_i if `normalize` is on (Wortsman et al., "Model soups", arXiv 2203.05482).
 
     It is off unless asked for, unlike mergekit's: weights mean what they say.
     """
@@ -151,10 +151,10 @@ def slerp(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
 
 
 def nuslerp(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
-    """NuSLERP (mergekit): ``slerp`` with t = w_2 / (w_1 + w_2), or 1/2 where that sum is less than 1e-6; of the task
+    """NuSLERP (mergekit): `slerp` with t = w_2 / (w_1 + w_2), or 1/2 where that sum is less than 1e-6; of the task
     vectors if there is a base.
 
-    A matrix is one vector (``nuslerp_flatten``), or else every row is one, or with ``nuslerp_row_wise`` (mergekit's
+    A matrix is one vector (`nuslerp_flatten`), or else every row is one, or with `nuslerp_row_wise` (mergekit's
     name) every column.  Vectors count as parallel where 1 - cos² θ is at most 1e-7, about what float32 can tell.
     """
     unit = task_vectors(unit)
@@ -178,8 +178,8 @@ def karcher(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
     of the norms.
 
     From m = the normalised mean of the u_i, repeat: v = Σ_i θ_i / sin θ_i · (u_i - cos θ_i · m) / n with θ_i the angle
-    between u_i and m, and m = cos |v| · m + sin |v| · v / |v|, until |v| < ``tol`` or ``max_iter`` times.  Sources of
-    a norm up to ``tol`` have no direction, and one opposite to m pulls nowhere.  As everything is a sum of the u_i, it
+    between u_i and m, and m = cos |v| · m + sin |v| · v / |v|, until |v| < `tol` or `max_iter` times.  Sources of
+    a norm up to `tol` have no direction, and one opposite to m pulls nowhere.  As everything is a sum of the u_i, it
     is their coefficients that are iterated, in float64.
     """
     products, tol = gram(unit), p["tol"]
@@ -194,7 +194,7 @@ def karcher(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
 
 def multislerp(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
     """Multi-SLERP (mergekit; Goddard 2025): Σ_i w_i |x_i| · m, with m the normalised Σ_i w_i x_i / |x_i|; of the task
-    vectors if there is a base.  ``normalize_weights``: the w_i are divided by their sum.
+    vectors if there is a base.  `normalize_weights`: the w_i are divided by their sum.
 
     The published method then goes along the sphere from m by the mean Σ_i w_i (u_i - (u_i · m) m) of tangent vectors,
     which is 0 for every input.  Where the directions cancel, Σ_i w_i x_i for any number of sources; mergekit knows this
@@ -212,7 +212,7 @@ def multislerp(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
 
 
 def task_arithmetic(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
-    """base + lambda · Σ_i w_i (x_i - base), the sum over Σ_i w_i if ``normalize`` is on (Ilharco et al., arXiv
+    """base + lambda · Σ_i w_i (x_i - base), the sum over Σ_i w_i if `normalize` is on (Ilharco et al., arXiv
     2212.04089).
     """
     weights = np.array(p["weight"])
@@ -223,7 +223,7 @@ def model_stock(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
     """Model Stock (Jang et al., arXiv 2403.19522): t · mean(x_i) + (1 - t) · base of n sources, with
     t = n cos θ / (1 + (n - 1) cos θ) and cos θ the mean cosine of two task vectors; 0 where that has no value.
 
-    ``filter_wise``: each row has its own t.
+    `filter_wise`: each row has its own t.
     """
     unit = task_vectors(unit)
 
@@ -264,7 +264,7 @@ def delta_extract(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
 
 
 def delta_apply(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
-    """base + Σ_i w_i x_i, for sources that are task vectors such as ``delta_extract`` makes (arXiv 2212.04089)."""
+    """base + Σ_i w_i x_i, for sources that are task vectors such as `delta_extract` makes (arXiv 2212.04089)."""
     yield from _combined(unit, p["weight"])
 
 
@@ -274,7 +274,7 @@ def _combined(unit: Unit, coefficients: Sequence[float | np.ndarray]) -> Iterato
 
 
 def _combined_by_row(unit: Unit, of_row: Callable[[np.ndarray], Sequence[np.ndarray]]) -> Iterator[np.ndarray]:
-    """``_combined`` with coefficients of each row, made from its dot products."""
+    """`_combined` with coefficients of each row, made from its dot products."""
     for s in unit.slices():
         tail = (1,) * (len(unit.shape) - 1)
         yield _added(s, [c.reshape(-1, *tail) for c in of_row(row_gram(s.sources))])
@@ -295,13 +295,13 @@ def _sum(method: str, weights: np.ndarray) -> float:
 
 
 def _cosine(products: np.ndarray, least: float) -> np.ndarray:
-    """(..., 2, 2) dot products -> (...) cosine of the angle, with norms of at least ``least``."""
+    """(..., 2, 2) dot products -> (...) cosine of the angle, with norms of at least `least`."""
     norms = np.maximum(np.sqrt(np.diagonal(products, axis1=-2, axis2=-1)), least)
     return np.clip(products[..., 0, 1] / norms.prod(axis=-1), -1, 1)
 
 
 def _on_arc(cosine: np.ndarray, straight: np.ndarray, t: float) -> list[np.ndarray]:
-    """The coefficients of the two ends at ``t`` of the arc, or where it is ``straight`` of the line."""
+    """The coefficients of the two ends at `t` of the arc, or where it is `straight` of the line."""
     angle = np.arccos(np.where(straight, 0, cosine))
     return [np.where(straight, part, np.sin(part * angle) / np.sin(angle)) for part in (1 - t, t)]
 

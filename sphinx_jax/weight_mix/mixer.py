@@ -98,7 +98,7 @@ class Mixer:
     def _fitting_config(self) -> ModelConfig | None:
         """The first source's config that rules the leaves of the mix, or the first at all; None of other programs.
 
-        Sources of other configs, say without biases, may have leaves of their own (``Mix.missing``).
+        Sources of other configs, say without biases, may have leaves of their own (`Mix.missing`).
         """
         configs = self._configs()
         if self._lora:
@@ -212,7 +212,7 @@ class Mixer:
         cast.check()
 
     def _rows(self, path: str, index: Index, cast: Cast) -> Iterator[tuple[tuple, np.ndarray]]:
-        """As ``rows``; what is large goes through ``cast`` already."""
+        """As `rows`; what is large goes through `cast` already."""
         info = self.leaves[path]
         blocks = _blocks(info, len(index))
         if self._is_factor(path):
@@ -331,7 +331,7 @@ class Mixer:
         """A line for every leaf, what is mixed and what is not, and the sums; no array is read.
 
         Raises:
-          BadCheckpoint: as ``check_config``.
+          BadCheckpoint: as `check_config`.
         """
         self.check_config()
         for path in self.paths:

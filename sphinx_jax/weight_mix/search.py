@@ -156,8 +156,8 @@ def learn(
     """Coefficients of every group and layer by gradient (Adam) on the judge's loss, as AdaMerging does on entropy (Yang
     et al., arXiv 2310.02575).
 
-    A step takes the gradient of one batch from each domain.  Of the coefficients after each epoch, and of ``start``,
-    those are taken that ``chooser``, on other batches, finds best.
+    A step takes the gradient of one batch from each domain.  Of the coefficients after each epoch, and of `start`,
+    those are taken that `chooser`, on other batches, finds best.
 
     Args:
       start: (N,) coefficients to begin from, for every leaf.

@@ -1,7 +1,7 @@
-"""What a mix is to do: from flags, from mergekit's YAML or from the ``recipe.json`` of an earlier mix.
+"""What a mix is to do: from flags, from mergekit's YAML or from the `recipe.json` of an earlier mix.
 
 A parameter may depend on the place: a list runs over the depth of a stack, a table gives a value for
-each pattern of paths (``decoder/blocks/**``) or kind of module (``attention``), the first that fits.
+each pattern of paths (`decoder/blocks/**`) or kind of module (`attention`), the first that fits.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ MERGEKIT_KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", 
 def check_allowances(names: Collection[str]) -> None:
     """ConfigError if a mix cannot be told to let one of these pass.
 
-    Known are fields of the models that may differ (``mix_compare``): then the mix has those of one of them; and what
-    may be lost (``casting``): ``nonfinite`` takes NaN and infinity as they are, ``underflow`` what the dtype flushes.
+    Known are fields of the models that may differ (`mix_compare`): then the mix has those of one of them; and what
+    may be lost (`casting`): `nonfinite` takes NaN and infinity as they are, `underflow` what the dtype flushes.
     """
     known = {*LOSSES, *differing_fields()}
     for name in names:
@@ -78,7 +78,7 @@ class Mix:
     per_source: tuple[Mapping[str, Any], ...] = ()
     dtype: str | None = None  # of every leaf; None: as in the first source
     missing: str = "error"  # what becomes of a leaf that a source lacks: error | take | skip
-    allow: tuple[str, ...] = ()  # what would be refused: see ``check_allowances``
+    allow: tuple[str, ...] = ()  # what would be refused: see `check_allowances`
     merge_lora: bool = False  # add low-rank additions to their weights first, as methods that need whole matrices do
 
     def __post_init__(self):
@@ -114,7 +114,7 @@ class Mix:
 
 
 def check_patterns(mix: Mix, paths: Collection[str]) -> None:
-    """ConfigError if a table of values names a pattern that fits none of the leaves ``paths`` and no kind of module."""
+    """ConfigError if a table of values names a pattern that fits none of the leaves `paths` and no kind of module."""
     tables = [value for one in (mix.parameters, *mix.per_source) for value in one.values()]
     check_fit(itertools.chain.from_iterable(map(_patterns, tables)), paths, KINDS)
 
@@ -178,7 +178,7 @@ class Places:
 
 
 def way_of(given: Mapping[str, Any]) -> str:
-    """The key of ``FLAGS`` that the given flags ask for.
+    """The key of `FLAGS` that the given flags ask for.
 
     Raises:
       ConfigError: a flag was given that has no effect there.
@@ -206,7 +206,7 @@ def from_flags(
     Args:
       weights: YAML, one for each source or none at all.
       settings: NAME=VALUE, the value YAML; of a parameter that each source has, a list may be one for each.
-      more: other fields of ``Mix``.
+      more: other fields of `Mix`.
     """
     if not sources:
         raise ConfigError("name the checkpoints: --sources A B, or --recipe FILE")
@@ -231,7 +231,7 @@ def from_flags(
 
 
 def read_recipe(file: Path) -> Mix:
-    """mergekit's YAML, or the ``recipe.json`` that lies beside a mix."""
+    """mergekit's YAML, or the `recipe.json` that lies beside a mix."""
     try:
         found = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -279,9 +279,9 @@ def from_json(found: Mapping[str, Any]) -> Mix:
 
 
 def from_mergekit(found: Mapping[str, Any]) -> Mix:
-    """A mix in mergekit's form: ``merge_method``, ``base_model``, ``models``, ``parameters``, ``dtype``.
+    """A mix in mergekit's form: `merge_method`, `base_model`, `models`, `parameters`, `dtype`.
 
-    Its defaults too: ``linear`` normalizes.  A base that is also among the models counts once, as the base; for the
+    Its defaults too: `linear` normalizes.  A base that is also among the models counts once, as the base; for the
     methods that have none, as the source that it is there.
 
     Raises:

@@ -64,7 +64,7 @@ class MixSource(Protocol):
         """Bytes of the largest piece that can only be read in one."""
 
     def matrix(self, path: str, index: Index, scratch: Path) -> Rows:
-        """The matrix of a leaf at ``index``; what does not fit into memory is laid out below ``scratch``."""
+        """The matrix of a leaf at `index`; what does not fit into memory is laid out below `scratch`."""
 
 
 def open_source(folder: str | Path) -> MixSource:
@@ -148,7 +148,7 @@ def lay_out(array: np.ndarray, scratch: Path, path: str) -> Laid:
 
 
 def finite(array: np.ndarray, path: str, folder: str | Path, allow: Collection[str] = ()) -> np.ndarray:
-    """Rows of a leaf in float32 or higher; BadCheckpoint as ``casting.finite``."""
+    """Rows of a leaf in float32 or higher; BadCheckpoint as `casting.finite`."""
     casting.finite(array, f"{path} of {folder}", allow)
     return array.astype(np.promote_types(np.float32, array.dtype), copy=False)
 
@@ -156,7 +156,7 @@ def finite(array: np.ndarray, path: str, folder: str | Path, allow: Collection[s
 class _Kept:
     """The last thing that was laid out or read whole: a leaf's matrices come one after the other.
 
-    A weight and its low-rank factors are read by turns, so each has one of its own (``defaultdict`` of factors).
+    A weight and its low-rank factors are read by turns, so each has one of its own (`defaultdict` of factors).
     """
 
     def __init__(self):
@@ -320,12 +320,12 @@ def _bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
 
 
 def shared_leaves(sources: Mapping[str, MixSource], missing: str, apart: Container[str] = ()) -> Iterator[str]:
-    """Paths of the leaves to mix, in order, but those ``apart``.
+    """Paths of the leaves to mix, in order, but those `apart`.
 
     Args:
       sources: by the name that an error calls them.
-      missing: what becomes of a leaf that a source lacks: ``error``, ``take`` (it is as in the first that has it) or
-        ``skip`` (the mix lacks it too).
+      missing: what becomes of a leaf that a source lacks: `error`, `take` (it is as in the first that has it) or
+        `skip` (the mix lacks it too).
 
     Raises:
       BadCheckpoint: a leaf is missing, its shape differs, or it counts in one and is real in another.

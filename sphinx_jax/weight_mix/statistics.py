@@ -55,7 +55,7 @@ def task_vectors(unit: Unit) -> Unit:
 
 
 def totals(parts: Iterable[Sequence[np.ndarray]], of_block: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Σ ``of_block`` over N streams of arrays, which must give 0 for zeros.
+    """Σ `of_block` over N streams of arrays, which must give 0 for zeros.
 
     Args:
       parts: N arrays of one size at a time.
@@ -111,7 +111,7 @@ def magnitudes(x: np.ndarray) -> np.ndarray:
 class Cut(NamedTuple):
     """The first n entries, the largest first and of equals the first in order, as a threshold.
 
-    They are those above ``key``, and the first ``ties`` of those equal to it.
+    They are those above `key`, and the first `ties` of those equal to it.
     """
 
     key: int
@@ -119,7 +119,7 @@ class Cut(NamedTuple):
 
 
 def cuts(passes: Callable[[], Iterator[Sequence[np.ndarray]]], counts: Sequence[Sequence[int]]) -> list[list[Cut]]:
-    """The cuts after the ``counts[i]`` first entries of the i-th stream of keys, exact in two passes.
+    """The cuts after the `counts[i]` first entries of the i-th stream of keys, exact in two passes.
 
     The first pass counts the keys by their upper bits, the second those in a cut's bin by their lower bits.
     """
@@ -168,7 +168,7 @@ class First:
 
 
 def random_bits(stream: str, start: int, count: int) -> np.ndarray:
-    """uint32 (count,): the bits of the entries from position ``start`` in the random stream of that name.
+    """uint32 (count,): the bits of the entries from position `start` in the random stream of that name.
 
     Counter-based (Philox4x64, Salmon et al., SC 2011), so any part can be drawn on its own: the key is the stream's
     128-bit BLAKE2b digest, and a counter step gives eight entries, the lower half of a word before the upper.

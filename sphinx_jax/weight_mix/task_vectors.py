@@ -1,9 +1,9 @@
 """Mixes of task vectors δ_i = x_i - base, made sparse and reconciled before they are added to the base.
 
-All follow one scheme (mergekit's): of every δ_i a part is kept, and with ``rescale`` made larger for what is gone (to
+All follow one scheme (mergekit's): of every δ_i a part is kept, and with `rescale` made larger for what is gone (to
 the L1 norm of δ_i where it is chosen by rank, by 1 / its probability where it is drawn); it is multiplied by its
 weight; where a sign is elected, entries of the other sign are dropped; the sum is divided by the weights that went into
-it if ``normalize`` is on, multiplied by ``lambda`` and added to the base.
+it if `normalize` is on, multiplied by `lambda` and added to the base.
 
 Magnitudes are ranked exactly, the largest first and of equals (common among bfloat16 checkpoints) the first in order.
 """
@@ -58,12 +58,12 @@ def dare_linear(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
 
 
 def dare_ties(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
-    """DARE (arXiv 2311.03099; as ``dare_linear``) with the elected sign of TIES (arXiv 2306.01708)."""
+    """DARE (arXiv 2311.03099; as `dare_linear`) with the elected sign of TIES (arXiv 2306.01708)."""
     return _merge(task_vectors(unit), p, _at_random, elect=True)
 
 
 def della_linear(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
-    """DELLA (Deep et al., arXiv 2406.11617), its MAGPRUNE without the election: as ``dare_linear``, but an entry is
+    """DELLA (Deep et al., arXiv 2406.11617), its MAGPRUNE without the election: as `dare_linear`, but an entry is
     kept with probability density + epsilon · (2 r - 1), and divided by that, where r rises from 0 for the smallest of
     its row to 1 for the largest (1/2 in a row of one).  density ± epsilon must lie within (0, 1), unless density is 0
     or 1.  mergekit restores the L1 norm instead.
@@ -72,7 +72,7 @@ def della_linear(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
 
 
 def della(unit: Unit, p: Parameters) -> Iterator[np.ndarray]:
-    """DELLA (arXiv 2406.11617; as ``della_linear``) with the elected sign of TIES (arXiv 2306.01708)."""
+    """DELLA (arXiv 2406.11617; as `della_linear`) with the elected sign of TIES (arXiv 2306.01708)."""
     return _merge(task_vectors(unit), p, _by_row_rank, elect=True)
 
 
@@ -236,7 +236,7 @@ def _places(rows: np.ndarray) -> np.ndarray:
 def _drawn(unit: Unit, p: Parameters, probabilities: Callable[[], Iterator[tuple[Slice, Sequence[Any]]]]) -> Pass:
     """Keeps each entry with its probability: where its 32 bits, over 2**32, are below it.
 
-    With ``rescale`` what is kept is divided by the probability, so that the expectation is the entry.
+    With `rescale` what is kept is divided by the probability, so that the expectation is the entry.
     """
 
     def masks() -> Iterator[tuple[Slice, Masks]]:

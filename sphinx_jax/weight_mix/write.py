@@ -35,16 +35,16 @@ def write(
     expected: Mapping[str, str] | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Mixes checkpoints into one; ``out`` appears when it is complete.
+    """Mixes checkpoints into one; `out` appears when it is complete.
 
-    Called again after an interruption it goes on, passing over what is done (in the form ``orbax``).
+    Called again after an interruption it goes on, passing over what is done (in the form `orbax`).
 
     Args:
-      form: ``orbax`` (ours; of plain Orbax checkpoints, a plain one), ``accessory`` or ``hf``.
+      form: `orbax` (ours; of plain Orbax checkpoints, a plain one), `accessory` or `hf`.
       shards: files of a published folder.
-      process: this one of ``processes`` that share the work, each with the same arguments; 0 waits for the others and
+      process: this one of `processes` that share the work, each with the same arguments; 0 waits for the others and
         finishes.
-      expected: {source: content hash}, as ``recipe.json`` holds them; another content is refused.
+      expected: {source: content hash}, as `recipe.json` holds them; another content is refused.
 
     Raises:
       BadCheckpoint: a source is incomplete, does not fit, is a model of another kind, or holds NaN or infinity; or the

@@ -1,4 +1,4 @@
-"""The published checkpoints (LLaMA2-Accessory): folders of ``consolidated.*.pth`` files, one after the other.
+"""The published checkpoints (LLaMA2-Accessory): folders of `consolidated.*.pth` files, one after the other.
 
 A model is one folder or several: a base and what was trained on top of it, or a base and a difference to add.  Every
 folder may be cut over any number of shards.  Nothing is read but what is asked for.
@@ -55,7 +55,7 @@ class Sum:
 def open_folders(folders: Sequence[str | Path]) -> dict[str, Stored]:
     """{key without prefix: tensor} of published folders, reading no tensor.
 
-    A later folder overrides an earlier one key by key; one of ``*.model-diff.pth`` files adds to what is there.
+    A later folder overrides an earlier one key by key; one of `*.model-diff.pth` files adds to what is there.
     """
     tensors: dict[str, Stored] = {}
     for folder in map(Path, folders):
@@ -119,10 +119,10 @@ def read_config(
 ) -> ModelConfig:
     """The model of published folders.
 
-    A folder of Meta's own, which has a ``params.json`` and no ``meta.json``, is a ``llama``.  Early folders lack
-    ``meta.json`` and ``config.json``; then ``model`` is the ``llama_type`` or a name of the family, which brings its
-    sizes along, and ``config`` the content of ``config.json`` or its path.  Both go before what the folders say.
-    ``quick_gelu`` is CLIP's activation, which differs by release date; the default is the erf GELU.
+    A folder of Meta's own, which has a `params.json` and no `meta.json`, is a `llama`.  Early folders lack
+    `meta.json` and `config.json`; then `model` is the `llama_type` or a name of the family, which brings its
+    sizes along, and `config` the content of `config.json` or its path.  Both go before what the folders say.
+    `quick_gelu` is CLIP's activation, which differs by release date; the default is the erf GELU.
     """
     params = config if isinstance(config, Mapping) else _json(folders, CONFIG, config) or _json(folders, PARAMS)
     if model is None:
@@ -176,7 +176,7 @@ def checked_names(tensors: Mapping[str, Stored], config: ModelConfig, allow_miss
 def read_leaves(
     tensors: Mapping[str, Stored], config: ModelConfig, allow_missing: Iterable[str] = ()
 ) -> dict[str, np.ndarray]:
-    """All leaves of a published model, whole in memory and in the files' dtypes; ``allow_missing`` as ``check``."""
+    """All leaves of a published model, whole in memory and in the files' dtypes; `allow_missing` as `check`."""
     leaves, rows = {}, {}
     for name in checked_names(tensors, config, allow_missing):
         for path, array in zip(name.leaves, name.ours(tensors[name.foreign].read()), strict=True):
@@ -197,13 +197,13 @@ def unused(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def write_unused(folder: str | Path, tensors: Mapping[str, Stored]) -> None:
-    """Put ``unused`` tensors beside a checkpoint's ``model.json``."""
+    """Put `unused` tensors beside a checkpoint's `model.json`."""
     if tensors:
         arrays = {key: np.asarray(tensor.read(), order="C") for key, tensor in tensors.items()}
         save_file(arrays, Path(folder) / UNUSED_FILE)
 
 
 def read_unused(folder: str | Path) -> dict[str, np.ndarray]:
-    """What ``write_unused`` put into a folder; nothing if it did not."""
+    """What `write_unused` put into a folder; nothing if it did not."""
     file = Path(folder) / UNUSED_FILE
     return load_file(file) if file.is_file() else {}

@@ -1,4 +1,4 @@
-"""The published ``meta.json`` and ``config.json``: a type of model and its sizes, to our config and back."""
+"""The published `meta.json` and `config.json`: a type of model and its sizes, to our config and back."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ OFF = {
 SCALED_ROPE = (8.0, 1.0, 4.0, 8192.0)
 SCALED_POSITIONS = 131072  # that it is published for
 DENSE_EXPERTS = ("mixtral", "mixtral_peft")  # types that store every expert under keys of its own
-# type with bias tuning -> the maps that have a bias, and whether ``bias_tuning`` is on by default
+# type with bias tuning -> the maps that have a bias, and whether `bias_tuning` is on by default
 BIASES = {
     "llama_peft": (ATTENTION_MAPS + FFN_MAPS, True),
     "mixtral_peft": (ATTENTION_MAPS + FFN_MAPS, True),
     "llama_ens_peft": (("q", "o", *FFN_MAPS), False),
 }
-# the tables of ``vision`` -> our field, and what makes it; released files have none of them and mean the full sizes
+# the tables of `vision` -> our field, and what makes it; released files have none of them and mean the full sizes
 ENCODERS: dict[str, tuple[str, Callable]] = {
     "clip": ("clip", clip_config),
     "convnext": ("convnext", ConvNextConfig),
@@ -104,7 +104,7 @@ ENCODERS: dict[str, tuple[str, Callable]] = {
 
 
 def from_params(kind: str, params: Mapping[str, Any], vocab_size: int) -> ModelConfig:
-    """The model of a ``llama_type`` and the content of ``config.json``; ``vocab_size`` where that names none."""
+    """The model of a `llama_type` and the content of `config.json`; `vocab_size` where that names none."""
     if kind not in TYPES:
         raise unknown("llama_type", kind, TYPES)
     _check_keys(params)
@@ -141,7 +141,7 @@ def _check_keys(params: Mapping[str, Any]) -> None:
 
 
 def _scaled_rope(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Meta's ``use_scaled_rope``, with the factors that its later ``params.json`` may give."""
+    """Meta's `use_scaled_rope`, with the factors that its later `params.json` may give."""
     if not params.get("use_scaled_rope"):
         return {}
     factor, low, high, length = SCALED_ROPE
@@ -195,7 +195,7 @@ def _encoder(table: str, values: Mapping[str, Any], make: Callable, full: Any) -
 
 
 def to_params(config: ModelConfig) -> tuple[str, dict[str, Any]]:
-    """The ``llama_type`` and the content of ``config.json`` that mean this model; an error where none does."""
+    """The `llama_type` and the content of `config.json` that mean this model; an error where none does."""
     wanted, apart = _comparable(config), {}
     # several types may mean it; the model's own name is the first choice
     for kind in sorted(TYPES, key=lambda kind: kind != config.name):

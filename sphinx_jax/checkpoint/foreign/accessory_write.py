@@ -37,10 +37,10 @@ def write_folder(
     unused: Mapping[str, np.ndarray] | None = None,
     allow: Collection[str] = (),
 ) -> Path:
-    """Write a published folder, one tensor at a time in memory; ``out`` appears once it is whole.
+    """Write a published folder, one tensor at a time in memory; `out` appears once it is whole.
 
-    ``dtype`` of the tensors: as the reader gives them by default.  ``unused`` as ``accessory.read_unused``.  ``allow``
-    may name ``underflow``, for values that are too small for the dtype.
+    `dtype` of the tensors: as the reader gives them by default.  `unused` as `accessory.read_unused`.  `allow`
+    may name `underflow`, for values that are too small for the dtype.
     """
     out, dtype = Path(out), _known(dtype)
     kind, params = to_params(config)
@@ -75,9 +75,9 @@ def write_folder(
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """The files of a published folder's tokenizer, of which a ``tokenizer.model`` is taken before all others.
+    """The files of a published folder's tokenizer, of which a `tokenizer.model` is taken before all others.
 
-    So one that says less than its companions (added tokens, another EOS) stays out, and a ``tokenizer.json`` has all.
+    So one that says less than its companions (added tokens, another EOS) stays out, and a `tokenizer.json` has all.
     """
     files = dict(tokenizer.files)
     if MODEL_FILE in files:

@@ -17,7 +17,7 @@ def open_parts(model: str, decoder: str | Path, encoders: Mapping[str, str | Pat
     """The parts as one foreign model, reading no array.
 
     Args:
-      model: name of the family whose views, and whose choice of encoders, are taken (``sphinx_1k``).
+      model: name of the family whose views, and whose choice of encoders, are taken (`sphinx_1k`).
       decoder: a published or Hugging Face folder of a language model; brings the tokenizer.
       encoders: folder of each encoder that the model has.
 

@@ -1,6 +1,6 @@
 """Checkpoints from one form into another, one tensor in memory at a time.
 
-Forms: ``orbax`` (ours), ``accessory`` (the published folders), ``hf`` (the decoder as Hugging Face keeps it).
+Forms: `orbax` (ours), `accessory` (the published folders), `hf` (the decoder as Hugging Face keeps it).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def known_dtype(name: str | None) -> np.dtype | None:
 
 
 def known_losses(names: Iterable[str]) -> tuple[str, ...]:
-    """What ``--allow`` names of a conversion: ``nonfinite``, ``underflow`` (see ``casting``)."""
+    """What `--allow` names of a conversion: `nonfinite`, `underflow` (see `casting`)."""
     for name in names:
         if name not in LOSSES:
             raise unknown("thing to allow", name, LOSSES)
@@ -55,7 +55,7 @@ def known_losses(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def parse_mesh(text: str | None) -> dict[str, int]:
-    """``fsdp=4,tensor=2`` -> axis sizes."""
+    """`fsdp=4,tensor=2` -> axis sizes."""
     try:
         return {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))} if text else {}
     except ValueError:
@@ -94,7 +94,7 @@ def write(
     allow: Collection[str] = (),
     quiet: bool = False,
 ) -> Path:
-    """A foreign model in any form; arguments and errors as of ``to_checkpoint`` and ``write_form``."""
+    """A foreign model in any form; arguments and errors as of `to_checkpoint` and `write_form`."""
     if form == "orbax":
         return to_checkpoint(found, out, dtype=dtype, mesh=mesh, allow=allow, quiet=quiet)
     if found.missing:
@@ -124,14 +124,14 @@ def to_checkpoint(
     allow: Collection[str] = (),
     quiet: bool = False,
 ) -> Path:
-    """A foreign model as one of our checkpoints; what it lacks (see ``allow_missing``) is born fresh.
+    """A foreign model as one of our checkpoints; what it lacks (see `allow_missing`) is born fresh.
 
-    Run again after an interruption it goes on.  ``mesh`` (axis sizes) cuts every leaf along that mesh's shards, so that
+    Run again after an interruption it goes on.  `mesh` (axis sizes) cuts every leaf along that mesh's shards, so that
     each device later reads whole chunks.
 
     Args:
       dtype: of every leaf; by default the one that holds all of its rows, whose tensors may differ.
-      allow: ``nonfinite`` takes NaN and infinity as they are, ``underflow`` what is too small for the dtype.
+      allow: `nonfinite` takes NaN and infinity as they are, `underflow` what is too small for the dtype.
 
     Raises:
       BadCheckpoint: a tensor holds NaN or infinity, or its values do not fit into the dtype; nothing is left.
@@ -170,7 +170,7 @@ def to_checkpoint(
 
 
 def read_rows(found: Foreign, name: Name, allow: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """{leaf: its row} of a tensor; BadCheckpoint if it holds NaN or infinity (unless ``allow`` has ``nonfinite``)."""
+    """{leaf: its row} of a tensor; BadCheckpoint if it holds NaN or infinity (unless `allow` has `nonfinite`)."""
     tensor = found.tensors[name.foreign]
     array = tensor.read()
     if not is_finite(array):
@@ -233,7 +233,7 @@ IGNORED = {
 
 
 def check_options(source: str, form: str, given: Iterable[str]) -> None:
-    """Refuse options that would do nothing: ``given`` are those on the command line, ``source`` a key of ``IGNORED``.
+    """Refuse options that would do nothing: `given` are those on the command line, `source` a key of `IGNORED`.
 
     Raises:
       ConfigError: names the first of them.
@@ -251,7 +251,7 @@ def check_options(source: str, form: str, given: Iterable[str]) -> None:
 
 
 def plan_lines(source: str | Path, form: str, shards: int = 1) -> Iterator[str]:
-    """A line for every tensor that ``from_checkpoint`` would write, reading none; refused where that would be."""
+    """A line for every tensor that `from_checkpoint` would write, reading none; refused where that would be."""
     config = store.read_config(source)
     if form == "accessory":
         names, files = accessory_write.tensor_names(config, shards), f"{shards} file(s)"
@@ -287,7 +287,7 @@ def from_checkpoint(
     allow: Collection[str] = (),
     quiet: bool = False,
 ) -> Path:
-    """One of our checkpoints as a published folder (``accessory``), or its decoder as a Hugging Face one (``hf``)."""
+    """One of our checkpoints as a published folder (`accessory`), or its decoder as a Hugging Face one (`hf`)."""
     if form == "orbax":
         raise ValueError(f"{source} is a checkpoint already; give --to accessory or --to hf")
     reader = stream.Reader(source)
@@ -324,13 +324,13 @@ def write_form(
     allow: Collection[str] = (),
     quiet: bool = False,
 ) -> Path:
-    """A model whose leaves ``read`` gives, in the form ``accessory`` or ``hf``.
+    """A model whose leaves `read` gives, in the form `accessory` or `hf`.
 
     Args:
-      dtype: of all tensors; by default each has its own in the form ``accessory``, and in the form ``hf``, where a
+      dtype: of all tensors; by default each has its own in the form `accessory`, and in the form `hf`, where a
         config names one, all have that which holds every one.
       own: dtypes of the leaves.
-      allow: ``underflow`` takes values that are too small for the dtype.
+      allow: `underflow` takes values that are too small for the dtype.
 
     Raises:
       BadCheckpoint: values do not fit into the dtype.

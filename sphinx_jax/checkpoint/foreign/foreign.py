@@ -57,7 +57,7 @@ class Foreign:
     def leaves(self, dtypes: Mapping[str, Any] | None = None) -> Iterator[tuple[str, np.ndarray]]:
         """Whole leaves, those that lie packed together at once.
 
-        ``dtypes``: of leaves that are wanted in another dtype than the files'; each tensor is cast as it is read.
+        `dtypes`: of leaves that are wanted in another dtype than the files'; each tensor is cast as it is read.
         """
         specs = blueprint(self.config).specs
         groups: dict[tuple[str, ...], list[Name]] = {}
@@ -88,8 +88,8 @@ def open_foreign(
 ) -> Foreign:
     """Open a published model (one folder, or several in order) or a Hugging Face folder, reading no array.
 
-    ``model`` (a ``llama_type`` or a name of the family), ``config`` (``config.json`` or its content) and ``tokenizer``
-    (a file or folder) replace what early folders lack; ``quick_gelu`` is CLIP's activation, which differs by release.
+    `model` (a `llama_type` or a name of the family), `config` (`config.json` or its content) and `tokenizer`
+    (a file or folder) replace what early folders lack; `quick_gelu` is CLIP's activation, which differs by release.
     """
     folders = tuple(map(Path, folders))
     listing = folders[0] if len(folders) == 1 and folders[0].suffix == ".json" else None
@@ -150,7 +150,7 @@ def read_listing(file: Path) -> dict[str, Stored]:
 def find_tokenizer(folders: Sequence[Path], given: str | Path | None) -> Tokenizer | None:
     """The tokenizer given, or that of the last folder that has one; None where none has.
 
-    A Hugging Face folder without a ``generation_config.json`` may name what ends a text in its ``config.json``: several
+    A Hugging Face folder without a `generation_config.json` may name what ends a text in its `config.json`: several
     ids count, as in transformers; one, which may be no more than a default, where the tokenizer knows none.
     """
     if given is None:

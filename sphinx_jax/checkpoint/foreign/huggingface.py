@@ -1,6 +1,6 @@
 """Hugging Face folders, read without torch: their files, and the LLaMA-family decoders among them.
 
-A ``.safetensors`` file is a table of shapes and places in JSON, then the bytes of the tensors; each is read by byte
+A `.safetensors` file is a table of shapes and places in JSON, then the bytes of the tensors; each is read by byte
 range when it is asked for.
 """
 
@@ -39,7 +39,7 @@ UNUSED = ("*.rotary_emb.inv_freq",)
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies; ``read`` fetches it."""
+    """Where one tensor lies; `read` fetches it."""
 
     file: Path
     dtype: np.dtype
@@ -47,7 +47,7 @@ class Tensor:
     shape: tuple[int, ...]
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows ``start`` to ``stop`` of the first axis; the whole tensor by default."""
+        """Rows `start` to `stop` of the first axis; the whole tensor by default."""
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         start, stop, _ = slice(start, stop).indices(self.shape[0] if self.shape else 1)
         with self.file.open("rb") as stream:
@@ -57,7 +57,7 @@ class Tensor:
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """{key: tensor} of a ``.safetensors`` file, reading no tensor."""
+    """{key: tensor} of a `.safetensors` file, reading no tensor."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = 8 + int.from_bytes(stream.read(8), "little")
@@ -104,7 +104,7 @@ def open_folder(folder: str | Path) -> dict[str, Tensor]:
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """The text-only model of a folder, from its ``config.json`` as transformers 4 or 5 wrote it.
+    """The text-only model of a folder, from its `config.json` as transformers 4 or 5 wrote it.
 
     Raises:
       BadCheckpoint: another architecture, or something that our decoder does not do, by name.
@@ -140,7 +140,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 
 
 def named_ends(folder: Path) -> dict[str, Any]:
-    """The ids that begin and end a text as ``config.json`` names them; empty where it names none that ends one."""
+    """The ids that begin and end a text as `config.json` names them; empty where it names none that ends one."""
     file = folder / "config.json"
     values = read_json(file) if file.is_file() else {}
     found = {key: values.get(key) for key in ("bos_token_id", "eos_token_id")}
@@ -171,7 +171,7 @@ def _moe(values: Mapping[str, Any]) -> MoeConfig:
 
 
 def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of DecoderConfig; the table is ``rope_parameters`` in transformers 5, ``rope_scaling`` in 4."""
+    """Fields of DecoderConfig; the table is `rope_parameters` in transformers 5, `rope_scaling` in 4."""
     table = values.get("rope_scaling") or values.get("rope_parameters") or {}
     kind = table.get("rope_type") or table.get("type") or "default"
     fields = {"rope_theta": float(table.get("rope_theta") or values["rope_theta"])}
@@ -185,7 +185,7 @@ def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether a folder holds safetensors with their ``config.json``."""
+    """Whether a folder holds safetensors with their `config.json`."""
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 

@@ -1,4 +1,4 @@
-"""The keys of a Hugging Face ``config.json``: used by our decoder, refused by name, or known to change nothing."""
+"""The keys of a Hugging Face `config.json`: used by our decoder, refused by name, or known to change nothing."""
 
 from __future__ import annotations
 
@@ -178,11 +178,11 @@ ANY_ROPE = {"rope_type", "type", "rope_theta", "original_max_position_embeddings
 
 
 def check_config(file: Path, values: Mapping[str, Any], name: str) -> None:
-    """Refuses, by name, what a ``config.json`` asks for and our decoder does not do, and any key that is not known.
+    """Refuses, by name, what a `config.json` asks for and our decoder does not do, and any key that is not known.
 
     Args:
       file: for messages.
-      name: of our model, ``llama`` or ``mixtral``.
+      name: of our model, `llama` or `mixtral`.
 
     Raises:
       BadCheckpoint: one line with the first such key.

@@ -1,7 +1,7 @@
 """Encoders of a new SPHINX from the folders that their authors publish.
 
-``clip`` is a ``CLIPVisionModel`` (or the vision side of a ``CLIPModel``), ``dinov2`` a ``Dinov2Model``, ``blip2`` the
-vision tower and Q-Former of a ``Blip2Model``, ``convnext`` the ConvNeXt of timm or of an open_clip model.
+`clip` is a `CLIPVisionModel` (or the vision side of a `CLIPModel`), `dinov2` a `Dinov2Model`, `blip2` the
+vision tower and Q-Former of a `Blip2Model`, `convnext` the ConvNeXt of timm or of an open_clip model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Source:
 
 
 def read_encoder_config(kind: str, folder: str | Path, view_size: int | None = None) -> dict[str, Any]:
-    """The fields of ``ModelConfig`` that describe an encoder (``blip2`` has two, itself and ``qformer``).
+    """The fields of `ModelConfig` that describe an encoder (`blip2` has two, itself and `qformer`).
 
     Args:
       kind: clip, dinov2, blip2 or convnext.
@@ -46,7 +46,7 @@ def read_encoder_config(kind: str, folder: str | Path, view_size: int | None = N
 
 
 def open_encoder(kind: str, folder: str | Path, config: ModelConfig) -> tuple[list[Name], dict[str, Tensor]]:
-    """The names and tensors of an encoder of ``config``, checked, reading no tensor.
+    """The names and tensors of an encoder of `config`, checked, reading no tensor.
 
     Raises:
       BadCheckpoint: keys are missing, unexpected or of another shape; lists them.
@@ -126,7 +126,7 @@ def _dinov2(folder: Path, view_size: int | None) -> dict[str, Any]:
 
 
 def _blip2(folder: Path, view_size: int | None) -> dict[str, Any]:
-    """Published configs leave out what is the default of ``Blip2Config``."""
+    """Published configs leave out what is the default of `Blip2Config`."""
     file, values = _open(folder, "blip-2")
     vision, queries = values.get("vision_config") or {}, values.get("qformer_config") or {}
     require(file, vision, hidden_act=("gelu",), qkv_bias=(True,))

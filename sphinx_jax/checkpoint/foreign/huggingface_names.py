@@ -20,7 +20,7 @@ FROM_HEADS = "d (n h) -> n h d", SAME[1]
 
 
 def huggingface_names(config: ModelConfig) -> Iterator[Name]:
-    """The decoder as ``LlamaForCausalLM``, or as ``MixtralForCausalLM`` where it has experts."""
+    """The decoder as `LlamaForCausalLM`, or as `MixtralForCausalLM` where it has experts."""
     c, here = config.decoder, "decoder/blocks"
     yield Name("model.embed_tokens.weight", ("decoder/embedding",), SAME[2])
     for layer in range(c.layers):
@@ -61,7 +61,7 @@ def _experts(c: DecoderConfig, foreign: str, ours: str, layer: int) -> Iterator[
 
 
 def clip_names(c: VitConfig) -> Iterator[Name]:
-    """The vision tower as ``CLIPVisionModel``."""
+    """The vision tower as `CLIPVisionModel`."""
     here = "encoders/clip"
     yield Name("embeddings.class_embedding", (f"{here}/class_embedding",), SAME[1])
     yield Name("embeddings.position_embedding.weight", (f"{here}/position_embedding",), SAME[2])
@@ -76,7 +76,7 @@ def clip_names(c: VitConfig) -> Iterator[Name]:
 
 
 def dinov2_names(c: VitConfig) -> Iterator[Name]:
-    """``Dinov2Model``, with the packed SwiGLU of its largest size or the plain MLP of the others."""
+    """`Dinov2Model`, with the packed SwiGLU of its largest size or the plain MLP of the others."""
     here = "encoders/dinov2"
     yield Name("embeddings.cls_token", (f"{here}/class_embedding",), "1 1 c -> c")
     yield Name("embeddings.position_embeddings", (f"{here}/position_embedding",), "1 p c -> p c")
@@ -101,12 +101,12 @@ def dinov2_names(c: VitConfig) -> Iterator[Name]:
 
 
 def blip2_names(config: ModelConfig) -> Iterator[Name]:
-    """Vision tower and Q-Former as ``Blip2Model``; the published files hold them under ``qformer``."""
+    """Vision tower and Q-Former as `Blip2Model`; the published files hold them under `qformer`."""
     return _embedded(config, "qformer.", "encoders/blip2/")
 
 
 def convnext_names(config: ModelConfig) -> Iterator[Name]:
-    """timm's ConvNeXt; the published files hold it under ``openclip_convnext_xxl``."""
+    """timm's ConvNeXt; the published files hold it under `openclip_convnext_xxl`."""
     return _embedded(config, "openclip_convnext_xxl.", "encoders/convnext/")
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer and its conversation form as transformers reads them: ``tokenizer.json`` and a chat template."""
+"""A tokenizer and its conversation form as transformers reads them: `tokenizer.json` and a chat template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sphinx_jax.data.tokenizer_models import from_sentencepiece
 
 __all__ = ["CHAT_TEMPLATE", "from_sentencepiece", "write_tokenizer"]
 
-# a message cannot hold the stop text, as in ``conversation.clean``
+# a message cannot hold the stop text, as in `conversation.clean`
 ESCAPE = f"replace({json.dumps(STOP)}, {json.dumps(STOP.replace('#', ' #', 1))})"
 # the published form (data/conversation.py); a first message of the system stands in place of ours
 CHAT_TEMPLATE = (
@@ -36,8 +36,8 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Writes the tokenizer's files and what transformers needs beside them.
 
     Files that came with a chat template or a generation config of their own, and were never trained here since, stay as
-    they are.  Any others get our form of conversation: its chat template, and in ``generation_config.json`` the stop
-    that ends its answers.  A ``tokenizer.model`` alone gets the ``tokenizer.json`` that is the same tokenizer.
+    they are.  Any others get our form of conversation: its chat template, and in `generation_config.json` the stop
+    that ends its answers.  A `tokenizer.model` alone gets the `tokenizer.json` that is the same tokenizer.
 
     Raises:
       BadTokenizer: a sentencepiece model that is not of LLaMA's form.
@@ -56,7 +56,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def _config(files: dict[str, bytes], tokenizer: Tokenizer) -> dict[str, Any]:
-    """``tokenizer_config.json``: what was there, and that ``tokenizer.json`` is to be taken as it stands."""
+    """`tokenizer_config.json`: what was there, and that `tokenizer.json` is to be taken as it stands."""
     values = {key: _content(value) for key, value in table(files, CONFIG, "").items()}
     if MODEL_FILE in tokenizer.files:  # its own BOS and EOS stand nowhere else
         model = tokenizers.Tokenizer.from_buffer(files[JSON_FILE])

@@ -23,7 +23,7 @@ from sphinx_jax.data.tokenizer_files import GENERATION
 from sphinx_jax.model.blueprint import blueprint
 
 Reader = Callable[[str, tuple[int, ...]], np.ndarray]
-"""(leaf's path, place in its leading axes) -> the row there; the whole leaf at ``()``."""
+"""(leaf's path, place in its leading axes) -> the row there; the whole leaf at `()`."""
 
 WRITTEN = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -38,17 +38,17 @@ def write(
     shard_bytes: int = 5 * 10**9,
     allow: Collection[str] = (),
 ) -> Path:
-    """Writes a model's decoder as ``LlamaForCausalLM``, or as ``MixtralForCausalLM`` where it has experts.
+    """Writes a model's decoder as `LlamaForCausalLM`, or as `MixtralForCausalLM` where it has experts.
 
     A low-rank addition is merged into its map, and where some maps have a bias the others get one of zeros.  The chat
-    template and ``generation_config.json`` are those that came with the tokenizer, or those of our form of
-    conversation, whose answers end in ``\\n###`` (see ``write_tokenizer``).  Nothing is left of a failed attempt.
+    template and `generation_config.json` are those that came with the tokenizer, or those of our form of
+    conversation, whose answers end in `\\n###` (see `write_tokenizer`).  Nothing is left of a failed attempt.
 
     Args:
       folder: a new one.
       dtype: of the files: float32, float16 or bfloat16.
       shard_bytes: a file that would grow beyond this is begun anew.
-      allow: ``underflow`` takes values that are too small for the dtype.
+      allow: `underflow` takes values that are too small for the dtype.
 
     Raises:
       BadCheckpoint: the folder exists, transformers has no model of this form, or the dtype cannot hold the values.
@@ -71,7 +71,7 @@ def write(
 
 
 def describe(c: DecoderConfig, dtype: str) -> dict[str, Any]:
-    """``config.json`` of a decoder, in the form of transformers 4, which 5 reads too."""
+    """`config.json` of a decoder, in the form of transformers 4, which 5 reads too."""
     rope = None
     if c.rope_llama3 and c.rope_scaling:
         raise BadCheckpoint("transformers has no rope that is of type linear and of type llama3; nothing is written")
@@ -115,7 +115,7 @@ def plain_config(config: ModelConfig) -> ModelConfig:
 
 
 def merging(reader: Reader, config: ModelConfig, plain: ModelConfig) -> Reader:
-    """A reader of leaves of ``plain`` from a model that may have low-rank additions and lack biases."""
+    """A reader of leaves of `plain` from a model that may have low-rank additions and lack biases."""
     there, wanted = blueprint(config).specs, blueprint(plain).specs
 
     def read(path: str, index: tuple[int, ...]) -> np.ndarray:

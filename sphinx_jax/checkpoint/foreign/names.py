@@ -1,7 +1,7 @@
 """The one table from foreign parameter names to our leaves.
 
 A row says: this foreign tensor is that leaf (or, packed along its first axis, those leaves), rearranged so.  The einops
-pattern reads foreign -> ours and works both ways; ``index`` is the place in the leading axes of a stacked leaf.
+pattern reads foreign -> ours and works both ways; `index` is the place in the leading axes of a stacked leaf.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class Name:
     index: Index = ()  # of the leaf's layers, and of its experts where the foreign tensor is one expert's
 
     def ours(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """The foreign tensor as its leaves (at ``index``)."""
+        """The foreign tensor as its leaves (at `index`)."""
         arrays = einops.rearrange(tensor, self.pattern, **self.sizes)
         return list(arrays) if len(self.leaves) > 1 else [arrays]
 
     def theirs(self, arrays: list[np.ndarray]) -> np.ndarray:
-        """The leaves (at ``index``) as the foreign tensor."""
+        """The leaves (at `index`) as the foreign tensor."""
         return self._back(np.stack(arrays) if len(arrays) > 1 else arrays[0])
 
     def blank(self, leaf: tuple[int, ...]) -> np.ndarray:
-        """Zeros of the foreign tensor's shape that take no memory; ``leaf`` is the shape of (each of) its leaves."""
+        """Zeros of the foreign tensor's shape that take no memory; `leaf` is the shape of (each of) its leaves."""
         packed = (len(self.leaves),) if len(self.leaves) > 1 else ()
         return self._back(np.broadcast_to(np.int8(0), packed + leaf[len(self.index) :]))
 
@@ -56,9 +56,9 @@ def check(
     allow_missing: Iterable[str] = (),
     what: str = "the model",
 ) -> list[Name]:
-    """The names that are to be read from ``tensors`` into leaves of ``specs``.
+    """The names that are to be read from `tensors` into leaves of `specs`.
 
-    ``unused`` are patterns (with ``*``) of keys that may be there for nothing, ``allow_missing`` of keys that may be
+    `unused` are patterns (with `*`) of keys that may be there for nothing, `allow_missing` of keys that may be
     absent, each leaf as a whole.
 
     Raises:
@@ -106,10 +106,10 @@ UNUSED = (
 
 
 def accessory_names(config: ModelConfig, dense_experts: bool = False) -> Iterator[Name]:
-    """Names of the published checkpoints (without the prefix ``llma.``).
+    """Names of the published checkpoints (without the prefix `llma.`).
 
-    A mixture of experts is stored in two layouts: one matrix of all experts (``mixtral_sparse*``), or one of each
-    (``dense_experts``: ``mixtral``, ``mixtral_peft``).
+    A mixture of experts is stored in two layouts: one matrix of all experts (`mixtral_sparse*`), or one of each
+    (`dense_experts`: `mixtral`, `mixtral_peft`).
     """
     yield from _decoder(config.decoder, dense_experts)
     if not config.has_vision:

@@ -1,4 +1,4 @@
-"""PyTorch's ``.pth`` files without torch: a zip that stores every tensor as it is, beside one pickle of their shapes.
+"""PyTorch's `.pth` files without torch: a zip that stores every tensor as it is, beside one pickle of their shapes.
 
 Only the tensor skeleton is unpickled, any other global is refused, and each tensor is read by byte range when it is
 asked for; a memory-mapped file's touched pages would count as resident.
@@ -44,12 +44,12 @@ class Stored(Protocol):
     def dtype(self) -> np.dtype: ...
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows ``start`` to ``stop`` of the first axis; the whole tensor by default."""
+        """Rows `start` to `stop` of the first axis; the whole tensor by default."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies; ``read`` fetches it."""
+    """Where one tensor lies; `read` fetches it."""
 
     file: Path
     header: int  # byte at which the zip member of its storage begins
@@ -90,7 +90,7 @@ class _Raw(NamedTuple):
 
 
 class _Skeleton(pickle.Unpickler):
-    """Unpickles tensors as ``_Raw`` records and refuses everything that is not one."""
+    """Unpickles tensors as `_Raw` records and refuses everything that is not one."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
@@ -112,7 +112,7 @@ REBUILDS = {
 
 
 def read_pth(file: str | Path) -> dict[str, Tensor]:
-    """{key: tensor} of a ``.pth`` file, reading no tensor; the table ``model`` if it has one."""
+    """{key: tensor} of a `.pth` file, reading no tensor; the table `model` if it has one."""
     file = Path(file)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -168,7 +168,7 @@ def _placed(file: Path, key: str, raw: Any, members: dict[str, zipfile.ZipInfo],
 
 
 class PthWriter:
-    """Writes {"model": {key: tensor}} tensor by tensor, as ``torch.save`` lays it out; a context manager."""
+    """Writes {"model": {key: tensor}} tensor by tensor, as `torch.save` lays it out; a context manager."""
 
     def __init__(self, file: Path):
         self._stem, self._records = file.stem, b""

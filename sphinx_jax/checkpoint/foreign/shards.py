@@ -27,7 +27,7 @@ class Cut:
 
 
 def cut_of(key: str, experts: int) -> Cut | None:
-    """How a tensor is cut; ``experts`` of the model, 0 without a mixture."""
+    """How a tensor is cut; `experts` of the model, 0 without a mixture."""
     if EXPERTS.fullmatch(key):
         return Cut(0, experts)
     if OUTPUTS.fullmatch(key):
@@ -55,7 +55,7 @@ def cut(key: str, tensor: np.ndarray, shards: int, experts: int) -> list[np.ndar
 def join(key: str, parts: Sequence[Stored | None], experts: int, width: int | None = None) -> Stored:
     """The tensor whose parts the shards hold; None for a shard without it.
 
-    ``width`` of the model tells an embedding cut over its rows (Meta's LLaMA 3) from one cut over its width.
+    `width` of the model tells an embedding cut over its rows (Meta's LLaMA 3) from one cut over its width.
     """
     present = [part for part in parts if part is not None]
     if EXPERT.fullmatch(key):

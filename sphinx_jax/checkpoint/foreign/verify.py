@@ -37,7 +37,7 @@ def verify_foreign(
     allow: Collection[str] = (),
     quiet: bool = False,
 ) -> int:
-    """As ``verify``, of a published or Hugging Face folder against the leaves that it was written from.
+    """As `verify`, of a published or Hugging Face folder against the leaves that it was written from.
 
     Args:
       config: of those leaves; Hugging Face's form has low-rank additions merged and a bias on all maps or none.
@@ -56,7 +56,7 @@ def verify_foreign(
 def _compare(
     source: np.ndarray, stored: np.ndarray, out: str | Path, named: tuple[str, str], allow: Collection[str]
 ) -> None:
-    """BadCheckpoint if ``stored`` is not ``source``; they are named as they are called in ``out`` and there."""
+    """BadCheckpoint if `stored` is not `source`; they are named as they are called in `out` and there."""
     cast = Cast(stored.dtype, f"{out}: {named[0]}", allow)
     cast.compare(source, stored)
     cast.check()

@@ -49,7 +49,7 @@ def fixed_pieces() -> list[str]:
 
 
 def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> bytes:
-    """The content of a ``tokenizer.model``: unk 0, bos 1, eos 2, fixed pieces, bytes, merges."""
+    """The content of a `tokenizer.model`: unk 0, bos 1, eos 2, fixed pieces, bytes, merges."""
     import sentencepiece
 
     model = io.BytesIO()

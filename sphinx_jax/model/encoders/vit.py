@@ -17,7 +17,7 @@ INTERPOLATE_OFFSET = 0.1
 
 
 class SelfAttention(nnx.Module):
-    """Attention of an encoder: queries from x, keys and values from ``context`` (x itself by default)."""
+    """Attention of an encoder: queries from x, keys and values from `context` (x itself by default)."""
 
     def __init__(self, width: int, heads: int, *, context_width: int | None = None, rngs: nnx.Rngs):
         heads_out = {"heads": heads, None: width // heads}

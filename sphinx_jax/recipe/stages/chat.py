@@ -1,4 +1,4 @@
-"""Chat in the terminal: ``--stage chat``."""
+"""Chat in the terminal: `--stage chat`."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def questions(run: Run, s: EvaluateStage) -> list[Question]:
 
 
 def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
-    """Write ``predictions.jsonl`` and ``scores.json`` into the stage's folder."""
+    """Write `predictions.jsonl` and `scores.json` into the stage's folder."""
     s = settings
     # first: what cannot be had is told before pictures are made
     leaves = run.leaves(s.start, held_dtypes(run.recipe.model))
@@ -129,7 +129,7 @@ def answer(
     batch: int,
     doing: str,
 ) -> list[str]:
-    """Greedy answers, each question alone; without ``features`` the picture is withheld."""
+    """Greedy answers, each question alone; without `features` the picture is withheld."""
     tokenizer, config = run.tokenizer, run.recipe.model
     texts = [render([(q.question, None)], SYSTEM if q.system is None else q.system)[0] for q in asked]
     prompts = [tokenizer.encode(text, bos=True) for text in texts]

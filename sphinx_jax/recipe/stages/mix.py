@@ -44,7 +44,7 @@ class MixStage(Settings):
 
 
 def mix(run: Run, name: str, settings: MixStage) -> None:
-    """Write ``beta.json`` and the mix that is best on validation, by the mean of both domains, as a checkpoint."""
+    """Write `beta.json` and the mix that is best on validation, by the mean of both domains, as a checkpoint."""
     s, folder = settings, run.folder(name)
     if store.newest(folder / "checkpoints"):  # written last
         return
@@ -98,7 +98,7 @@ def described(checkpoint: Path) -> Described:
 
 
 def with_mean(losses: Mapping[str, float]) -> dict[str, float]:
-    """The losses by domain, and their ``mean``: what mixes are ranked by."""
+    """The losses by domain, and their `mean`: what mixes are ranked by."""
     return dict(losses) | {"mean": float(np.mean(list(losses.values())))}
 
 

@@ -82,12 +82,12 @@ def choose(
     No mix is written; the features of the held-out pictures are kept in the workdir.
 
     Args:
-      way: ``sweep`` (a grid over the coefficients of two or three checkpoints), ``greedy`` (a soup of any number) or
-        ``learn`` (a coefficient for every module and layer).
+      way: `sweep` (a grid over the coefficients of two or three checkpoints), `greedy` (a soup of any number) or
+        `learn` (a coefficient for every module and layer).
       folders: N checkpoints of the recipe's model, a base last.  Their coefficients sum to 1.
-      workdir: where the recipe was run; its ``mix`` stage says what the loss is taken over.
+      workdir: where the recipe was run; its `mix` stage says what the loss is taken over.
       grid: values of each coefficient of a sweep.
-      allow: as in ``Mix``, fields that may differ between the models.
+      allow: as in `Mix`, fields that may differ between the models.
 
     Raises:
       ConfigError, BadCheckpoint: one line on what does not fit.

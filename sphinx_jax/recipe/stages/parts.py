@@ -41,7 +41,7 @@ class EncodersStage(Settings):
     batch: Count = 32
     optimizer: Name = "muon"
     rate: Positive = 8e-3
-    adam_rate: Positive = 0.3  # relative to ``rate``, for what is not a matrix
+    adam_rate: Positive = 0.3  # relative to `rate`, for what is not a matrix
     warmup: Whole = 50
     weight_decay: NonNegative = 0.01
     clip: NonNegative = 1.0

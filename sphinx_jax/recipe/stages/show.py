@@ -1,4 +1,4 @@
-"""The show stage: ``scores.json``, ``report.html`` and pictures in the workdir, and the table in the terminal."""
+"""The show stage: `scores.json`, `report.html` and pictures in the workdir, and the table in the terminal."""
 
 from __future__ import annotations
 
