@@ -9,13 +9,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sphinx_jax.settings import ConfigError, Count, NonNegative, Positive, Settings, Whole, checked, unknown
 
 # Pixel statistics of the published encoders (OpenAI CLIP; ImageNet for DINOv2), RGB in 0-1.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+T = TypeVar("T")
+
+
+def need(part: T | None) -> T:
+    """A part of a config that is there where this is called: said for the checker of types."""
+    assert part is not None
+    return part
+
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ATTENTION_MAPS, FFN_MAPS = ("q", "k", "v", "o"), ("gate", "up", "down")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sphinx_jax.config import ModelConfig
+from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.data.image import ImageSource
 
 
@@ -122,7 +122,7 @@ def check_pixels(config: ModelConfig, given: Any, batch: int) -> np.ndarray | ja
     if given is None:
         return None
     check_vision(config)
-    pixels, side = _array("pixels", given), config.views.image_size
+    pixels, side = _array("pixels", given), need(config.views).image_size
     if pixels.shape != (batch, side, side, 3) or not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise BadArgument(
             f"pixels must be {(batch, side, side, 3)} floats as sphinx_jax.data.image.preprocess gives them, "

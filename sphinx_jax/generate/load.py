@@ -64,14 +64,14 @@ def from_pretrained(
         check_kind(quantize)
         compute = compute or known_dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if len(folders) > 1 or is_foreign(folders[0]):
-        found = open_foreign(folders, model=model, config=config, tokenizer=tokenizer, quick_gelu=quick_gelu)
-        config = _with_dtype(found.config, compute)
-        dtypes = held_dtypes(config)
+        foreign = open_foreign(folders, model=model, config=config, tokenizer=tokenizer, quick_gelu=quick_gelu)
+        held = _with_dtype(foreign.config, compute)
+        dtypes = held_dtypes(held)
         if quantize is None:
-            return Sphinx(config, place(found, mesh, dtypes), found.tokenizer, mesh)
+            return Sphinx(held, place(foreign, mesh, dtypes), foreign.tokenizer, mesh)
         whole = {path: dtype for path, dtype in dtypes.items() if path not in MATRICES}
-        leaves = quantised(found.leaves(whole), mesh, blueprint(config), quantize, whole)
-        return Sphinx(config, leaves, found.tokenizer, mesh)
+        leaves = quantised(foreign.leaves(whole), mesh, blueprint(held), quantize, whole)
+        return Sphinx(held, leaves, foreign.tokenizer, mesh)
     given = {"model": model, "config": config, "quick_gelu": quick_gelu}
     if named := [key for key, value in given.items() if value is not None]:
         raise ValueError(
@@ -83,13 +83,13 @@ def from_pretrained(
             f"{folders[0]} holds no model: no checkpoint, workdir with one, consolidated.*.pth or safetensors"
         )
     words = store.read_tokenizer(found) if tokenizer is None else load_tokenizer(tokenizer)
-    config = _with_dtype(store.read_config(found), compute)
+    held = _with_dtype(store.read_config(found), compute)
     if words is not None:
-        check_fits(words, config.decoder.vocab_size)
-    plan, dtypes = blueprint(config), held_dtypes(config)
+        check_fits(words, held.decoder.vocab_size)
+    plan, dtypes = blueprint(held), held_dtypes(held)
     if quantize is None:
-        return Sphinx(config, store.restore(found, mesh, plan, dtypes=dtypes), words, mesh)
-    return Sphinx(config, restore_quantised(found, mesh, plan, quantize, dtypes), words, mesh)
+        return Sphinx(held, store.restore(found, mesh, plan, dtypes=dtypes), words, mesh)
+    return Sphinx(held, restore_quantised(found, mesh, plan, quantize, dtypes), words, mesh)
 
 
 def place(found: Foreign, mesh: Mesh, dtypes: Mapping[str, str] | None = None) -> dict[str, jax.Array]:

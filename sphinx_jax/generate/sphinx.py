@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sphinx_jax.config import ModelConfig
+from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.data.conversation import clean, render
 from sphinx_jax.data.image import ImageSource, load_image, padded_resize
 from sphinx_jax.data.tokenizer import Tokenizer
@@ -52,21 +52,21 @@ class Sphinx:
         Entry t predicts token t + 1.
         """
         tokens = arguments.check_tokens(tokens, self.config.decoder.vocab_size)
-        pixels = arguments.check_pixels(self.config, pixels, len(tokens))
+        given = arguments.check_pixels(self.config, pixels, len(tokens))
         length = tokens.shape[1]
         # padding is on the right, where causality hides it
         padded = np.pad(tokens, ((0, 0), (0, engine.round_up(length) - length)))
         with jax.set_mesh(self.mesh):
-            seen = None if pixels is None else jnp.asarray(pixels, jnp.float32)
+            seen = None if given is None else jnp.asarray(given, jnp.float32)
             out = _logits(self.config, self.leaves, padded, seen)
         return np.asarray(out[:, :length])
 
     def features(self, images: Sequence[ImageSource]) -> Features:
         """Pictures (paths, bytes or PIL) -> what the encoders see."""
         pictures = [load_image(image) for image in arguments.check_pictures(self.config, images)]
-        pixels = np.stack([padded_resize(picture, self.config.views.image_size) for picture in pictures])
+        pixels = np.stack([padded_resize(picture, need(self.config.views).image_size) for picture in pictures])
         with jax.set_mesh(self.mesh):
-            return self._encode(self._encoders, pixels)
+            return need(self._encode)(self._encoders, pixels)
 
     def respond(self, turns: Sequence[Sequence[str | None]], image: ImageSource | None = None, **settings) -> str:
         """Answer the last question of a conversation [[question, answer], …, [question, None]] about one picture.
@@ -123,7 +123,8 @@ class Sphinx:
         return self._decoded(engine.stream(self.config, self.leaves, row, features, stops=self.stops, **settings))
 
     def _decoded(self, steps: Iterator[list[int]]) -> Iterator[str]:
-        tokens, said = [], None
+        tokens: list[int] = []
+        said = None
         while True:
             with jax.set_mesh(self.mesh):  # left before the yield: the caller has a mesh of their own
                 found = next(steps, None)

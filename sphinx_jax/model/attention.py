@@ -6,6 +6,8 @@ holds the scores.  What a kernel does not do (masks that are data, float32), or 
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import einops
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,8 @@ from sphinx_jax.sharding import has_cudnn_attention, partition_spec, platform
 MASKED = -1e30  # finite, so that a row that sees nothing gives numbers and not NaN
 LANES = 128  # width of a TPU's registers, to which the splash kernel's blocks keep
 SPLASH_BLOCK = 512  # longest, in positions
+
+Implementation = Literal["xla", "cudnn"]  # of jax.nn.dot_product_attention
 
 
 def attend(
@@ -87,14 +91,14 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None
 
 
 def of_even_lengths(
-    q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, mask: jax.Array | None, implementation: str
+    q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, mask: jax.Array | None, implementation: Implementation
 ) -> jax.Array:
     """JAX's own attention, shapes as in `attend`, odd lengths padded: cuDNN has a gradient for even ones alone."""
     length, keys = q.shape[1], k.shape[1]
     if length % 2 == keys % 2 == 0 or length == 1:  # one token, of an answer, has no gradient
         return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
-    lengths = {}
+    lengths: dict[str, Any] = {}
     if mask is not None:
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], length, keys))
         mask = jnp.pad(mask, ((0, 0), (0, 0), (0, length % 2), (0, keys % 2)))

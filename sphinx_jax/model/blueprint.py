@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from sphinx_jax.config import ConfigError, ModelConfig, family
+from sphinx_jax.config import ConfigError, ModelConfig, family, need
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.model.lora import BASE
 from sphinx_jax.model.sphinx import Encoders, SphinxModel
@@ -45,7 +45,7 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
     """Nested dict -> {path: leaf}."""
     if not isinstance(tree, dict):
         return {path: tree}
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{path}/{key}" if path else str(key))
     return flat
@@ -167,8 +167,8 @@ def make_encode(config: ModelConfig) -> Callable[[Leaves, np.ndarray], Features]
 
     def call(leaves: Leaves, pixels: np.ndarray) -> Features:
         kept = None
-        if config.views.skip_padded:
-            kept = kept_views(np.asarray(padding_alone(normalise(pixels), config.views)))
+        if (views := need(config.views)).skip_padded:
+            kept = kept_views(np.asarray(padding_alone(normalise(pixels), views)))
         return encode(leaves, pixels, kept)
 
     return call

@@ -13,7 +13,7 @@ from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.attention import attend
 from sphinx_jax.model.cache import Cache, write
 from sphinx_jax.model.layers import RMSNorm, param, run_stack, stack
-from sphinx_jax.model.lora import Maps
+from sphinx_jax.model.lora import Dims, Maps
 from sphinx_jax.model.moe import Moe
 from sphinx_jax.model.rope import Rotation, rotate, rotation
 from sphinx_jax.sharding import constrain
@@ -32,8 +32,9 @@ BEFORE = Seen()
 class Attention(Maps):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         c = config
-        embed = {"embed": c.dim}
-        query, shared = {"heads": c.heads, None: c.head_dim}, {"kv_heads": c.num_kv_heads, None: c.head_dim}
+        embed: Dims = {"embed": c.dim}
+        query: Dims = {"heads": c.heads, None: c.head_dim}
+        shared: Dims = {"kv_heads": c.num_kv_heads, None: c.head_dim}
         maps = {"q": (embed, query), "k": (embed, shared), "v": (embed, shared), "o": (query, embed)}
         super().__init__(maps, c, rngs=rngs)
 
@@ -55,7 +56,8 @@ class Attention(Maps):
 
 class FeedForward(Maps):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        embed, ffn = {"embed": config.dim}, {"ffn": config.ffn_dim}
+        embed: Dims = {"embed": config.dim}
+        ffn: Dims = {"ffn": config.ffn_dim}
         super().__init__({"gate": (embed, ffn), "up": (embed, ffn), "down": (ffn, embed)}, config, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

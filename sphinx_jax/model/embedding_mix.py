@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sphinx_jax.config import ModelConfig
+from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.model.layers import LayerNorm, Linear, param
 
 
@@ -22,8 +22,8 @@ class Features(NamedTuple):
     """What the frozen encoders say about a batch of pictures, all that the mix needs to know of them."""
 
     overview: jax.Array  # (B, 1, 1 + P, C) class slot and patches, channels of all patch encoders
-    crops: jax.Array | None  # (B, crops, 1 + P', C)
-    queries: jax.Array | None  # (B, views, Q, width of the Q-Former)
+    crops: jax.Array | None = None  # (B, crops, 1 + P', C)
+    queries: jax.Array | None = None  # (B, views, Q, width of the Q-Former)
     padding: jax.Array | None = None  # (B, views) 1 where a view is padding alone, if such views are skipped
 
 
@@ -73,7 +73,7 @@ class EmbeddingMix(nnx.Module):
         dim = config.decoder.dim
         self.visual_proj = Projection(config.mixed_channels, dim, rngs=rngs)
         self.qformer_proj = Projection(config.qformer.width, dim, rngs=rngs) if config.qformer else None
-        self.tags = Tags(dim, config.views.skip_padded, rngs=rngs)
+        self.tags = Tags(dim, need(config.views).skip_padded, rngs=rngs)
 
     def __call__(self, features: Features) -> jax.Array:
         """Features of a batch -> (B, image positions, D), overview first.
@@ -88,24 +88,24 @@ class EmbeddingMix(nnx.Module):
         if padding is None:
             return mixed
         hidden = jnp.repeat(padding > 0, self.widths, axis=1, total_repeat_length=mixed.shape[1])
-        return jnp.where(hidden[..., None], self.tags.skip[...].astype(mixed.dtype), mixed)
+        return jnp.where(hidden[..., None], need(self.tags.skip)[...].astype(mixed.dtype), mixed)
 
     @property
     def widths(self) -> np.ndarray:
         """Positions of each view."""
-        return np.array([self.config.positions_of_view(view) for view in range(self.config.views.views)])
+        return np.array([self.config.positions_of_view(view) for view in range(need(self.config.views).views)])
 
     def kept(self, padding: jax.Array) -> jax.Array:
         """(B, views) -> (B, image positions) bool: of a skipped view the first position alone."""
         first = np.zeros(self.widths.sum(), bool)
         first[np.cumsum(self.widths) - self.widths] = True
-        return first | ~jnp.repeat(padding > 0, self.widths, axis=1, total_repeat_length=len(first))
+        return jnp.asarray(first) | ~jnp.repeat(padding > 0, self.widths, axis=1, total_repeat_length=len(first))
 
     def view(self, patches: jax.Array, queries: jax.Array | None) -> jax.Array:
         """Views of one size, (B, v, 1 + P, C) and (B, v, Q, width) -> (B, their positions, D)."""
         mixed = self.visual_proj(patches)
         if self.qformer_proj is not None:
-            mixed = jnp.concatenate([self.qformer_proj(queries), mixed], axis=2)
+            mixed = jnp.concatenate([self.qformer_proj(need(queries)), mixed], axis=2)
         tags = (tag[...].astype(mixed.dtype) for tag in (self.tags.start, self.tags.end))
         start, end = (jnp.broadcast_to(tag, (*mixed.shape[:2], 1, mixed.shape[-1])) for tag in tags)
         mixed = jnp.concatenate([start, mixed, end], axis=2)

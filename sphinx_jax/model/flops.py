@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sphinx_jax.config import DecoderConfig, ModelConfig
+from sphinx_jax.config import DecoderConfig, ModelConfig, need
 from sphinx_jax.model.blueprint import count_parameters
 
 # bf16 dense FLOP/s of one device as jax counts devices, from the vendors' data sheets
@@ -74,7 +74,7 @@ def image_forward(config: ModelConfig, cached: bool) -> float:
         for i, (depth, width) in enumerate(zip(c.depths, c.dims, strict=True)):
             positions = (c.input_size // (4 * 2**i)) ** 2
             encoded += depth * positions * (49 * width + 8 * width**2)  # depthwise 7 × 7, then up and down
-    return 2.0 * (mixed + config.views.views * encoded)
+    return 2.0 * (mixed + need(config.views).views * encoded)
 
 
 @functools.cache

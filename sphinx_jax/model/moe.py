@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from sphinx_jax.config import DecoderConfig
+from sphinx_jax.config import DecoderConfig, need
 from sphinx_jax.model.layers import constant, contract, param
 from sphinx_jax.sharding import partition_spec, platform
 
@@ -35,11 +35,12 @@ class Groups(NamedTuple):
 
 class Moe(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        c, m = config, config.moe
+        c, m = config, need(config.moe)
         self.config = config
         self.router = param(rngs, (c.dim, m.experts), ("embed", None), c.dim**-0.5)
         embed, ffn = ("embed", c.dim), ("ffn", c.ffn_dim)
-        self.bias, self.lora = nnx.Dict({}), nnx.Dict({})
+        self.bias: nnx.Dict = nnx.Dict({})
+        self.lora: nnx.Dict = nnx.Dict({})
         for name, inner, outer in (("gate", embed, ffn), ("up", embed, ffn), ("down", ffn, embed)):
             axes, shape = ("expert", inner[0], outer[0]), (m.experts, inner[1], outer[1])
             setattr(self, name, param(rngs, shape, axes, inner[1] ** -0.5))
@@ -117,7 +118,7 @@ def mixture(
     `batch_axes` are the mesh axes that share the batch; with `split` each device along `expert` holds its own
     experts; with `partial_sums` each along `tensor` holds a part of every FFN.
     """
-    m = config.moe
+    m = need(config.moe)
     tokens = x.reshape(-1, x.shape[-1])
     scores = contract(tokens, router)
     shares = jax.nn.softmax(scores if m.half_router else scores.astype(jnp.float32))

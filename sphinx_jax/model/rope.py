@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,8 @@ def rotation(
     `scaling` multiplies positions; `llama3` slows the low frequencies down, see `stretch`.
     """
     # the reference's own order of operations: a last bit of a frequency is micro-radians at the end of a long text
-    frequencies = 1 / np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
+    powers = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies: Any = 1 / np.float32(theta) ** powers
     if llama3 is not None:
         frequencies = stretch(frequencies, *llama3)
     positions = positions.astype(jnp.float32)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sphinx_jax.config import ModelConfig
+from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.model.cache import Cache
 from sphinx_jax.model.decoder import Decoder, Seen
 from sphinx_jax.model.embedding_mix import EmbeddingMix, Features, pool_patches, to_grid
@@ -24,10 +24,10 @@ class Encoders(nnx.Module):
         self.clip = Clip(c.clip, rngs=rngs) if c.clip else None
         self.convnext = ConvNext(c.convnext, rngs=rngs) if c.convnext else None
         self.dinov2 = DinoV2(c.dinov2, rngs=rngs) if c.dinov2 else None
-        self.blip2 = Blip2(c.blip2, c.qformer, rngs=rngs) if c.blip2 else None
+        self.blip2 = Blip2(c.blip2, need(c.qformer), rngs=rngs) if c.blip2 else None
 
     def views(self, images: jax.Array, view_size: int) -> jax.Array:
-        views = make_views(images, view_size, self.config.views).astype(self.config.dtype)
+        views = make_views(images, view_size, need(self.config.views)).astype(self.config.dtype)
         return constrain(views, "batch", None, None, None)
 
     def __call__(self, images: jax.Array, kept: jax.Array | None = None) -> Features:
@@ -35,35 +35,35 @@ class Encoders(nnx.Module):
 
         `kept` (K,) int32: the views that are encoded (`views.kept_views`); the features of others are 0.
         """
-        c = self.config
+        c, grid = self.config, need(self.config.views)
         # encoders that look at views of one size share them
         sizes = {e.view_size for e in (c.clip, c.convnext, c.dinov2, c.blip2) if e}
         views = {size: self.views(images, size) for size in sizes}
-        total = len(images) * c.views.views
+        total = len(images) * grid.views
         if kept is not None:
             views = {size: v.at[kept].get(mode="fill", fill_value=0) for size, v in views.items()}
         patches = []
         if self.clip is not None:
-            patches.append(self.clip(views[c.clip.view_size]))
-        if self.convnext is not None:
+            patches.append(self.clip(views[need(c.clip).view_size]))
+        if self.convnext is not None and c.convnext is not None:
             seen = nearest(views[c.convnext.view_size].astype(jnp.float32), c.convnext.input_size).astype(c.dtype)
             patches.append(to_grid(self.convnext(seen), c.grid))
         if self.dinov2 is not None:
-            patches.append(self.dinov2(views[c.dinov2.view_size]))
-        queries = self.blip2(views[c.blip2.view_size]) if self.blip2 is not None else None
+            patches.append(self.dinov2(views[need(c.dinov2).view_size]))
+        queries = self.blip2(views[need(c.blip2).view_size]) if self.blip2 is not None else None
 
         def by_picture(x):
             x = constrain(x, "batch", None, None)
             if kept is not None:
                 x = jnp.zeros((total, *x.shape[1:]), x.dtype).at[kept].set(x, mode="drop")
-            return einops.rearrange(x, "(b v) t c -> b v t c", v=c.views.views)
+            return einops.rearrange(x, "(b v) t c -> b v t c", v=grid.views)
 
         patches = by_picture(jnp.concatenate(patches, axis=-1))
         return Features(
             pool_patches(patches[:, :1], c.pool_overview),
-            pool_patches(patches[:, 1:], c.pool_crops) if c.views.crops else None,
+            pool_patches(patches[:, 1:], c.pool_crops) if grid.crops else None,
             None if queries is None else by_picture(queries),
-            padding_alone(images, c.views).astype(c.dtype) if c.views.skip_padded else None,
+            padding_alone(images, grid).astype(c.dtype) if grid.skip_padded else None,
         )
 
 
@@ -78,14 +78,14 @@ class SphinxModel(nnx.Module):
 
     def encode(self, images: jax.Array) -> Features:
         """(B, S, S, 3) -> features, without gradient: the encoders are frozen in every stage."""
-        return jax.lax.stop_gradient(self.encoders(images))
+        return jax.lax.stop_gradient(need(self.encoders)(images))
 
     def embed(self, tokens: jax.Array, features: Features | None = None) -> jax.Array:
         """(B, T) tokens [BOS, text…] -> (B, W + T, D): BOS, the pictures' W positions, the rest of the text."""
         x = self.decoder.embed(tokens, jnp.dtype(self.config.dtype))
         if features is None:
             return x
-        return jnp.concatenate([x[:, :1], self.embedding_mix(features).astype(x.dtype), x[:, 1:]], axis=1)
+        return jnp.concatenate([x[:, :1], need(self.embedding_mix)(features).astype(x.dtype), x[:, 1:]], axis=1)
 
     def hidden(
         self,
@@ -131,7 +131,7 @@ class SphinxModel(nnx.Module):
             segments = jnp.concatenate([segments[:, :1], nothing, segments[:, 1:]], axis=1)
         if features is None or features.padding is None:
             return x, None, segments
-        kept = self.embedding_mix.kept(features.padding)
+        kept = need(self.embedding_mix).kept(features.padding)
         kept = jnp.pad(kept, ((0, 0), (1, length - 1)), constant_values=True)
         order = jnp.argsort(~kept, axis=1, stable=True)
         at = jnp.cumsum(kept, axis=1) - 1
@@ -148,17 +148,17 @@ class SphinxModel(nnx.Module):
         """Right-padded prompts (B, T) of `lengths` (B,) -> logits (B, V) after the last token of each, cache, and
         the position (B,) of what comes next."""
         x, at, _ = self.sequence(tokens, features)
-        hidden, _, cache = self.decoder(x, cache=cache, start=jnp.zeros_like(lengths))
+        hidden, _, written = self.decoder(x, cache=cache, start=jnp.zeros_like(lengths))
         last = lengths[:, None] - 1
         last = last + x.shape[1] - tokens.shape[1] if at is None else jnp.take_along_axis(at, last, axis=1)
         logits = self.decoder.logits(jnp.take_along_axis(hidden, last[..., None], axis=1)[:, 0])
-        return logits, last[:, 0] + 1, cache
+        return logits, last[:, 0] + 1, need(written)
 
     def decode(self, tokens: jax.Array, positions: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """One token a row (B,) at its own position (B,) -> logits (B, V), and the cache."""
         x = self.decoder.embed(tokens[:, None], jnp.dtype(self.config.dtype))
-        hidden, _, cache = self.decoder(x, cache=cache, start=positions)
-        return self.decoder.logits(hidden[:, 0]), cache
+        hidden, _, written = self.decoder(x, cache=cache, start=positions)
+        return self.decoder.logits(hidden[:, 0]), need(written)
 
 
 def since_change(numbers: jax.Array) -> jax.Array:

@@ -8,7 +8,8 @@ CUDA they stay float32), the sum in float32, the result to float16.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import einops
 import jax
@@ -18,9 +19,9 @@ import numpy as np
 from sphinx_jax.config import CLIP_MEAN, CLIP_STD, ViewsConfig
 
 
-def normalise(pixels: jax.Array) -> jax.Array:
+def normalise(pixels: Any) -> Any:
     """(…, 3) uint8 -> float32 with CLIP's statistics."""
-    return (pixels.astype(jnp.float32) / 255 - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    return (pixels.astype(jnp.float32) / 255 - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
 
 
 class Taps(NamedTuple):
@@ -53,7 +54,7 @@ def cubic_taps(target: int, source: int, scale: float | None = None, weights: st
     return Taps(np.clip(pixels, 0, source - 1), rounded.astype(np.float32))
 
 
-def _fused(a: np.ndarray | float, b: np.ndarray, c: float) -> np.ndarray:
+def _fused(a: Any, b: Any, c: float) -> Any:
     """a · b + c rounded once to float32: the multiply-add of the processors that the reference's numbers come from."""
     return (np.float64(a) * np.float64(b) + c).astype(np.float32)
 
@@ -66,7 +67,8 @@ def interpolate(images: jax.Array, taps: Taps) -> jax.Array:
     """
     for axis in (-2, -3):
         weights = np.expand_dims(taps.weights, tuple(range(1, -axis)))
-        images = sum(jnp.take(images, taps.pixels[:, i], axis) * weights[..., i] for i in range(4))
+        parts = (jnp.take(images, taps.pixels[:, i], axis) * weights[..., i] for i in range(4))
+        images = functools.reduce(operator.add, parts)
     return images
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sphinx_jax.config import ModelConfig, to_dict
+from sphinx_jax.config import ModelConfig, need, to_dict
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.image import BadImage, load_image, padded_resize
 from sphinx_jax.disk import told_when_full
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 BAD = "bad.json"
 
 
-class FeatureCache(Sequence):
+class FeatureCache:
     """Features by item number, float16, memory-mapped: {"overview": (1, 1 + P, C), "crops": …, "queries": …}."""
 
     def __init__(self, folder: Path):
@@ -107,13 +107,13 @@ def _fill(
     folder: Path, items: Sequence[Item], leaves: Leaves, config: ModelConfig, description: str, batch: int
 ) -> None:
     bad: dict[int, str] = {}
-    size, arrays, encode = config.views.image_size, {}, make_encode(config)
+    size, arrays, encode = need(config.views).image_size, {}, make_encode(config)
     encoders = {path: leaf for path, leaf in leaves.items() if matches(path, FROZEN)}
     for start in progress(range(0, len(items), batch), desc=description, unit="batch"):
         pixels = np.zeros((batch, size, size, 3), np.uint8)
         for row, index in enumerate(range(start, min(start + batch, len(items)))):
             try:
-                pixels[row] = padded_resize(load_image(items[index].image), size)
+                pixels[row] = padded_resize(load_image(items[index].image or b""), size)
             except BadImage as error:
                 bad[index] = str(error)
         for name, value in encode(encoders, pixels)._asdict().items():

@@ -16,7 +16,7 @@ class History:
     """history.jsonl and TensorBoard events, of the first process; lines beyond the step resumed from are dropped."""
 
     def __init__(self, folder: Path, start: int, leader: bool):
-        self.seconds, self.events, self.leader = 0.0, None, leader
+        self.seconds, self.leader = 0.0, leader
         if not leader:
             return
         folder.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,9 @@ def run(job: TrainJob) -> TrainState:
     line = _Line(name, settings.steps, job.quiet or not leader)
     data = job.data(start)
     window = _Window(start)
-    bad, left, waits, tracing, unusable = 0, None, False, False, collections.Counter()
+    bad, left, waits, tracing = 0, None, False, False
+    unusable: collections.Counter[str] = collections.Counter()
+    used: collections.Counter[str]
     learnt, used = start > 0, collections.Counter()  # whether a step was of use; rows that were, by kind
     rows, (_, shares) = row_sharding(job.mesh), row_share(job.mesh)
 
@@ -140,7 +142,7 @@ def run(job: TrainJob) -> TrainState:
             batches = jax.tree.map(place, batches)
             state, metrics = job.step(state, batches, job.rate(step))
             window.add(metrics, {kind: len(next(iter(b.values()))) for kind, b in batches.items()}, skipped, waited)
-            if tracing and step in (profile[-1], settings.steps - 1):
+            if profile and tracing and step in (profile[-1], settings.steps - 1):
                 jax.block_until_ready(metrics)
                 jax.profiler.stop_trace()
                 tracing = False
@@ -280,8 +282,10 @@ class _Window:
 
     def __init__(self, step: int):
         self.first, self.started = step, time.perf_counter()
-        self.metrics, self.waited, self.saving = [], 0.0, 0.0
-        self.rows, self.skipped = collections.Counter(), collections.Counter()  # by kind; of this process alone
+        self.metrics: list[dict[str, Any]] = []
+        self.waited = self.saving = 0.0
+        self.rows: collections.Counter[str] = collections.Counter()  # by kind; of this process alone
+        self.skipped: collections.Counter[str] = collections.Counter()
         self.finite: list[bool] = []  # of each step, once they are read
         self.usable: dict[str, int] = {}  # rows of each kind in all processes, once they are read
 
@@ -338,7 +342,8 @@ class _Line:
     def __init__(self, name: str, steps: int, quiet: bool):
         self.name, self.steps, self.quiet = name, steps, quiet
         self.terminal = sys.stderr.isatty()
-        self.created, self.first = time.perf_counter(), None
+        self.created = self.started = time.perf_counter()
+        self.first: float | None = None
 
     def show(self, entry: dict[str, float]) -> None:
         if self.quiet:

@@ -146,7 +146,7 @@ def state_shardings(
 
     def place(path: tuple, slot: jax.ShapeDtypeStruct) -> NamedSharding:
         for key in path:
-            leaf = leaves.get(getattr(key, "key", None))
+            leaf = leaves.get(getattr(key, "key", ""))
             if leaf is not None and leaf.shape == slot.shape:
                 return leaf.sharding
         return NamedSharding(mesh, PartitionSpec())

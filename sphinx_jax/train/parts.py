@@ -13,6 +13,8 @@ The text sides and prediction heads are thrown away.
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import NamedTuple
 
 import einops
@@ -22,7 +24,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from sphinx_jax.config import DecoderConfig, ModelConfig
+from sphinx_jax.config import DecoderConfig, ModelConfig, need
 from sphinx_jax.model.decoder import Decoder
 from sphinx_jax.model.layers import LayerNorm, Linear, constant, param
 from sphinx_jax.model.sphinx import Encoders
@@ -96,14 +98,15 @@ class Parts(nnx.Module):
         self.encoders = Encoders(c, rngs=rngs)
         self.phrases = TextEncoder(vocab, phrase_length, space, rngs=rngs)
         self.captions = TextEncoder(vocab, caption_length, space, rngs=rngs)
-        widths = {"clip": c.clip.width, "convnext": c.convnext.dims[-1], "blip2": c.blip2.width}
+        qformer, dinov2 = need(c.qformer), need(c.dinov2)
+        widths = {"clip": need(c.clip).width, "convnext": need(c.convnext).dims[-1], "blip2": need(c.blip2).width}
         self.patch_heads = nnx.Dict({k: Contrast(w, space, rngs=rngs) for k, w in widths.items()})
         self.class_heads = nnx.Dict({k: Contrast(w, space, rngs=rngs) for k, w in widths.items()})
         self.box_heads = nnx.Dict({k: Linear({None: w}, {None: 4}, rngs=rngs) for k, w in widths.items()})
-        self.query_head = Contrast(c.qformer.width * c.qformer.queries, space, rngs=rngs)
-        self.mask_token = param(rngs, (c.dinov2.width,), (None,))
-        self.pixels = Linear({None: c.dinov2.width}, {"ffn": 3 * c.dinov2.patch**2}, rngs=rngs)
-        width = c.qformer.width
+        self.query_head = Contrast(qformer.width * qformer.queries, space, rngs=rngs)
+        self.mask_token = param(rngs, (dinov2.width,), (None,))
+        self.pixels = Linear({None: dinov2.width}, {"ffn": 3 * dinov2.patch**2}, rngs=rngs)
+        width = qformer.width
         self.prefix_norm = LayerNorm(width, 1e-5)
         self.writer = Decoder(
             DecoderConfig(width, 2, 2, vocab_size=vocab, multiple_of=32, tied_embeddings=True), rngs=rngs
@@ -112,9 +115,9 @@ class Parts(nnx.Module):
     def __call__(self, batch: PartsBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum of all losses, and each of them."""
         c = self.config
-        size = c.clip.view_size
+        size = need(c.clip).view_size
         crop_key, mask_key = jax.random.split(key)
-        views, frames = two_views(self.encoders, batch.pixels, size, crop_key, c.views.crops)
+        views, frames = two_views(self.encoders, batch.pixels, size, crop_key, need(c.views).crops)
         count = len(batch.pixels)
         boxes, phrases = (jnp.concatenate([x, x]) for x in (batch.boxes, batch.phrases))
         covered = coverage(boxes, frames, c.grid)  # (I, P, K)
@@ -149,19 +152,20 @@ class Parts(nnx.Module):
             error = jnp.abs(self.box_heads[name](tokens[:, 1:]) - box_target).mean(-1, keepdims=True)
             losses[f"{name}/boxes"] = 4 * (error * shown).sum() / jnp.maximum(shown.sum(), 1)
 
-        against_text("clip", self.encoders.clip(views))
-        maps = self.encoders.convnext(nearest(views, c.convnext.input_size))
+        against_text("clip", need(self.encoders.clip)(views))
+        maps = need(self.encoders.convnext)(nearest(views, need(c.convnext).input_size))
         cells = einops.rearrange(maps, "i h w c -> i (h w) c")
         against_text("convnext", jnp.concatenate([cells.mean(1, keepdims=True), cells], axis=1))
-        seen = self.encoders.blip2.vision(views)
+        blip2 = need(self.encoders.blip2)
+        seen = blip2.vision(views)
         against_text("blip2", seen)
-        queries = self.encoders.blip2.qformer(seen)
+        queries = blip2.qformer(seen)
         losses["qformer/phrases"] = 5 * _bce(
             self.query_head(queries.reshape(len(queries), -1), texts), view_target, real
         )
         losses["qformer/writes"] = self.write(queries[:count], batch.captions)
         losses["dinov2/masked"] = 2 * self.masked(views, mask_key)
-        return sum(losses.values()), losses
+        return functools.reduce(operator.add, losses.values()), losses
 
     def write(self, queries: jax.Array, captions: jax.Array) -> jax.Array:
         """Cross-entropy of captions (B, L) of which the writer sees the queries (B, Q, C) alone."""
@@ -175,7 +179,7 @@ class Parts(nnx.Module):
 
     def masked(self, views: jax.Array, key: jax.Array) -> jax.Array:
         """Mean absolute error of the pixels of the hidden patches, each patch normalised by its own deviation."""
-        vit = self.encoders.dinov2
+        vit = need(self.encoders.dinov2)
         tokens = vit.embed(views)
         hidden = jax.random.bernoulli(key, MASKED, (len(views), tokens.shape[1] - 1, 1))
         with_mask = jnp.where(hidden, self.mask_token[...] + vit.positions()[1:], tokens[:, 1:])

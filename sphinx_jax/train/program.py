@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import optax
@@ -92,7 +92,7 @@ def slots(optimizer: optax.GradientTransformation, trainable: Leaves, mesh: Mesh
     return jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda slot: slot.sharding, like))(trainable)
 
 
-def abstract_slots(optimizer: optax.GradientTransformation, trainable: Leaves, mesh: Mesh) -> Any:
+def abstract_slots(optimizer: optax.GradientTransformation, trainable: Mapping[str, Any], mesh: Mesh) -> Any:
     """Shapes, dtypes and layout of the optimizer's state."""
     return jax.tree.map(
         lambda slot, sharding: jax.ShapeDtypeStruct(slot.shape, slot.dtype, sharding=sharding),
@@ -115,7 +115,7 @@ def abstract_state(program: Program, model: ModelConfig, s: TrainStage, mesh: Me
     leaves = blueprint(model).abstract(mesh)
     trainable = {p: x for p, x in leaves.items() if not matches(p, s.frozen)}
     frozen = abstract_kept(model, mesh, leaves.keys() - trainable.keys(), s.quantize)
-    return TrainState(trainable, abstract_slots(program.optimizer, trainable, mesh), frozen)
+    return TrainState(cast(Leaves, trainable), abstract_slots(program.optimizer, trainable, mesh), frozen)
 
 
 def abstract_kept(model: ModelConfig, mesh: Mesh, paths: Iterable[str], quantize: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sphinx_jax.config import ConfigError, ModelConfig
+from sphinx_jax.config import ConfigError, ModelConfig, need
 from sphinx_jax.data.rows import Shape
 from sphinx_jax.model import flops
 from sphinx_jax.model.blueprint import FROZEN, matches
@@ -100,7 +100,7 @@ class TrainStage(Settings):
 
 def shapes(model: ModelConfig, s: TrainStage) -> dict[str, Shape]:
     """The static shape of each kind of row."""
-    image = s.domains and Shape(s.length, model.views.image_size, s.turns, s.isolate_turns, s.turn_power)
+    image = s.domains and Shape(s.length, need(model.views).image_size, s.turns, s.isolate_turns, s.turn_power)
     text = "text" in s.rows() and Shape(s.text_length, packed=s.pack_text)
     return {kind: shape for kind, shape in (("image", image), ("text", text)) if shape}
 

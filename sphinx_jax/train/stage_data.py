@@ -93,13 +93,14 @@ def sources_of(s: TrainStage, data: Data) -> dict[str, list[Source]]:
     found = {}
     if s.domains:
         weights = {} if s.tasks is None else dict.fromkeys(INSTRUCTIONS, 0.0) | dict(s.tasks)
-        found["image"] = [Source(d, data.items(s.split, d), share, weights) for d, share in s.domains.items()]
+        items = {domain: data.items(s.split, domain) for domain in s.domains}
+        found["image"] = [Source(d, items[d], share, weights) for d, share in s.domains.items()]
         for task in weights.keys() - INSTRUCTIONS.keys():  # people's own data may have tasks of their own
-            if not any(task in item.tasks for source in found["image"] for item in source.items):
+            if not any(task in item.tasks for of_domain in items.values() for item in of_domain):
                 raise unknown("task", task, INSTRUCTIONS)
         for source in found["image"]:
             if not len(source.eligible):
-                tasks = sorted({task or "none" for item in source.items for task in item.tasks})
+                tasks = sorted({task or "none" for item in items[source.name] for task in item.tasks})
                 raise ConfigError(
                     f"tasks: no picture of domain {source.name!r} has one of them; its tasks are {some(tasks)}"
                 )
@@ -130,8 +131,8 @@ def tried(source: Source, tokenizer: Tokenizer, shape: Shape) -> Tried:
     def attempt(index: int) -> tuple[str, bool]:
         item = source.items[index]
         try:
-            if shape.image_size is not None:
-                load_image(item.image)
+            if shape.image_size is not None and not isinstance(item, str):
+                load_image(item.image or b"")
             if isinstance(item, str) or item.text:
                 return "", False
             if not shape.packed:

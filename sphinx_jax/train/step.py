@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sphinx_jax.config import need
 from sphinx_jax.data.rows import DOMAIN_NUMBERS, TASKS
 from sphinx_jax.model.blueprint import Blueprint, Leaves
 from sphinx_jax.model.decoder import Decoder
@@ -37,7 +38,7 @@ class Sums(NamedTuple):
     """Cross-entropy in nats summed by task and domain, (GROUPS,) each."""
 
     loss: jax.Array
-    count: jax.Array
+    tokens: jax.Array
 
 
 def features_of(model: SphinxModel, batch: Batch) -> Features | None:
@@ -46,7 +47,7 @@ def features_of(model: SphinxModel, batch: Batch) -> Features | None:
         return model.encode(normalise(batch["pixels"]))
     if "overview" in batch:
         dtype = model.config.dtype
-        return Features(*(None if batch.get(k) is None else batch[k].astype(dtype) for k in Features._fields))
+        return Features(**{k: batch[k].astype(dtype) for k in Features._fields if batch.get(k) is not None})
     return None
 
 
@@ -128,7 +129,7 @@ def update(
     new = jax.tree.map(
         lambda a, b: jnp.where(finite, a, b), (trained, optimizer_state), (state.trainable, state.optimizer)
     )
-    return TrainState(*new, state.frozen), {"loss": loss, "norm": norm, "finite": finite}
+    return TrainState(new[0], new[1], state.frozen), {"loss": loss, "norm": norm, "finite": finite}
 
 
 def make_step(
@@ -151,13 +152,14 @@ def make_step(
 
     def loss_of(trainable: Leaves, frozen: Leaves, batches: dict[str, Batch], counts: dict[str, jax.Array]):
         model = blueprint.bind(trainable | frozen)
-        total, sums = 0.0, []
+        total: Any = 0.0
+        sums = []
         for name, batch in batches.items():
             losses, balance = cross_entropy(model, batch, remat)
             sums.append(batch_sums(batch, losses))
             loss = (losses * token_weights(batch)).sum() / counts[name]
             if balance is not None:
-                loss += model.config.decoder.moe.balance_weight * balance / parts_of[name]
+                loss += need(model.config.decoder.moe).balance_weight * balance / parts_of[name]
             total += weights.get(name, 1.0) * loss
         return total, jax.tree.map(lambda *s: sum(s), *sums)
 
@@ -183,7 +185,7 @@ def make_step(
         # the denominators are known beforehand, so parts add up to exactly the mean over the whole batch
         counts = {n: jnp.maximum(token_weights(b).sum(), 1e-6) for n, b in batches.items()}
         whole = {name: batch for name, batch in batches.items() if parts_of[name] == 1}
-        total = gradient(state, whole, counts) if whole else None
+        total: Any = gradient(state, whole, counts) if whole else None
         for name, batch in batches.items():
             if name not in whole:  # into the gradients so far: a second tree of them would cost a copy of the weights
                 total = gradient_by_parts(state, name, batch, counts, total)

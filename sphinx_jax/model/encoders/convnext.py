@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 
 import einops
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sphinx_jax.config import ConvNextConfig
+from sphinx_jax.config import ConvNextConfig, need
 from sphinx_jax.model.encoders.vit import Mlp
 from sphinx_jax.model.layers import LayerNorm, constant, param, run_stack, stack
 from sphinx_jax.sharding import constrain, platform
@@ -54,7 +56,8 @@ def _sum_of_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
     pad = KERNEL // 2
     padded = jnp.pad(x, (*((0, 0),) * (x.ndim - 3), (pad, pad), (pad, pad), (0, 0)))
     taps = ((i, j) for i in range(KERNEL) for j in range(KERNEL))
-    return sum(padded[..., i : i + height, j : j + width, :] * kernel[i, j] for i, j in taps)
+    shifted = (padded[..., i : i + height, j : j + width, :] * kernel[i, j] for i, j in taps)
+    return functools.reduce(operator.add, shifted)
 
 
 def _with_gradient(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Callable]:
@@ -118,7 +121,7 @@ class Stage(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.downsample is not None:
-            x = self.downsample(self.norm(x))
+            x = self.downsample(need(self.norm)(x))
         x, _ = run_stack(self.blocks, x, lambda block, x, _: (block(x), None))
         return x
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sphinx_jax.config import QFormerConfig, VitConfig
+from sphinx_jax.config import QFormerConfig, VitConfig, need
 from sphinx_jax.model.encoders.vit import Mlp, SelfAttention, Vit
 from sphinx_jax.model.layers import LayerNorm, param, run_stack, stack
 
@@ -26,7 +26,7 @@ class Layer(nnx.Module):
     def __call__(self, x: jax.Array, vision: jax.Array) -> jax.Array:
         x = self.attention_norm(x + self.attention(x))
         if self.cross is not None:
-            x = self.cross_norm(x + self.cross(x, vision))
+            x = need(self.cross_norm)(x + self.cross(x, vision))
         return self.mlp_norm(x + self.mlp(x))
 
 
