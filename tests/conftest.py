@@ -17,8 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
 
-from sphinx_jax.config import (
+# shapes and dtypes that are annotated are checked in every call of a test; an int does for a float
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+MODULES = ("attention", "cache", "decoder", "embedding_mix", "encoders", "layers", "moe", "rope", "sphinx", "views")
+CHECKED = [*(f"sphinx_jax.model.{name}" for name in MODULES), "sphinx_jax.train.step", "sphinx_jax.generate.sampling"]
+install_import_hook(CHECKED, "conftest.check")
+
+from sphinx_jax.config import (  # noqa: E402 (after the hook)
     ConvNextConfig,
     DecoderConfig,
     ModelConfig,

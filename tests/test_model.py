@@ -207,7 +207,9 @@ def test_depthwise_paths_agree_with_a_plain_loop(side):
     np.testing.assert_allclose(depthwise(jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-4)
     # it is linear in each of the two: the gradient of a weighted sum is the sum with the other argument's shifts
     above = rng.normal(size=x.shape).astype(np.float32)
-    of_x, of_kernel = jax.grad(lambda x, k: (depthwise(x, k) * above).sum(), argnums=(0, 1))(x, kernel)
+    of_x, of_kernel = jax.grad(lambda x, k: (depthwise(x, k) * above).sum(), argnums=(0, 1))(
+        jnp.asarray(x), jnp.asarray(kernel)
+    )
     turned = np.pad(above, ((0, 0), (3, 3), (3, 3), (0, 0)))
     shifts = [(i, j) for i in range(7) for j in range(7)]
     want_x = sum(turned[:, i : i + side, j : j + side] * kernel[6 - i, 6 - j] for i, j in shifts)
@@ -322,7 +324,7 @@ def test_born_in_shards_equals_born_whole():
         assert q.sharding.shard_shape(q.shape) == (2, 8, 1, 16), q.sharding
         kv = parts["decoder/blocks/attention/k"]  # one key/value head does not divide by two
         assert kv.sharding.shard_shape(kv.shape) == (2, 8, 1, 16), kv.sharding
-        pixels, tokens = np.ones((1, 32, 32, 3), np.float32), np.ones((1, 4), np.int32)
+        pixels, tokens = jax.numpy.ones((1, 32, 32, 3)), jax.numpy.ones((1, 4), int)
         a = plan.bind(whole).logits(tokens, pixels)
         with jax.set_mesh(make_mesh(data=1, fsdp=4, tensor=2)):
             placed = {k: jax.device_put(np.asarray(v), parts[k].sharding) for k, v in whole.items()}

@@ -39,6 +39,7 @@ def values(out) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_parts_are_the_trained_encoders_and_the_trained_decoder(tmp_path, mesh):
     out, workdir = tmp_path / "parts", tmp_path / "run"
     made = runner.run(runner.parse(values(out)), workdir, quiet=True)

@@ -125,6 +125,7 @@ def test_answers_are_the_same_on_a_mesh():
     assert "full rematerialization" not in said
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_from_any_mesh_to_any_other(tmp_path):
     run_with_devices(f"""
         import jax, numpy as np

@@ -267,8 +267,8 @@ def test_a_killed_mix_leaves_nothing_that_looks_complete_and_goes_on(tmp_path):
     code = (
         "import sys, time; from sphinx_jax.checkpoint import stream\n"
         "from sphinx_jax.weight_mix import settings, write\n"
-        "write = stream.Writer.write\n"
-        "stream.Writer.write = lambda *given: (time.sleep(0.1), write(*given), given[0].flush())\n"
+        "real = stream.Writer.write\n"
+        "stream.Writer.write = lambda *given: (time.sleep(0.1), real(*given), given[0].flush())\n"
         "mix = settings.from_json(__import__('json').loads(sys.argv[1]))\n"
         "write.write(mix, sys.argv[2], quiet=True)\n"
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32, Key
 
 
-def sample(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
+def sample(
+    logits: Float32[Array, "B V"], key: Key[Array, ""], temperature: Float[Array, ""], top_p: Float[Array, ""]
+) -> Int32[Array, " B"]:
     """logits (B, V) -> (B,) int32.  Temperature 0 is greedy.
 
     Top-p keeps the tokens whose cumulated probability before them is at most `top_p` (the reference's rule, so the

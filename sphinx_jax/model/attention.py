@@ -12,6 +12,7 @@ import einops
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
 
 from sphinx_jax.sharding import has_cudnn_attention, partition_spec, platform
 
@@ -23,14 +24,14 @@ Implementation = Literal["xla", "cudnn"]  # of jax.nn.dot_product_attention
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
     *,
     causal: bool = False,
-    mask: jax.Array | None = None,
-    documents: jax.Array | None = None,
-) -> jax.Array:
+    mask: Bool[Array, ...] | None = None,
+    documents: Int[Array, "B T"] | None = None,
+) -> Float[Array, "B T N H"]:
     """Softmax(q·kᵀ/√H)·v with grouped key/value heads; the softmax runs in float32.
 
     q (B, T, N, H); k, v (B, S, K, H) with N a multiple of K; mask broadcasts to (B, 1, T, S), True where a key is seen.

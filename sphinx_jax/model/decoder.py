@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Float32, Int
 
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.attention import attend
@@ -96,7 +97,7 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.output = None if c.tied_embeddings else param(rngs, (c.dim, c.vocab_size), ("embed", "vocab"))
 
-    def embed(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    def embed(self, tokens: Int[Array, "B T"], dtype: Any) -> Float[Array, "B T D"]:
         """(B, T) int32 -> (B, T, D)."""
         # the embed axis is replicated first: of a gather from a table sharded in two dimensions XLA gathers the batch
         table = constrain(self.embedding[...].astype(dtype), "vocab", None)
@@ -104,12 +105,12 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "B T D"],
         *,
-        positions: jax.Array | None = None,
+        positions: Int[Array, "#B T"] | None = None,
         seen: Seen = BEFORE,
         cache: Cache | None = None,
-        start: jax.Array | None = None,
+        start: Int[Array, " B"] | None = None,
         remat: str = "none",
     ) -> Decoded:
         """x (B, T, D) embedded positions through all layers.
@@ -133,7 +134,7 @@ class Decoder(nnx.Module):
             self.norm(x), None if balance is None else balance.mean(), None if cache is None else Cache(*layers)
         )
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float32[Array, "*B V"]:
         """(…, D) -> (…, V) float32."""
         table = self.embedding[...].T if self.output is None else self.output[...]
         return (hidden @ table.astype(hidden.dtype)).astype(jnp.float32)

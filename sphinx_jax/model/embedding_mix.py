@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Num
 
 from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.model.layers import LayerNorm, Linear, param
@@ -47,7 +48,7 @@ class Tags(nnx.Module):
         self.skip = param(rngs, (dim,), ("embed",)) if skip else None
 
 
-def to_grid(patches: jax.Array, grid: int) -> jax.Array:
+def to_grid(patches: Float[Array, "I G G C"], grid: int) -> Float[Array, "I {1+grid**2} C"]:
     """(I, G, G, C) map -> (I, 1 + grid², C): each cell repeated to the grid, its mean in the class slot (ConvNeXt)."""
     repeat = grid // patches.shape[1]
     mean = patches.mean((1, 2))[:, None]
@@ -55,7 +56,7 @@ def to_grid(patches: jax.Array, grid: int) -> jax.Array:
     return jnp.concatenate([mean, einops.rearrange(cells, "i h w c -> i (h w) c")], axis=1)
 
 
-def pool_patches(tokens: jax.Array, pool: int) -> jax.Array:
+def pool_patches(tokens: Float[Array, "*B P C"], pool: int) -> Float[Array, "*B pooled C"]:
     """(…, 1 + P, C) -> (…, 1 + P / pool², C): squares of patches averaged, the class slot kept (`llama_ens5p2`)."""
     if pool == 1:
         return tokens
@@ -75,7 +76,7 @@ class EmbeddingMix(nnx.Module):
         self.qformer_proj = Projection(config.qformer.width, dim, rngs=rngs) if config.qformer else None
         self.tags = Tags(dim, need(config.views).skip_padded, rngs=rngs)
 
-    def __call__(self, features: Features) -> jax.Array:
+    def __call__(self, features: Features) -> Float[Array, "B W D"]:
         """Features of a batch -> (B, image positions, D), overview first.
 
         A skipped view has the skip token at its first position; `kept` says which of the others are to go.
@@ -95,7 +96,7 @@ class EmbeddingMix(nnx.Module):
         """Positions of each view."""
         return np.array([self.config.positions_of_view(view) for view in range(need(self.config.views).views)])
 
-    def kept(self, padding: jax.Array) -> jax.Array:
+    def kept(self, padding: Num[Array, "B V"]) -> Bool[Array, "B W"]:
         """(B, views) -> (B, image positions) bool: of a skipped view the first position alone."""
         first = np.zeros(self.widths.sum(), bool)
         first[np.cumsum(self.widths) - self.widths] = True

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from sphinx_jax.config import DecoderConfig, need
 from sphinx_jax.model.layers import constant, contract, param
@@ -105,14 +106,14 @@ class Map(NamedTuple):
 
 def mixture(
     config: DecoderConfig,
-    x: jax.Array,
-    router: jax.Array,
+    x: Float[Array, "B T D"],
+    router: Float[Array, "D E"],
     maps: dict[str, Map],
     *,
     batch_axes: tuple[str, ...] = (),
     split: bool = False,
     partial_sums: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
     """x (B, T, D) -> (B, T, D) and the load-balance loss; under `shard_map` B is this device's share.
 
     `batch_axes` are the mesh axes that share the batch; with `split` each device along `expert` holds its own
@@ -166,7 +167,9 @@ def exchange(work: Callable, rows: jax.Array, expert: jax.Array, experts: int) -
     return jnp.zeros_like(rows).at[order].set(back)
 
 
-def balance_loss(shares: jax.Array, chosen: jax.Array, batch_axes: tuple[str, ...] = ()) -> jax.Array:
+def balance_loss(
+    shares: Float[Array, "N E"], chosen: Int[Array, "N k"], batch_axes: tuple[str, ...] = ()
+) -> Float[Array, ""]:
     """E/(N·k) · ⟨tokens of each expert, its mean share⟩: 1 where the load is even.
 
     shares (N, E), chosen (N, k); image positions and padding count, as in the reference.
@@ -179,7 +182,7 @@ def balance_loss(shares: jax.Array, chosen: jax.Array, batch_axes: tuple[str, ..
     return experts * (load * mean).sum()
 
 
-def group(rows: jax.Array, expert: jax.Array, experts: int) -> Groups:
+def group(rows: Float[Array, "M D"], expert: Int[Array, " M"], experts: int) -> Groups:
     """rows (M, D) and the expert (M,) of each -> rows sorted by expert, those of no expert last."""
     order = jnp.argsort(expert, stable=True)
     place = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))

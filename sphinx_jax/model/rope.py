@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Num
 
-Rotation = tuple[jax.Array, jax.Array]
+Rotation = tuple[Float[Array, "*P half"], Float[Array, "*P half"]]  # cosines and sines
 
 
 def rotation(
-    positions: jax.Array,
+    positions: Num[Array, "*P"],
     head_dim: int,
     theta: float,
     scaling: float | None = None,
@@ -32,7 +33,9 @@ def rotation(
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: jax.Array, by: Rotation) -> jax.Array:
+def rotate(
+    x: Float[Array, "B T N H"], by: tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]]
+) -> Float[Array, "B T N H"]:
     """x (B, T, N, H), by (B, T, H/2) -> (B, T, N, H)."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     cos, sin = (part[..., None, :] for part in by)

@@ -6,6 +6,7 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Float32, Int
 
 from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.model.cache import Cache
@@ -76,11 +77,11 @@ class SphinxModel(nnx.Module):
         self.embedding_mix = EmbeddingMix(config, rngs=rngs) if config.has_vision else None
         self.decoder = Decoder(config.decoder, rngs=rngs)
 
-    def encode(self, images: jax.Array) -> Features:
+    def encode(self, images: Float[Array, "B S S 3"]) -> Features:
         """(B, S, S, 3) -> features, without gradient: the encoders are frozen in every stage."""
         return jax.lax.stop_gradient(need(self.encoders)(images))
 
-    def embed(self, tokens: jax.Array, features: Features | None = None) -> jax.Array:
+    def embed(self, tokens: Int[Array, "B T"], features: Features | None = None) -> Float[Array, "B W D"]:
         """(B, T) tokens [BOS, text…] -> (B, W + T, D): BOS, the pictures' W positions, the rest of the text."""
         x = self.decoder.embed(tokens, jnp.dtype(self.config.dtype))
         if features is None:
@@ -89,12 +90,12 @@ class SphinxModel(nnx.Module):
 
     def hidden(
         self,
-        tokens: jax.Array,
+        tokens: Int[Array, "B T"],
         features: Features | None = None,
-        segments: jax.Array | None = None,
-        documents: jax.Array | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        documents: Int[Array, "B T"] | None = None,
         remat: str = "none",
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, ""] | None]:
         """(B, T) -> (B, T, D), and the load-balance loss of a mixture of experts.
 
         Of the image positions only the last counts: it predicts the first word of the text.
@@ -138,13 +139,15 @@ class SphinxModel(nnx.Module):
         segments = None if segments is None else jnp.take_along_axis(segments, order, axis=1)
         return jnp.take_along_axis(x, order[..., None], axis=1), at[:, image:], segments
 
-    def logits(self, tokens: jax.Array, images: jax.Array | None = None) -> jax.Array:
+    def logits(
+        self, tokens: Int[Array, "B T"], images: Float[Array, "B S S 3"] | None = None
+    ) -> Float32[Array, "B T V"]:
         """(B, T) int32, (B, S, S, 3) -> (B, T, V) float32; entry t predicts token t + 1."""
         return self.decoder.logits(self.hidden(tokens, None if images is None else self.encode(images))[0])
 
     def prefill(
-        self, tokens: jax.Array, lengths: jax.Array, features: Features | None, cache: Cache
-    ) -> tuple[jax.Array, jax.Array, Cache]:
+        self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], features: Features | None, cache: Cache
+    ) -> tuple[Float32[Array, "B V"], Int[Array, " B"], Cache]:
         """Right-padded prompts (B, T) of `lengths` (B,) -> logits (B, V) after the last token of each, cache, and
         the position (B,) of what comes next."""
         x, at, _ = self.sequence(tokens, features)
@@ -154,21 +157,23 @@ class SphinxModel(nnx.Module):
         logits = self.decoder.logits(jnp.take_along_axis(hidden, last[..., None], axis=1)[:, 0])
         return logits, last[:, 0] + 1, need(written)
 
-    def decode(self, tokens: jax.Array, positions: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    def decode(
+        self, tokens: Int[Array, " B"], positions: Int[Array, " B"], cache: Cache
+    ) -> tuple[Float32[Array, "B V"], Cache]:
         """One token a row (B,) at its own position (B,) -> logits (B, V), and the cache."""
         x = self.decoder.embed(tokens[:, None], jnp.dtype(self.config.dtype))
         hidden, _, written = self.decoder(x, cache=cache, start=positions)
         return self.decoder.logits(hidden[:, 0]), need(written)
 
 
-def since_change(numbers: jax.Array) -> jax.Array:
+def since_change(numbers: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """(B, T) -> (B, T) int32: how far back the number of a position began, 0 where it did."""
     index = jnp.arange(numbers.shape[1])
     changed = jnp.pad(numbers[:, 1:] != numbers[:, :-1], ((0, 0), (1, 0)))
     return index - jax.lax.cummax(jnp.where(changed, index, 0), axis=1)
 
 
-def isolate(segments: jax.Array) -> tuple[jax.Array, Seen]:
+def isolate(segments: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Seen]:
     """Segments (B, T) of a whole sequence -> positions (B, T) and what is seen."""
     index = jnp.arange(segments.shape[1])
     shared = segments == 0

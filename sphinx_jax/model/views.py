@@ -12,16 +12,17 @@ import operator
 from typing import Any, NamedTuple
 
 import einops
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
 from sphinx_jax.config import CLIP_MEAN, CLIP_STD, ViewsConfig
 
 
-def normalise(pixels: Any) -> Any:
+def normalise(pixels: UInt8[Array | np.ndarray, "*B 3"]) -> Float32[Array, "*B 3"]:
     """(…, 3) uint8 -> float32 with CLIP's statistics."""
-    return (pixels.astype(jnp.float32) / 255 - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
+    values = jnp.asarray(pixels).astype(jnp.float32) / 255
+    return (values - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
 
 
 class Taps(NamedTuple):
@@ -59,7 +60,7 @@ def _fused(a: Any, b: Any, c: float) -> Any:
     return (np.float64(a) * np.float64(b) + c).astype(np.float32)
 
 
-def interpolate(images: jax.Array, taps: Taps) -> jax.Array:
+def interpolate(images: Float[Array, "*B S S C"], taps: Taps) -> Float[Array, "*B target target C"]:
     """(…, S, S, C) -> (…, target, target, C), both axes by the same taps.
 
     Tap by tap, along the rows first: in the reference's order of sums no value of a float16 resize differs from it,
@@ -72,7 +73,7 @@ def interpolate(images: jax.Array, taps: Taps) -> jax.Array:
     return images
 
 
-def resize(images: jax.Array, size: int, weights: str = "float16") -> jax.Array:
+def resize(images: Float[Array, "B S S C"], size: int, weights: str = "float16") -> Float[Array, "B {size} {size} C"]:
     """(B, S, S, C) -> (B, size, size, C) float32, every value a float16 one."""
     images = images.astype(jnp.float16).astype(jnp.float32)
     if images.shape[1] == size:
@@ -81,7 +82,7 @@ def resize(images: jax.Array, size: int, weights: str = "float16") -> jax.Array:
     return images.astype(jnp.float16).astype(jnp.float32)
 
 
-def nearest(images: jax.Array, size: int) -> jax.Array:
+def nearest(images: Float[Array, "I S S C"], size: int) -> Float[Array, "I {size} {size} C"]:
     """(I, S, S, C) -> (I, size, size, C), source index floor(target · S / size), through float16 as the reference."""
     source = images.shape[1]
     if source == size:
@@ -90,7 +91,9 @@ def nearest(images: jax.Array, size: int) -> jax.Array:
     return images[:, index][:, :, index].astype(jnp.float16).astype(jnp.float32)
 
 
-def make_views(images: jax.Array, view_size: int, config: ViewsConfig) -> jax.Array:
+def make_views(
+    images: Float[Array, "B S S 3"], view_size: int, config: ViewsConfig
+) -> Float[Array, "I {view_size} {view_size} 3"]:
     """(B, S, S, 3) -> (B · views, view_size, view_size, 3), overview first, then crops row by row."""
     half = config.half_resize
     if images.shape[1] == view_size and not config.half_overview:
@@ -106,7 +109,7 @@ def make_views(images: jax.Array, view_size: int, config: ViewsConfig) -> jax.Ar
     return einops.rearrange(jnp.concatenate([overview[:, None], crops], axis=1), "b v h w d -> (b v) h w d")
 
 
-def padding_alone(images: jax.Array, config: ViewsConfig) -> jax.Array:
+def padding_alone(images: Float[Array, "B S S 3"], config: ViewsConfig) -> Bool[Array, "B V"]:
     """(B, S, S, 3) CLIP-normalised -> (B, views) bool: the crops in which nothing but padding is to be seen."""
     colour = (np.floor(255 * np.array(CLIP_MEAN)) / 255 - CLIP_MEAN) / CLIP_STD
     same = abs(images - colour.astype(np.float32)) < 1e-3  # a step of eight-bit colour is ten times that
@@ -116,7 +119,7 @@ def padding_alone(images: jax.Array, config: ViewsConfig) -> jax.Array:
     return jnp.pad(crops, ((0, 0), (1, 0)))  # the overview is never skipped
 
 
-def kept_views(skipped: np.ndarray) -> np.ndarray:
+def kept_views(skipped: Bool[np.ndarray, "B V"]) -> Int32[np.ndarray, " K"]:
     """(B, views) bool -> (K,) int32 numbers of the views to encode, in rows of views.
 
     K is a multiple of B, so that few programs are compiled; a number beyond the last view fills it up.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Float32, Int
 
 from sphinx_jax.config import need
 from sphinx_jax.data.rows import DOMAIN_NUMBERS, TASKS
@@ -59,12 +60,12 @@ def cross_entropy(model: SphinxModel, batch: Batch, remat: str = "none") -> tupl
     return jnp.where(batch["loss_mask"][:, 1:], losses, 0), balance
 
 
-def loss_sums(model: SphinxModel, batch: Batch) -> jax.Array:
+def loss_sums(model: SphinxModel, batch: Batch) -> Float32[Array, 2]:
     """(2,) float32: the losses of a batch summed, and how many tokens they are of."""
     return jnp.stack([cross_entropy(model, batch)[0].sum(), batch["loss_mask"][:, 1:].sum().astype(jnp.float32)])
 
 
-def token_losses(decoder: Decoder, hidden: jax.Array, targets: jax.Array) -> jax.Array:
+def token_losses(decoder: Decoder, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]) -> Float32[Array, "B T"]:
     """(B, T, D), (B, T) int32 -> (B, T) float32 cross-entropies in nats.
 
     Where the logits (B, T, V) are many they are made, used and made again for the gradient in parts of T.
@@ -89,7 +90,7 @@ def token_losses(decoder: Decoder, hidden: jax.Array, targets: jax.Array) -> jax
     return einops.rearrange(found, "p b t -> b (p t)")[:, :length]
 
 
-def token_weights(batch: Batch) -> jax.Array:
+def token_weights(batch: Batch) -> Float32[Array, "B T"]:
     """(B, T − 1) float32, what the loss of each token counts: 0 of one that is not learnt."""
     learnt = batch["loss_mask"][:, 1:].astype(jnp.float32)
     return learnt * batch["weights"][:, 1:] if "weights" in batch else learnt

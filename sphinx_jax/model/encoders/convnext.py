@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from sphinx_jax.config import ConvNextConfig, need
 from sphinx_jax.model.encoders.vit import Mlp
@@ -22,7 +23,7 @@ KERNEL = 7
 DENSE_POSITIONS = 256
 
 
-def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def depthwise(x: Float[Array, "I H W C"], kernel: Float[Array, "7 7 C"]) -> Float[Array, "I H W C"]:
     """(I, H, W, C) * (7, 7, C) -> (I, H, W, C), zero padding."""
     return _by_taps(x, kernel) if platform() == "cpu" else _by_convolution(x, kernel)
 
