@@ -95,21 +95,14 @@ def _matched_f1(predictions: Sequence[Any], answers: Sequence[Any], fits: Callab
     """F1 of the largest one-to-one matching of pairs that fit; 1.0 if both are empty."""
     if not predictions and not answers:
         return 1.0
-    candidates = [[j for j, answer in enumerate(answers) if fits(p, answer)] for p in predictions]
-    owner: dict[int, int] = {}
-    matches = sum(_augment(i, candidates, owner, set()) for i in range(len(predictions)))
+    if not predictions or not answers:
+        return 0.0
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
+    pairs = csr_array([[fits(p, answer) for answer in answers] for p in predictions])
+    matches = int((maximum_bipartite_matching(pairs) >= 0).sum())
     return 2 * matches / (len(predictions) + len(answers))
-
-
-def _augment(i: int, candidates: list[list[int]], owner: dict[int, int], tried: set[int]) -> bool:
-    """One step of Kuhn's matching: give prediction i an answer, moving earlier ones if need be."""
-    for j in candidates[i]:
-        if j not in tried:
-            tried.add(j)
-            if j not in owner or _augment(owner[j], candidates, owner, tried):
-                owner[j] = i
-                return True
-    return False
 
 
 def f1_boxes(predictions: Sequence[Box], answers: Sequence[Box], threshold: float = 0.5) -> float:
