@@ -112,16 +112,6 @@ def stop_tokens(tokenizer: Tokenizer) -> Stops:
     return Stops(tokenizer, [STOP])
 
 
-def cut(tokens: Sequence[int], stops: Stops) -> list[int]:
-    """The tokens that lie before the first stop with all that they spell."""
-    return stops.cut(tokens)
-
-
-def decode_answer(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """Text of an answer's tokens, whatever it spells."""
-    return Stops(tokenizer, []).text(tokens)
-
-
 def stream(
     config: ModelConfig,
     leaves: Leaves,
