@@ -212,10 +212,10 @@ def _draw_losses(
         axes.annotate(
             f"{losses[best]:.2f}",
             (steps[best], losses[best]),
-            xytext=(0, -6),
+            xytext=(0, 6),
             textcoords="offset points",
             ha="center",
-            va="top",
+            va="bottom",
             fontsize=8.5,
             color=paint["text"],
         )
