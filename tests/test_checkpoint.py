@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import DATA, born, tiny_config
 
@@ -144,3 +145,11 @@ def test_a_save_that_fails_says_so_where_it_is_waited_for(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="no space left"):
         wait()
     assert not store.is_complete(tmp_path / "c")
+
+
+def test_an_optimizer_without_slots_is_saved_and_comes_back(tmp_path):
+    slots = optax.sgd(0.1).init({"x": jnp.zeros(3)})
+    config = tiny_config()
+    store.save(tmp_path / "1", {"x": jnp.ones(3)}, config, None, {}, optimizer=slots)
+    assert store.is_complete(tmp_path / "1") and not (tmp_path / "1" / "optimizer").exists()
+    assert store.restore_training(tmp_path / "1", slots) == slots

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 
+import grain
 import numpy as np
 import pytest
 from conftest import DATA, born, tiny_config
@@ -191,3 +192,12 @@ def test_names_are_those_of_the_rows_at_the_same_positions():
     assert len(set(found)) == 14
     for i, name in enumerate(found):
         assert TOKENIZER.decode([t for t in made[i]["tokens"].tolist() if t > 2]).strip() == name.replace("/", " and ")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_batch_of_any_size_goes_on_where_it_was(batch):
+    numbers = grain.MapDataset.range(7).seed(0).shuffle().repeat()
+    streams = {"image": (numbers, batch), "text": (numbers, 1)}
+    whole, later = take(task_mix(streams), 9), take(task_mix(streams, start=4), 5)
+    assert [b["image"].tolist() for b in whole[4:]] == [b["image"].tolist() for b in later]
+    assert np.concatenate([b["image"] for b in whole]).tolist() == [numbers[i] for i in range(9 * batch)]

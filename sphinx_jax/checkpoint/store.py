@@ -100,8 +100,8 @@ def save_async(
     ocp, context = _orbax()
     parts = {"state": unflatten(leaves)}
     parts |= {SCALES.format(kind): unflatten(of) for kind, of in (scales or {}).items()}
-    if optimizer is not None:
-        parts["optimizer"] = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(optimizer))}
+    if slots := jax.tree.leaves(optimizer):  # plain SGD has none, and Orbax writes no empty part
+        parts["optimizer"] = {str(i): leaf for i, leaf in enumerate(slots)}
     with told_when_full(folder.parent), context:
         response = ocp.save_checkpointables_async(folder, parts)
     failed: list[BaseException] = []
@@ -242,6 +242,8 @@ def restore_training(folder: str | Path, optimizer: Any) -> Any:
     folder = as_path(folder)
     ocp, context = _orbax()
     leaves, structure = jax.tree.flatten(optimizer)
+    if not leaves:
+        return optimizer
     like = {str(i): jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for i, x in enumerate(leaves)}
     with context:
         parts = ocp.load_checkpointables(folder, {"optimizer": like})

@@ -103,7 +103,9 @@ def task_mix(
     for name, (stream, batch) in streams.items():
         if batch % processes:
             raise ValueError(f"the {name} batch of {batch} does not divide over {processes} processes")
-        parts.append(stream[process::processes].batch(batch // processes)[:ENDLESS])
+        share = batch // processes
+        # cut before the rows are counted by batches: lengths near the largest number are counted in floats
+        parts.append(stream[process::processes][: share * ENDLESS].batch(share))
     zipped = grain.experimental.ZipMapDataset(parts).map(_Named(tuple(streams)))[start:]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     dataset = zipped.to_iter_dataset(options)
