@@ -63,6 +63,27 @@ def tiny_config(**changes) -> ModelConfig:
     return ModelConfig(**(values | changes))
 
 
+# they take minutes: begun last, one of them would keep a single process busy at the end
+LONG = (
+    "train",
+    "model",
+    "recipe",
+    "weight_mix",
+    "quantise",
+    "sharding",
+    "moe",
+    "convert",
+    "resume",
+    "packing",
+    "ahead",
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
+
 @functools.cache
 def _born(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
     from sphinx_jax.model.blueprint import blueprint

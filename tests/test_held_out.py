@@ -44,7 +44,7 @@ def test_the_loss_is_that_of_the_first_items_whatever_the_batch(size):
     assert len(rows) == 5
     for row in rows:
         row = dict(zip(next(held("a", items, 5).batches(0, 1)), row, strict=True))
-        logits = np.asarray(model.logits(row["tokens"][None])[0], np.float64)[:-1]
+        logits = np.asarray(model.logits(jax.numpy.asarray(row["tokens"][None]))[0], np.float64)[:-1]
         losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), row["tokens"][1:]]
         total, count = total + losses[row["loss_mask"][1:]].sum(), count + row["loss_mask"][1:].sum()
     found = look([held("a", items)], sums, 0, 1, state, place)

@@ -209,7 +209,7 @@ def test_the_mix_of_low_rank_models_has_the_logits_of_the_dense_mix(folders, com
 
     def logits(rank, leaves):
         config = dataclasses.replace(model(rank), dtype="float32")
-        return jax.jit(lambda leaves: blueprint(config).bind(leaves).logits(tokens))(leaves)
+        return jax.jit(lambda leaves: blueprint(config).bind(leaves).logits(jax.numpy.asarray(tokens)))(leaves)
 
     wanted = logits(0, dense)
     assert np.std(wanted) > 0.01

@@ -111,7 +111,8 @@ def compare(record: Path, images: Path) -> Iterator[tuple[str, float]]:
         hidden, logits = _decode(config, leaves, tokens, seen)
         yield "hidden", _apart(hidden[:, :cut], expected[f"{kind}__final_norm"][:, -cut:])
         yield "logits", _apart(logits, expected[f"{kind}_logits_full"])
-        batch = {"tokens": tokens[:, :cut], "loss_mask": labels[:, :cut] > 0} | (seen._asdict() if seen else {})
+        given = {} if seen is None else {key: x for key, x in seen._asdict().items() if x is not None}
+        batch = {"tokens": tokens[:, :cut], "loss_mask": labels[:, :cut] > 0} | given
         loss, balance = _loss(config, leaves, batch)
         yield "loss", _apart(loss, expected[f"{kind}_loss"])
         if balance is not None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Float32, Num
 
 Rotation = tuple[Float[Array, "*P half"], Float[Array, "*P half"]]  # cosines and sines
 
@@ -43,11 +42,13 @@ def rotate(
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
 
 
-def stretch(frequencies: jax.Array, factor: float, low: float, high: float, length: float) -> jax.Array:
+def stretch(
+    frequencies: Float32[Array | np.ndarray, " half"], factor: float, low: float, high: float, length: float
+) -> Float32[Array, " half"]:
     """LLaMA 3.1's long context: waves that fit the original `length` less than `low` times are `factor` slower.
 
     Those that fit more than `high` times stay, those between go over smoothly (Meta's `apply_scaling`).
     """
     fits = length * frequencies / (2 * jnp.pi)
     smooth = jnp.clip((fits - low) / (high - low), 0, 1)
-    return frequencies * (smooth + (1 - smooth) / factor)
+    return jnp.asarray(frequencies) * (smooth + (1 - smooth) / factor)

@@ -32,7 +32,7 @@ Batch = dict[str, jax.Array]
 class TrainState(NamedTuple):
     trainable: Leaves
     optimizer: Any
-    frozen: Leaves
+    frozen: dict[str, Any]
 
 
 class Sums(NamedTuple):
@@ -151,7 +151,7 @@ def make_step(
     weights = weights or {}
     parts_of = accumulate if isinstance(accumulate, Mapping) else collections.defaultdict(lambda: accumulate)
 
-    def loss_of(trainable: Leaves, frozen: Leaves, batches: dict[str, Batch], counts: dict[str, jax.Array]):
+    def loss_of(trainable: Leaves, frozen: dict[str, Any], batches: dict[str, Batch], counts: dict[str, jax.Array]):
         model = blueprint.bind(trainable | frozen)
         total: Any = 0.0
         sums = []
