@@ -139,7 +139,7 @@ def test_embedding_places_pictures_right_after_bos(tiny):
     model = blueprint(tiny).bind(born(tiny))
     pixels = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     tokens = jnp.array([[1, 5, 6], [1, 7, 8]])
-    x = model.embed(tokens, model.encode(pixels))
+    x = jax.jit(lambda: model.embed(tokens, model.encode(pixels)))()
     assert x.shape == (2, 3 + tiny.image_positions, 32)
     table = model.decoder.embedding[...]
     np.testing.assert_array_equal(x[:, 0], table[tokens[:, 0]])
@@ -221,13 +221,14 @@ def test_depthwise_paths_agree_with_a_plain_loop(side):
 def test_isolated_turns_answer_as_if_alone(tiny):
     """Two turns behind one picture give the logits that each gives in a conversation of its own."""
     model = blueprint(tiny).bind(born(tiny))
-    features = model.encode(jax.random.normal(jax.random.key(0), (1, 32, 32, 3)))
+    features = jax.jit(model.encode)(jax.random.normal(jax.random.key(0), (1, 32, 32, 3)))
+    logits = jax.jit(lambda *given: model.decoder.logits(model.hidden(*given)[0]))
     prefix, first, second = [1, 9, 8], [20, 21, 22, 23], [30, 31, 32]
     both = jnp.array([prefix + first + second + [0]])
     segments = jnp.array([[0] * 3 + [1] * 4 + [2] * 3 + [-1]])
-    packed = model.decoder.logits(model.hidden(both, features, segments)[0])
+    packed = logits(both, features, segments)
     for turn, at in ((first, 3), (second, 7)):
-        alone = model.decoder.logits(model.hidden(jnp.array([prefix + turn]), features)[0])
+        alone = logits(jnp.array([prefix + turn]), features)
         np.testing.assert_allclose(packed[0, at : at + len(turn)], alone[0, 3:], atol=1e-5)
 
 
@@ -260,8 +261,8 @@ def test_a_picture_without_padding_is_as_if_nothing_were_skipped():
     encoders = {p: x for p, x in leaves.items() if p.startswith("encoders/")}
     features = make_encode(config)(encoders, pixels)
     assert not features.padding.any()
-    logits = blueprint(config).bind(leaves).hidden(tokens, features)[0]
-    expected = blueprint(plain).bind(leaves).hidden(tokens, features._replace(padding=None))[0]
+    logits = jax.jit(blueprint(config).bind(leaves).hidden)(tokens, features)[0]
+    expected = jax.jit(blueprint(plain).bind(leaves).hidden)(tokens, features._replace(padding=None))[0]
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
@@ -274,7 +275,9 @@ def test_a_skipped_crop_is_one_position_and_none_of_the_encoders_work():
     np.testing.assert_array_equal(features.padding[0], [0, 1, 1, 1, 0, 0, 0, 1, 1, 1])
     assert not np.asarray(features.crops)[0, [0, 1, 2, 6, 7, 8]].any(), "skipped crops were encoded"
     model = blueprint(config).bind(leaves)
-    np.testing.assert_allclose(model.encode(normalise(pixels)).crops[0, 3:6], features.crops[0, 3:6], atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(model.encode)(normalise(pixels)).crops[0, 3:6], features.crops[0, 3:6], atol=1e-5
+    )
     x = model.embed(tokens, features)[0]
     width = config.positions_of_view(1)
     skip = leaves["embedding_mix/tags/skip"][None]
@@ -325,7 +328,7 @@ def test_born_in_shards_equals_born_whole():
         kv = parts["decoder/blocks/attention/k"]  # one key/value head does not divide by two
         assert kv.sharding.shard_shape(kv.shape) == (2, 8, 1, 16), kv.sharding
         pixels, tokens = jax.numpy.ones((1, 32, 32, 3)), jax.numpy.ones((1, 4), int)
-        a = plan.bind(whole).logits(tokens, pixels)
+        a = jax.jit(lambda p: plan.bind(p).logits(tokens, pixels))(whole)
         with jax.set_mesh(make_mesh(data=1, fsdp=4, tensor=2)):
             placed = {k: jax.device_put(np.asarray(v), parts[k].sharding) for k, v in whole.items()}
             b = jax.jit(lambda p: plan.bind(p).logits(tokens, pixels))(placed)

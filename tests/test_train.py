@@ -119,7 +119,7 @@ def test_moments_take_the_bytes_that_they_are_given(name, settings, most):
 def test_accumulated_step_equals_the_whole_batch(mesh):
     optimizer = make_optimizer("adamw", trainable_specs(), clip=1.0, weight_decay=0.1)
     results = []
-    for accumulate in (1, 2, 4):
+    for accumulate in (1, 4):
         step = make_step(PLAN, optimizer, accumulate=accumulate)
         state, metrics = step(state_of(optimizer, mesh), {"image": batch()}, np.float32(1e-3))
         results.append((float(metrics["loss"]), state.trainable))
