@@ -51,7 +51,6 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     from sphinx_jax import distributed
-    from sphinx_jax.recipe import runner
     from sphinx_jax.recipe.run import progress_of
 
     workdir = as_path(_WORKDIR.value or Path("runs") / (f"{file.stem}-smoke" if _SMOKE.value else file.stem))
@@ -60,6 +59,8 @@ def main(argv: list[str]) -> None:
         if distributed.CHILD not in os.environ:
             sys.exit(distributed.supervise(workdir, progress_of))
         distributed.connect(cluster, _HEARTBEAT.value)
+    from sphinx_jax.recipe import runner
+
     with contextlib.nullcontext() if cluster is None else distributed.leaving_alone():
         found = runner.parse(recipe_values(), origins=False)  # the run looks at those of the stages to come
         runner.run(found, workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)

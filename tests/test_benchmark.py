@@ -3,6 +3,7 @@
 import pytest
 
 pytest.importorskip("torch")
+pytest.importorskip("transformers")
 
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.measure import benchmark, encoder_benchmark

@@ -17,6 +17,7 @@ from PIL import Image
 from sphinx_jax import distributed
 from sphinx_jax.command import LOST
 from sphinx_jax.config import ConfigError
+from sphinx_jax.train.history import read_history
 
 ROOT = Path(__file__).parents[1]
 STEPS = 24
@@ -35,6 +36,7 @@ def get_config():
     c.stage = {"tune": {
         "kind": "train", "start": "fresh", "steps": STEPS, "batch": 8, "length": 96, "domains": {"*": 1.0},
         "text_batch": 4, "text_length": 48, "pack_text": True, "rate": 1e-3, "log_every": 1, "save_every": 4, "keep": 9,
+        "evaluate_every": 12, "held_out": "train", "held_out_items": 10,
     }}
     return c
 """
@@ -108,6 +110,12 @@ def losses(workdir):
     return history(workdir, "loss")
 
 
+def held_out(workdir):
+    found = [(e["step"], e["held_out/loss"]) for e in read_history(workdir / "tune") if "held_out/loss" in e]
+    assert [step for step, _ in found] == [12, 24]
+    return [loss for _, loss in found]
+
+
 def wait_for(path, process):
     while not path.exists():
         assert process.poll() is None, process.log.read_text()
@@ -126,6 +134,7 @@ def test_several_processes_learn_as_one_does(recipe, alone, tmp_path, count, ten
     assert [finish(p) for p in processes] == [0] * count, processes[0].log.read_text()
     np.testing.assert_allclose(losses(workdir), alone, rtol=2e-4)
     assert history(workdir, "skipped") == history(recipe.parent / "alone", "skipped")
+    np.testing.assert_allclose(held_out(workdir), held_out(recipe.parent / "alone"), rtol=2e-4)
     assert "tune 24/24" in processes[0].log.read_text() and "tune" not in processes[1].log.read_text()
 
 

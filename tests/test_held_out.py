@@ -29,7 +29,7 @@ TEXT = tiny_config(views=None, clip=None, convnext=None, dinov2=None, blip2=None
 
 
 @pytest.mark.parametrize("size", [2, 3, 6])
-def test_the_loss_is_that_of_the_first_items_whatever_the_batch(size):
+def test_the_loss_is_that_of_the_same_items_whatever_the_batch(size):
     """Beside logits of one row at a time, without padding rows, in float64."""
     items = [Item(None, [(f"Say {n}.", f"{n} and {n + 1}"), ("And?", "no" * n)], id=str(n)) for n in range(1, 9)]
     model, shape = blueprint(TEXT).bind(born(TEXT)), Shape(160, turns=1)
@@ -123,7 +123,7 @@ def test_keeping_the_best_needs_something_to_tell_it_by():
 def test_a_split_that_is_not_there_is_told_before_the_run():
     stage = {"kind": "train", "start": "fresh", "steps": 2, "domains": {"*": 1.0}, "evaluate_every": 1}
     values = {"model": TEXT, "data": {"playground": None, "meta": {"train": "list.yaml"}}, "stages": ("tune",)}
-    with pytest.raises(ConfigError, match="stage.tune.split 'validation' is not in data.meta, which has train"):
+    with pytest.raises(ConfigError, match="stage.tune.held_out 'validation' is not in data.meta, which has train"):
         parse(values | {"stage": {"tune": stage}})
     parse(values | {"stage": {"tune": stage | {"held_out": "train"}}})
 

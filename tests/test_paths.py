@@ -52,6 +52,7 @@ def test_a_recipe_trains_mixes_and_answers_in_a_store(bucket):
     values["stage"]["pretrain_real"]["cache_features"] = True
     for name in ("pretrain_real", "continue_synthetic", "finetune"):
         values["stage"][name]["steps"] = 2
+        values["stage"][name] |= {"evaluate_every": 1, "keep": "best"}
     run = runner.run(runner.parse(values), bucket / "run", quiet=True)
     assert all(done(run, name) for name in run.recipe.stages)
     assert {p.name for p in bucket.iterdir()} == {"items.jsonl", "list.yaml", "pictures", "run"}

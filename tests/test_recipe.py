@@ -55,7 +55,9 @@ def values() -> dict:
                 "pictures": 8,
                 "batch": 4,
             },
-            "finetune": SHARED | {"start": "mix", "steps": 4, "domains": {"real": 1.0, "synthetic": 1.0}},
+            "finetune": SHARED
+            | {"start": "mix", "steps": 4, "domains": {"real": 1.0, "synthetic": 1.0}}
+            | {"evaluate_every": 2, "held_out_items": 6, "keep": "best"},
             "evaluate": {"kind": "evaluate", "start": "finetune", "limit": 2, "batch": 16},
             "show": {"kind": "show", "samples": 4},
             "chat": {"kind": "chat", "question": "What is the red thing?", "max_new_tokens": 4},

@@ -3,7 +3,8 @@
 A mix of two checkpoints of 0.7 GB beside a copy of the same bytes, from a cold cache:
   python tools/benchmark.py mix --folder /tmp/bench
 
-The training step beside the same decoder in transformers and PyTorch (pip install torch), and the frozen encoders:
+The training step beside the same decoder in transformers and PyTorch, and the frozen encoders (pip install
+'sphinx_jax[torch]'):
   python tools/benchmark.py train --dim 512 --layers 4 --batch 8 --length 256
 
 The step of a recipe on what is here, with fresh weights and made-up rows: milliseconds, tokens a second, MFU.

@@ -58,8 +58,11 @@ class Torch:
     def __init__(self):
         try:
             import torch
+            import transformers  # noqa: F401 (whose models the comparison is with)
         except ImportError:
-            raise ConfigError("the comparison needs PyTorch: pip install 'sphinx_jax[torch]'") from None
+            raise ConfigError(
+                "the comparison needs PyTorch and transformers: pip install 'sphinx_jax[torch]'"
+            ) from None
         self.gpu = platform() == "gpu"
         if self.gpu and not torch.cuda.is_available():
             raise ConfigError("JAX has a GPU and PyTorch sees none; install PyTorch for CUDA, or set JAX_PLATFORMS=cpu")

@@ -28,10 +28,12 @@ def check_names(recipe: Recipe, name: str, kind: str) -> None:
             raise ConfigError("frozen: these patterns leave nothing to train")
     split = getattr(stage, "split", None)
     if not data.playground:  # people's own data has domains and tasks of their own
-        looked_at = (stage.held_out,) if kind == "train" and stage.evaluate_every else ()
-        for needed in (*((split,) if split else ("validation", "test") if kind == "mix" else ()), *looked_at):
-            if name in recipe.stages and needed not in data.meta:
-                raise ConfigError(f"split {needed!r} is not in data.meta, which has {', '.join(data.meta)}")
+        needed = [("split", one) for one in ((split,) if split else ("validation", "test") if kind == "mix" else ())]
+        if kind == "train" and stage.evaluate_every:
+            needed.append(("held_out", stage.held_out))
+        for field, one in needed:
+            if name in recipe.stages and one not in data.meta:
+                raise ConfigError(f"{field} {one!r} is not in data.meta, which has {', '.join(data.meta)}")
         return
     for field, known in (("tasks", INSTRUCTIONS), ("domains", DOMAINS), ("split", SPLITS), ("held_out", SPLITS)):
         given = getattr(stage, field, None) or ()

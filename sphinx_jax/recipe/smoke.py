@@ -29,6 +29,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "warmup": 1,
         "warmup_epochs": 0.0,
         "split": "train",
+        "held_out": "validation",
+        "held_out_items": ROWS,
         "length": 128,
         "text_length": 64,
         "workers": 0,

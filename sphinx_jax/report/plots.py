@@ -166,7 +166,8 @@ def loss_figure(histories: Mapping[str, History], dark: bool = False) -> bytes |
                 axes.set_ylabel("loss (nats per token)")
         if set(shown) != {"all"}:
             names = [name for name in (*DOMAINS, "all", HELD_OUT) if name in shown]
-            labels = [{"all": "both domains", HELD_OUT: "held out"}.get(name, name) for name in names]
+            whole = "both domains" if any(name in DOMAINS for name in names) else "training"
+            labels = [{"all": whole, HELD_OUT: "held out"}.get(name, name) for name in names]
             handles = [shown[name] for name in names]
             figure.legend(handles, labels, loc="outside upper right", ncols=len(names))
         return to_png(figure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import jax
@@ -14,19 +15,20 @@ from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.rows import Row, Rows, Shape, Source
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.sharding import constrain
 from sphinx_jax.train.step import GROUPS, Batch, Sums, TrainState, batch_sums, by_group, cross_entropy
 
 THREADS = 8  # that read pictures
 
 
 class _Padded(grain.transforms.RandomMap):
-    """Number -> row; beyond the last item a row that counts for nothing."""
+    """Place in the batches -> row: those of the numbers, and beyond them rows that count for nothing."""
 
-    def __init__(self, rows: Rows, count: int):
-        self.rows, self.count = rows, count
+    def __init__(self, rows: Rows, numbers: np.ndarray):
+        self.rows, self.numbers = rows, numbers
 
-    def random_map(self, number: int, rng: np.random.Generator) -> Row:
-        return self.rows.random_map(number, rng) if number < self.count else self.rows.masked(0)
+    def random_map(self, place: int, rng: np.random.Generator) -> Row:
+        return self.rows.random_map(self.numbers[place], rng) if place < len(self.numbers) else self.rows.masked(0)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class HeldOut:
 
     Args:
       size: rows of a batch, over all processes.
-      items: how many of the data set are looked at, its first ones.
+      items: how many of the data set are looked at, from all over it.
+      weight: of its loss among those of the other data sets.
     """
 
     source: Source
@@ -43,33 +46,36 @@ class HeldOut:
     shape: Shape
     size: int
     items: int
+    weight: float = 1.0
 
     def batches(self, process: int, processes: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's share of each batch; turns of a picture are drawn alike at every look."""
-        count = min(self.items, len(self.source.eligible))
-        rows = _Padded(Rows(self.source, self.tokenizer, self.shape), count)
-        numbers = grain.MapDataset.range(-(-count // self.size) * self.size).seed(0)
-        share = numbers.random_map(rows)[process::processes].batch(self.size // processes)
-        for batch in share.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * self.size)):
+        total, size = len(self.source.eligible), self.size // processes
+        numbers = np.linspace(0, total - 1, min(self.items, total)).astype(int)
+        rows = _Padded(Rows(self.source, self.tokenizer, self.shape), numbers)
+        places = grain.MapDataset.range(-(-len(numbers) // self.size) * self.size).seed(0)
+        # row by row: rows are made ahead, not batches
+        share = places.random_map(rows)[process::processes].to_iter_dataset(grain.ReadOptions(THREADS, 2 * size))
+        for batch in share.batch(size):
             batch.pop("skipped")
             yield batch
 
 
 @functools.cache
-def make_sums(model: ModelConfig) -> Callable[[TrainState, Batch], Sums]:
-    """The jitted (state, batch) -> losses of the batch, by task and domain."""
+def make_sums(model: ModelConfig) -> Callable[[dict[str, Any], Batch], Sums]:
+    """The jitted (leaves, batch) -> losses of the batch, by task and domain, whole in every process."""
     plan = blueprint(model)
 
-    def sums(state: TrainState, batch: Batch) -> Sums:
-        losses, _ = cross_entropy(plan.bind(state.trainable | state.frozen), batch)
-        return batch_sums(batch, losses)
+    def sums(leaves: dict[str, Any], batch: Batch) -> Sums:
+        losses, _ = cross_entropy(plan.bind(leaves), batch)
+        return jax.tree.map(lambda x: constrain(x, None), batch_sums(batch, losses))
 
     return jax.jit(sums)
 
 
 def look(
     held: Sequence[HeldOut],
-    sums: Callable[[TrainState, Batch], Sums],
+    sums: Callable[[dict[str, Any], Batch], Sums],
     process: int,
     processes: int,
     state: TrainState,
@@ -77,17 +83,17 @@ def look(
 ) -> dict[str, float]:
     """Mean cross-entropies in nats per token, by the names they have in the history.
 
-    `held_out/loss` is the mean over the data sets, each of which counts alike, as it does where mixes are judged; NaN
-    where nothing in one of them can be used.
+    `held_out/loss` is the mean over the data sets, by their weights; NaN where nothing in one of them can be used.
     """
     entry, means, total = {}, [], np.zeros((2, GROUPS))
+    leaves = state.trainable | state.frozen
     for one in held:
-        found = [sums(state, jax.tree.map(place, batch)) for batch in one.batches(process, processes)]
+        found = [sums(leaves, jax.tree.map(place, batch)) for batch in one.batches(process, processes)]
         summed = np.sum(jax.device_get(found), axis=0)  # (2, GROUPS)
         total += summed
         loss, count = summed.sum(axis=1)
         means.append(float(loss / count) if count else float("nan"))
         if len(held) > 1:
             entry[f"held_out/{one.source.name}"] = means[-1]
-    entry["held_out/loss"] = float(np.mean(means))
+    entry["held_out/loss"] = float(np.average(means, weights=[one.weight for one in held]))
     return entry | by_group(Sums(*total), "held_out/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -101,7 +102,8 @@ def run(job: TrainJob) -> TrainState:
     Writes `history.jsonl` (one line a log step), TensorBoard events and checkpoints into the job's folder; a
     checkpoint holds the state after its step, whose number is also the position in the data, so a resumed run repeats
     and skips nothing.  Checkpoints are written while training goes on.  Batches are on their way to the devices while
-    these work on the step before: nothing here waits for a step but a log line.
+    these work on the step before: nothing here waits for a step but a log line and a look at
+    held-out data.
 
     Raises:
       TrainingStopped: after too many steps in a row that are not finite, whose batches `bad_steps.json` names, or
@@ -150,7 +152,8 @@ def run(job: TrainJob) -> TrainState:
             last = step + 1 == settings.steps or leaving
             saves = (step + 1) % settings.save_every == 0 or last
             every = settings.evaluate_every
-            looks = every and ((step + 1) % every == 0 or step + 1 == settings.steps)
+            # who is to leave has little time, and saves first of all
+            looks = every and (((step + 1) % every == 0 and not leaving) or step + 1 == settings.steps)
             if (step + 1) % settings.log_every == 0 or last or looks or (saves and not learnt):
                 entry = window.summary(step + 1, job.throughput, shares)
                 for number, finite in enumerate(window.finite, window.first + 1):
@@ -179,8 +182,8 @@ def run(job: TrainJob) -> TrainState:
                 if looks:
                     looking = time.perf_counter()
                     entry |= job.held_out(state, place)
-                    entry["seconds"] += time.perf_counter() - looking
                     saves = saves or (settings.keep == "best" and checkpoints.is_best(entry["held_out/loss"]))
+                    entry["seconds"] += time.perf_counter() - looking
                 history.write(entry)
                 line.show(entry)
                 if entry["data_wait"] > DATA_WAIT and leader and not waits:
@@ -221,14 +224,17 @@ class Checkpoints:
         self._wait: Callable[[], None] | None = None
 
     def is_best(self, loss: float) -> bool:
-        """Whether no checkpoint that is kept has a lower held-out loss."""
+        """Whether no checkpoint that is kept has a lower held-out loss, as the first process sees it."""
         self.wait()
-        return loss <= store.held_out_loss(store.best(self.folder))
+        first = jax.process_index() == 0 and loss <= store.held_out_loss(store.best(self.folder))
+        return bool(gather(np.array([float(first)]))[0])
 
     def save(self, step: int, state: TrainState, held_out: float | None = None) -> None:
         """`held_out`: the loss on held-out data, by which the best is told."""
         self.wait()
-        recipe = self.recipe | {"step": step} | ({} if held_out is None else {store.HELD_OUT: held_out})
+        recipe = self.recipe | {"step": step}
+        if held_out is not None and math.isfinite(held_out):
+            recipe |= {store.HELD_OUT: held_out}
         self._wait = store.save_async(
             self.folder / str(step),
             state.trainable | self._plain(state.frozen),

@@ -22,6 +22,7 @@ from sphinx_jax.data.sources import OTHER, Data, some
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.distributed import agree
+from sphinx_jax.settings import of_field
 from sphinx_jax.train.settings import TrainStage
 
 _log = logging.getLogger(__name__)
@@ -108,6 +109,35 @@ def sources_of(s: TrainStage, data: Data) -> dict[str, list[Source]]:
         found["text"] = data.texts(s.split)
         if not any(len(source.items) for source in found["text"]):
             raise ConfigError(f"text_batch: data.meta.{s.split} has no text alone; leave it out")
+    return found
+
+
+def held_out_sources(
+    name: str, s: TrainStage, data: Data, shapes: Mapping[str, Shape], tokenizer: Tokenizer
+) -> dict[str, list[Source]]:
+    """What a stage looks at while it trains: its domains and texts, of the held-out split.
+
+    People's own list may hold out pictures or texts alone.  Raises ConfigError where it holds out neither, or where a
+    larger share of it than `unusable` is of no use.
+    """
+    with of_field(f"stage.{name}.held_out"):
+        texts = bool(s.text_batch) and any(len(source.items) for source in data.texts(s.held_out))
+        pictures = s.domains if data.config.playground or data.pictures(s.held_out) else {}
+        if not (texts or pictures):
+            raise ConfigError(f"data.meta.{s.held_out} has nothing of what the stage trains on")
+        found = sources_of(
+            dataclasses.replace(s, split=s.held_out, domains=pictures, text_batch=s.text_batch if texts else 0), data
+        )
+        problem = None
+        if jax.process_index() == 0 and not data.config.playground:
+            try:
+                for kind, of_kind in found.items():
+                    for source in of_kind:
+                        seen = tried(source, tokenizer, shapes[kind])
+                        _enough(name, s, seen.items, seen.unusable, f"held out of {source.name!r}", seen.first)
+            except ConfigError as error:
+                problem = str(error)
+        agree(problem)
     return found
 
 

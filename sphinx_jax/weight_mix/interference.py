@@ -90,7 +90,7 @@ class Cell:
     """One module of one layer of a stack (`decoder`, `encoders/clip`); outside the layers, of no stack.
 
     Args:
-      kind: one of `mix_settings.KINDS`, or `other`.
+      kind: one of `settings.KINDS`, or `other`.
     """
 
     stack: str

@@ -1,11 +1,11 @@
 """The methods of the weight mix: what happens to one matrix, slice by slice, in numpy and float32 or higher.
 
-`mix` runs a method of `METHODS` on a `Unit`.  A method that needs norms, dot products or thresholds passes over
+`Method.run` mixes a `Unit` by one of `METHODS`.  A method that needs norms, dot products or thresholds passes over
 the slices before it yields; memory is a few slices, whatever the size of the matrix, and the result is bit for bit the
 same however the rows are cut.
 
 Here are the methods that add up whole matrices with coefficients; those that make task vectors sparse are in
-`mix_task_vectors`.  Where mergekit 0.1.5 has a method of the same name, definition, parameters and defaults are its
+`task_vectors`.  Where mergekit 0.1.5 has a method of the same name, definition, parameters and defaults are its
 own, unless the docstring says otherwise.
 """
 

@@ -53,7 +53,7 @@ MERGEKIT_KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", 
 def check_allowances(names: Collection[str]) -> None:
     """ConfigError if a mix cannot be told to let one of these pass.
 
-    Known are fields of the models that may differ (`mix_compare`): then the mix has those of one of them; and what
+    Known are fields of the models that may differ (`compare`): then the mix has those of one of them; and what
     may be lost (`casting`): `nonfinite` takes NaN and infinity as they are, `underflow` what the dtype flushes.
     """
     known = {*LOSSES, *differing_fields()}

@@ -247,7 +247,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def complete(file: Path) -> Iterator[None]:
-    """Tells a key that is read and not there by the name of its file."""
+    """Turns a KeyError into a BadCheckpoint that names the file."""
     try:
         yield
     except KeyError as error:

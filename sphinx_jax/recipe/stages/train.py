@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.config import ConfigError
-from sphinx_jax.data.rows import Shape, Source
+from sphinx_jax.data.rows import Source
 from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.model.blueprint import Leaves, held_dtypes
 from sphinx_jax.recipe.run import Run
@@ -25,6 +24,7 @@ from sphinx_jax.train.stage_data import (
     check_features,
     describe,
     fitted,
+    held_out_sources,
     sources_of,
     with_rows,
     with_steps,
@@ -44,9 +44,26 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     s = with_steps(s, sources, every=settings.text_batch == "auto")
     sizes, shaped = s.rows(), shapes(model, s)
     check(name, s, run.data, sources, shaped, run.tokenizer)
+    held_sources = held_out_sources(name, s, run.data, shaped, run.tokenizer) if s.evaluate_every else {}
     if s.cache_features and s.domains:
         sources["image"] = [with_features(run, name, s, source, held[0]) for source in sources["image"]]
-    looked_at = held_out_of(run, name, s, shaped, held[0]) if s.evaluate_every else []
+        there = dataclasses.replace(s, split=s.held_out)
+        held_sources |= {
+            "image": [with_features(run, name, there, source, held[0]) for source in held_sources.get("image", ())]
+        }
+    weights = {"image": max(s.image_weight, 1e-9), "text": max(s.text_weight, 1e-9)}
+    looked_at = [
+        held_out.HeldOut(
+            source,
+            run.tokenizer,
+            shaped[kind],
+            sizes[kind] // made.parts[kind],
+            s.held_out_items,
+            weights[kind] / len(of_kind),
+        )
+        for kind, of_kind in held_sources.items()
+        for source in of_kind
+    ]
     if not (run.quiet or run.data.config.playground):
         print(describe(name, s, sources), flush=True)
     seeds = {"image": run.recipe.seed, "text": run.recipe.seed + 1}
@@ -93,27 +110,3 @@ def with_features(run: Run, name: str, s: TrainStage, source: Source, leaves: Le
     if features is not None and not run.data.config.playground:
         check_features(name, s, features.bad, len(source.items))
     return dataclasses.replace(source, features=features)
-
-
-def held_out_of(
-    run: Run, name: str, s: TrainStage, shaped: Mapping[str, Shape], leaves: Leaves
-) -> list[held_out.HeldOut]:
-    """What the stage looks at while it trains: its domains and texts, of the held-out split.
-
-    People's own list may hold out pictures or texts alone.  Raises ConfigError where it holds out neither.
-    """
-    there, data = dataclasses.replace(s, split=s.held_out), run.data
-    if not (data.config.playground or data.pictures(s.held_out)):
-        there = dataclasses.replace(there, domains={})
-    if not any(len(source.items) for source in data.texts(s.held_out)):
-        there = dataclasses.replace(there, text_batch=0)
-    if not there.rows():
-        raise ConfigError(f"held_out: data.meta.{s.held_out} has nothing of what stage {name} trains on")
-    sources = sources_of(there, data)
-    if s.cache_features and there.domains:
-        sources["image"] = [with_features(run, name, there, source, leaves) for source in sources["image"]]
-    return [
-        held_out.HeldOut(source, run.tokenizer, shaped[kind], s.rows()[kind], s.held_out_items)
-        for kind, of_kind in sources.items()
-        for source in of_kind
-    ]
