@@ -24,7 +24,7 @@ from sphinx_jax.recipe.recipe import PLAYGROUND
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train import loop
 from sphinx_jax.train import step as step_module
-from sphinx_jax.train.numbers import order_numbers
+from sphinx_jax.train.number_tokens import order_numbers
 from sphinx_jax.train.optimizer import decays, learning_rate, make_optimizer, muon_dimensions
 from sphinx_jax.train.settings import TrainStage
 from sphinx_jax.train.step import TrainState, make_step
@@ -306,7 +306,7 @@ from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train import loop
 from sphinx_jax.recipe.recipe import PLAYGROUND
 from sphinx_jax.train import loop
-from sphinx_jax.train.numbers import order_numbers
+from sphinx_jax.train.number_tokens import order_numbers
 from sphinx_jax.train.optimizer import learning_rate, make_optimizer
 from sphinx_jax.train.program import slots
 from sphinx_jax.train.settings import TrainStage

@@ -7,10 +7,11 @@ from pathlib import Path
 from sphinx_jax.data.playground import prose, text
 from sphinx_jax.data.playground.pictures import make_picture
 from sphinx_jax.data.playground.vocabulary import VOCABULARY, train_tokenizer
+from sphinx_jax.data.tasks import DOMAINS
 
 
 def texts(pictures: int):
-    for domain, index in itertools.product(("real", "synthetic"), range(pictures)):
+    for domain, index in itertools.product(DOMAINS, range(pictures)):
         for turn in make_picture(0, "train", domain, index).turns:
             yield turn.question
             yield turn.answer

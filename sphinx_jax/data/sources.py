@@ -12,6 +12,7 @@ from sphinx_jax.config import ConfigError, unknown
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.formats.conversations import read_meta
 from sphinx_jax.data.rows import Source
+from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.distributed import one_first
 from sphinx_jax.settings import Name, Positive, Seed, Settings
 
@@ -72,7 +73,7 @@ class Data:
             return [Source("text", [i for i in self.listed(split) if i.image is None])]
         from sphinx_jax.data.playground import text, told
 
-        pictures = [item for domain in ("real", "synthetic") for item in self.items(split, domain)]
+        pictures = [item for domain in DOMAINS for item in self.items(split, domain)]
         return [
             Source("text", text.stream(self.config.seed, split)),
             Source("told", told.told_all(pictures), self.config.told),

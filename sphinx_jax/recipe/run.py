@@ -21,7 +21,7 @@ from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.paths import CACHE, as_path, located
 from sphinx_jax.recipe.recipe import PARTS, PLAYGROUND, Recipe, mesh_of
 from sphinx_jax.train.features import FeatureCache, cache_features
-from sphinx_jax.train.numbers import order_numbers
+from sphinx_jax.train.number_tokens import order_numbers
 
 
 @dataclass(frozen=True)

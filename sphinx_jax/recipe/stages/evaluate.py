@@ -20,6 +20,7 @@ from annotated_types import MinLen
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import SYSTEM, render
 from sphinx_jax.data.sources import some
+from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.evaluate.scores import tabulate
@@ -53,7 +54,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class EvaluateStage(Settings):
     start: Name  # a stage or a checkpoint folder
-    domains: Annotated[tuple[Name, ...], MinLen(1)] = ("real", "synthetic")
+    domains: Annotated[tuple[Name, ...], MinLen(1)] = DOMAINS
     split: Name = "test"
     tasks: Annotated[tuple[Name, ...], MinLen(1)] | None = None  # None: all that occur
     limit: Count | None = None  # questions per task and domain

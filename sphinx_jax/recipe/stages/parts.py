@@ -17,7 +17,7 @@ from annotated_types import MinLen
 from sphinx_jax.checkpoint import store
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.image import load_image, padded_resize
-from sphinx_jax.data.tasks import COCO_KEYPOINTS, Box, parse_answer, parse_boxes
+from sphinx_jax.data.tasks import COCO_KEYPOINTS, DOMAINS, Box, parse_answer, parse_boxes
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import Blueprint, blueprint
 from sphinx_jax.model.flops import peak_flops
@@ -37,7 +37,7 @@ KEYPOINT_SIDE = 0.08  # a keypoint counts as a box of this side around it
 @dataclass(frozen=True)
 class EncodersStage(Settings):
     steps: Count
-    domains: Annotated[tuple[Name, ...], MinLen(1)] = ("real", "synthetic")
+    domains: Annotated[tuple[Name, ...], MinLen(1)] = DOMAINS
     batch: Count = 32
     optimizer: Name = "muon"
     rate: Positive = 8e-3
