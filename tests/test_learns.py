@@ -40,7 +40,7 @@ def test_pictures_that_were_held_out_are_told_apart(tmp_path):
         "start": "fresh",
         "steps": 120,
         "batch": 12,
-        "length": 96,
+        "length": 200,
         "domains": {"*": 1.0},
         "text_batch": 0,
         "optimizer": "muon",
