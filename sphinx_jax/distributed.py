@@ -132,6 +132,17 @@ def agree(problem: str | None) -> None:
         raise ConfigError(problem)
 
 
+def first_checks(look: Callable[[], object]) -> None:
+    """Process 0 alone looks; a ConfigError of its is one in every process."""
+    problem = None
+    if jax.process_index() == 0:
+        try:
+            look()
+        except ConfigError as error:
+            problem = str(error)
+    agree(problem)
+
+
 def gather(mine: np.ndarray) -> np.ndarray:
     """An array (n,) of each process -> (processes, n) of all of them, the same in each."""
     if jax.process_count() == 1:

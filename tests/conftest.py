@@ -48,6 +48,18 @@ def pytest_configure(config):
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
+# settings of one training step of both kinds of rows, text packed
+ONE_STEP = {
+    "start": "fresh",
+    "steps": 1,
+    "batch": 8,
+    "length": 12,
+    "text_batch": 8,
+    "text_length": 16,
+    "pack_text": True,
+}
+
+
 def tiny_config(**changes) -> ModelConfig:
     """All four encoders and five views, as small as they get: 16-pixel views of 2 × 2 patches."""
     values = {

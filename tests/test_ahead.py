@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import born, run_with_devices, tiny_config
+from conftest import ONE_STEP, born, run_with_devices, tiny_config
 from test_sharding import batches
 
 from sphinx_jax.config import ConfigError
@@ -24,17 +24,7 @@ from sphinx_jax.train.program import abstract_batches, abstract_state, program, 
 from sphinx_jax.train.settings import TrainStage, shapes
 
 MODEL = tiny_config()
-STAGE = TrainStage(
-    start="fresh",
-    steps=1,
-    batch=8,
-    length=12,
-    text_batch=8,
-    text_length=16,
-    pack_text=True,
-    domains={"*": 1.0},
-    device_rows=4,
-)
+STAGE = TrainStage(**ONE_STEP, domains={"*": 1.0}, device_rows=4)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])

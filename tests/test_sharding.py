@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from conftest import born, run_with_devices, tiny_config
+from conftest import ONE_STEP, born, run_with_devices, tiny_config
 
 from sphinx_jax.config import ConfigError, DecoderConfig, MoeConfig
 from sphinx_jax.model.blueprint import FROZEN, blueprint
@@ -36,13 +36,7 @@ def one_step(name, mesh, device_rows=0):
     """Loss, and leaves less their gradients, of a step of SGD."""
     model = MODELS[name]
     settings = TrainStage(
-        start="fresh",
-        steps=1,
-        batch=8,
-        length=12,
-        text_batch=8,
-        text_length=16,
-        pack_text=True,
+        **ONE_STEP,
         optimizer="sgd",
         clip=0.0,
         domains={"real": 1.0},

@@ -265,23 +265,23 @@ def read_scales(folder: str | Path, kind: str) -> dict[str, np.ndarray]:
     return {path: np.asarray(scale) for path, scale in scales.items()}
 
 
-def newest(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint among `folder`'s step-numbered ones."""
+def _steps(folder: str | Path) -> list[Path]:
+    """The complete checkpoints among `folder`'s step-numbered ones, the newest last."""
     folder = as_path(folder)
     if not folder.is_dir():
-        return None
-    steps = sorted((int(p.name), p) for p in folder.iterdir() if p.name.isdigit() and is_complete(p))
-    return steps[-1][1] if steps else None
+        return []
+    return sorted((p for p in folder.iterdir() if p.name.isdigit() and is_complete(p)), key=lambda p: int(p.name))
+
+
+def newest(folder: str | Path) -> Path | None:
+    """The newest complete checkpoint among `folder`'s step-numbered ones."""
+    return next(reversed(_steps(folder)), None)
 
 
 def best(folder: str | Path) -> Path | None:
     """Of the step-numbered checkpoints of a folder that of the lowest held-out loss; of equal ones, and where none has
     a loss, the newest."""
-    folder = as_path(folder)
-    if not folder.is_dir():
-        return None
-    steps = [p for p in folder.iterdir() if p.name.isdigit() and is_complete(p)]
-    return min(steps, key=lambda p: (held_out_loss(p), -int(p.name)), default=None)
+    return min(reversed(_steps(folder)), key=held_out_loss, default=None)
 
 
 def held_out_loss(checkpoint: Path | None) -> float:
@@ -309,8 +309,7 @@ def keep_newest(folder: str | Path, count: int = 1, besides: Path | None = None)
     """Delete step-numbered checkpoints but the newest `count` complete ones and `besides`, and what killed saves
     left."""
     found = list(as_path(folder).iterdir())
-    steps = sorted((int(p.name), p) for p in found if p.name.isdigit() and is_complete(p))
-    for old in (p for _, p in steps[:-count] if p != besides):
+    for old in (step for step in _steps(folder)[:-count] if step != besides):
         # the marker goes first, so an interrupted deletion is not taken for a checkpoint
         (old / RECIPE).unlink()
         remove(old)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
 from sphinx_jax.config import DecoderConfig
@@ -97,7 +98,7 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.output = None if c.tied_embeddings else param(rngs, (c.dim, c.vocab_size), ("embed", "vocab"))
 
-    def embed(self, tokens: Int[Array, "B T"], dtype: Any) -> Float[Array, "B T D"]:
+    def embed(self, tokens: Int[Array, "B T"], dtype: DTypeLike) -> Float[Array, "B T D"]:
         """(B, T) int32 -> (B, T, D)."""
         # the embed axis is replicated first: of a gather from a table sharded in two dimensions XLA gathers the batch
         table = constrain(self.embedding[...].astype(dtype), "vocab", None)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from sphinx_jax.command import shortened
@@ -21,7 +20,7 @@ from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.sources import OTHER, Data, some
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.distributed import agree
+from sphinx_jax.distributed import first_checks
 from sphinx_jax.settings import of_field
 from sphinx_jax.train.settings import TrainStage
 
@@ -128,16 +127,8 @@ def held_out_sources(
         found = sources_of(
             dataclasses.replace(s, split=s.held_out, domains=pictures, text_batch=s.text_batch if texts else 0), data
         )
-        problem = None
-        if jax.process_index() == 0 and not data.config.playground:
-            try:
-                for kind, of_kind in found.items():
-                    for source in of_kind:
-                        seen = tried(source, tokenizer, shapes[kind])
-                        _enough(name, s, seen.items, seen.unusable, f"held out of {source.name!r}", seen.first)
-            except ConfigError as error:
-                problem = str(error)
-        agree(problem)
+        if not data.config.playground:
+            first_checks(lambda: _tried(name, s, found, shapes, tokenizer, "held out"))
     return found
 
 
@@ -192,28 +183,41 @@ def check(
     """
     if data.config.playground:
         return
-    problem = None
-    if jax.process_index() == 0:
-        try:
-            unreadable = data.unreadable(s.split)
-            total = len(unreadable) + len(data.listed(s.split))
-            _enough(name, s, total, len(unreadable), f"of data.meta.{s.split}", next(iter(unreadable), ""))
-            remarks = left_out(s, data, sources)
-            for kind, of_kind in sources.items():
-                for source in of_kind:
-                    found = tried(source, tokenizer, shapes[kind])
-                    _enough(name, s, found.items, found.unusable, f"tried of {source.name!r}", found.first)
-                    if found.cut:
-                        setting = "length" if kind == "image" else "text_length"
-                        remarks.append(
-                            f"of {found.items} items tried of {source.name!r} {found.cut} have answers beyond "
-                            f"{setting} = {shapes[kind].length}, which are cut"
-                        )
-            for remark in remarks:
-                _log.warning("%s: %s", name, remark)
-        except ConfigError as error:
-            problem = str(error)
-    agree(problem)
+
+    def look() -> None:
+        unreadable = data.unreadable(s.split)
+        total = len(unreadable) + len(data.listed(s.split))
+        _enough(name, s, total, len(unreadable), f"of data.meta.{s.split}", next(iter(unreadable), ""))
+        remarks = left_out(s, data, sources)
+        for kind, source, found in _tried(name, s, sources, shapes, tokenizer, "tried"):
+            if found.cut:
+                setting = "length" if kind == "image" else "text_length"
+                remarks.append(
+                    f"of {found.items} items tried of {source.name!r} {found.cut} have answers beyond "
+                    f"{setting} = {shapes[kind].length}, which are cut"
+                )
+        for remark in remarks:
+            _log.warning("%s: %s", name, remark)
+
+    first_checks(look)
+
+
+def _tried(
+    name: str,
+    s: TrainStage,
+    sources: Mapping[str, Sequence[Source]],
+    shapes: Mapping[str, Shape],
+    tokenizer: Tokenizer,
+    how: str,
+) -> list[tuple[str, Source, Tried]]:
+    """The first look at each source, with its kind.  Raises ConfigError where too much of one is of no use."""
+    looks = []
+    for kind, of_kind in sources.items():
+        for source in of_kind:
+            found = tried(source, tokenizer, shapes[kind])
+            _enough(name, s, found.items, found.unusable, f"{how} of {source.name!r}", found.first)
+            looks.append((kind, source, found))
+    return looks
 
 
 def check_features(name: str, s: TrainStage, bad: Mapping[int, str], total: int) -> None:

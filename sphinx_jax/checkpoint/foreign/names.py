@@ -246,13 +246,18 @@ def _convnext(c: ConvNextConfig) -> Iterator[Name]:
     yield from norm_rows(f"{there}.head.norm", f"{here}/norm")
 
 
+def _vit_ends(there: str, here: str, first: str, positions: str, patch: str, norm: str) -> Iterator[Name]:
+    """What stands before and after the blocks of a ViT, by the names of its class slot, positions, patches and norm."""
+    yield Name(f"{there}.{first}", (f"{here}/class_embedding",), "1 1 c -> c")
+    yield Name(f"{there}.{positions}", (f"{here}/position_embedding",), "1 p c -> p c")
+    yield Name(f"{there}.{patch}.weight", (f"{here}/patch/kernel",), CONV)
+    yield Name(f"{there}.{patch}.bias", (f"{here}/patch/bias",), SAME[1])
+    yield from norm_rows(f"{there}.{norm}", f"{here}/norm")
+
+
 def _dinov2(c: VitConfig) -> Iterator[Name]:
     there, here = "dinov2_vitg14", "encoders/dinov2"
-    yield Name(f"{there}.cls_token", (f"{here}/class_embedding",), "1 1 c -> c")
-    yield Name(f"{there}.pos_embed", (f"{here}/position_embedding",), "1 p c -> p c")
-    yield Name(f"{there}.patch_embed.proj.weight", (f"{here}/patch/kernel",), CONV)
-    yield Name(f"{there}.patch_embed.proj.bias", (f"{here}/patch/bias",), SAME[1])
-    yield from norm_rows(f"{there}.norm", f"{here}/norm")
+    yield from _vit_ends(there, here, "cls_token", "pos_embed", "patch_embed.proj", "norm")
     for layer in range(c.layers):
         at = (layer,)
         block, ours = f"{there}.blocks.{layer}", f"{here}/blocks"
@@ -279,11 +284,8 @@ def _dinov2(c: VitConfig) -> Iterator[Name]:
 def _blip2(config: ModelConfig) -> Iterator[Name]:
     v, q = config.blip2, config.qformer
     there, here = "qformer.vision_model", "encoders/blip2/vision"
-    yield Name(f"{there}.embeddings.class_embedding", (f"{here}/class_embedding",), "1 1 c -> c")
-    yield Name(f"{there}.embeddings.position_embedding", (f"{here}/position_embedding",), "1 p c -> p c")
-    yield Name(f"{there}.embeddings.patch_embedding.weight", (f"{here}/patch/kernel",), CONV)
-    yield Name(f"{there}.embeddings.patch_embedding.bias", (f"{here}/patch/bias",), SAME[1])
-    yield from norm_rows(f"{there}.post_layernorm", f"{here}/norm")
+    of = (f"embeddings.{part}_embedding" for part in ("class", "position", "patch"))
+    yield from _vit_ends(there, here, *of, "post_layernorm")
     for layer in range(v.layers):
         at = (layer,)
         block, ours = f"{there}.encoder.layers.{layer}", f"{here}/blocks"

@@ -46,11 +46,10 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     check(name, s, run.data, sources, shaped, run.tokenizer)
     held_sources = held_out_sources(name, s, run.data, shaped, run.tokenizer) if s.evaluate_every else {}
     if s.cache_features and s.domains:
-        sources["image"] = [with_features(run, name, s, source, held[0]) for source in sources["image"]]
-        there = dataclasses.replace(s, split=s.held_out)
-        held_sources |= {
-            "image": [with_features(run, name, there, source, held[0]) for source in held_sources.get("image", ())]
-        }
+        for of_split, split in ((sources, s.split), (held_sources, s.held_out)):
+            pictures = of_split.get("image", ())
+            of_split["image"] = [with_features(run, name, s, split, source, held[0]) for source in pictures]
+    # what counts for nothing is looked at all the same, where nothing else is held out
     weights = {"image": max(s.image_weight, 1e-9), "text": max(s.text_weight, 1e-9)}
     looked_at = [
         held_out.HeldOut(
@@ -105,8 +104,8 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     loop.run(job)
 
 
-def with_features(run: Run, name: str, s: TrainStage, source: Source, leaves: Leaves) -> Source:
-    features = run.features(leaves, s.split, source.name)
+def with_features(run: Run, name: str, s: TrainStage, split: str, source: Source, leaves: Leaves) -> Source:
+    features = run.features(leaves, split, source.name)
     if features is not None and not run.data.config.playground:
         check_features(name, s, features.bad, len(source.items))
     return dataclasses.replace(source, features=features)
