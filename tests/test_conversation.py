@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sphinx_jax.data import conversation as talk
 from sphinx_jax.data.formats.conversations import read_meta
 from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.paths import shortened
 
 DATA = Path(__file__).parent / "data"
 REFERENCE = json.loads((DATA / "dialog" / "dialog.json").read_text())
@@ -241,7 +242,7 @@ def test_bad_items_say_why_and_where(tmp_path, raw, reason):
     path = write(tmp_path / "bad.json", [raw])
     with pytest.raises(talk.BadItem) as caught:
         talk.read_items(path)
-    assert reason in str(caught.value) and f"{path}, item 0: " in str(caught.value)
+    assert reason in str(caught.value) and f"{shortened(path)}, item 0: " in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -361,7 +362,7 @@ def test_bad_entries_name_config_and_entry(tmp_path, entry, reason):
     config = meta(tmp_path, **entry)
     with pytest.raises(ValueError, match=reason) as caught:
         read_meta(config)
-    assert f"{config}, META entry 0" in str(caught.value)
+    assert f"{shortened(config)}, META entry 0" in str(caught.value)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 300
 
 

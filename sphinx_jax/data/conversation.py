@@ -306,7 +306,7 @@ def read_items(path: str | PathLike[str], root: str | PathLike[str] | None = Non
         try:
             items.append(parse_item(raw, remarks))
         except BadItem as error:
-            skipped.append(shortened(f"{name}, item {i}: {error}", 290))
+            skipped.append(f"{name}, item {i}: {shortened(str(error), 270 - len(name))}")
     if not items:
         raise BadItem(skipped[0] if skipped else f"{name} has no items")
     if skipped:
@@ -343,8 +343,9 @@ def read_text(path: Path, name: str, fix: str = "") -> str:
     except FileNotFoundError:
         raise ValueError(f"{name} does not exist{fix}") from None
     except Exception as error:
-        # Clients of object stores raise what they like.
-        raise ValueError(f"{name} cannot be read: {shortened(str(error), 120)}") from None
+        # Clients of object stores raise what they like; an operating system's own reason needs no second path.
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{name} cannot be read: {shortened(reason, 120)}") from None
 
 
 def _read_raw(path: Path) -> list[Any]:

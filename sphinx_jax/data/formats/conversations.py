@@ -74,7 +74,7 @@ def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> Meta
         root = None if root is None else str(_found(root, folders))
         items = read_items(file, root)
     except ValueError as error:
-        raise type(error)(shortened(f"{name}: {error}", 290)) from None
+        raise type(error)(f"{name}: {shortened(str(error), 288 - len(name))}") from None
     kind = raw.get("type") or ("image" if any(item.image for item in items) else "text")
     if ratio < 1:
         count = max(1, int(len(items) * ratio))
