@@ -11,10 +11,12 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "from_pretrained": "sphinx_jax.generate.load",
     "Sphinx": "sphinx_jax.generate.sphinx",
+    "Engine": "sphinx_jax.generate.engine",
+    "Request": "sphinx_jax.generate.engine",
     "count_parameters": "sphinx_jax.model.blueprint",
 }
 
-__all__ = ["Sphinx", "count_parameters", "from_pretrained"]
+__all__ = ["Engine", "Request", "Sphinx", "count_parameters", "from_pretrained"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,5 @@
 """Wrong arguments of the public API: one line each, before anything is compiled."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +8,8 @@ from PIL import Image
 
 import sphinx_jax
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.generate import arguments, engine
+from sphinx_jax.generate import arguments
+from sphinx_jax.generate.engine import Engine, Said
 
 PICTURE = Image.new("RGB", (20, 30))
 PIXELS = np.zeros((1, 32, 32, 3), np.float32)
@@ -150,7 +150,8 @@ def test_nothing_asked_is_nothing_answered(model):
 
 def test_settings_at_their_limits_arrive_as_they_are(text_model, monkeypatch):
     seen = []
-    monkeypatch.setattr(engine, "generate", lambda *given, stops, **settings: seen.append(settings) or [[65]])
+    said = Said("a", [], [], "stop")
+    monkeypatch.setattr(Engine, "map", lambda self, requests: [seen.append(r) or [said] for r in requests])
     limits = {"max_new_tokens": 1, "temperature": 0, "top_p": 1, "seed": -(2**63)}
     of_numpy = {
         "max_new_tokens": np.int32(3),
@@ -160,7 +161,8 @@ def test_settings_at_their_limits_arrive_as_they_are(text_model, monkeypatch):
     }
     for settings in (limits, of_numpy):
         assert text_model.generate(("a",), **settings) == [text_model.respond((("a", None),), **settings)]
-        assert seen[-2:] == [settings, settings]
+        for request in seen[-2:]:
+            assert {name: getattr(request, name) for name in settings} == settings
 
 
 def test_arrays_of_every_kind_of_number_are_taken(tiny):
@@ -170,21 +172,6 @@ def test_arrays_of_every_kind_of_number_are_taken(tiny):
     for dtype in (np.float16, np.float64, jnp.bfloat16):
         assert arguments.check_pixels(tiny, PIXELS.astype(dtype), 1).shape == PIXELS.shape
     assert arguments.check_pixels(tiny, None, 1) is None
-
-
-def test_the_mesh_of_a_stream_is_not_its_callers(text_model, monkeypatch):
-    inside = []
-
-    def stream(*given, **settings):
-        for step in range(2):
-            inside.append(jax.sharding.get_abstract_mesh())
-            yield [65] * (step + 1)
-
-    monkeypatch.setattr(engine, "stream", stream)
-    outside = jax.sharding.get_abstract_mesh()
-    for text in text_model.stream("a"):
-        assert text and jax.sharding.get_abstract_mesh() == outside
-    assert inside == [text_model.mesh.abstract_mesh] * 2
 
 
 @pytest.mark.parametrize(

@@ -70,17 +70,19 @@ def test_cached_decoding_gives_the_references_tokens_and_logits():
     config, model, expected = reference()
     features = jax.tree.map(lambda x: x[:1], reference_features())
     prompt, tokens = expected["img_gen_prompt"], expected["img_gen_tokens"]
-    padded = np.zeros((1, 160), np.int32)
-    padded[0, : len(prompt)] = prompt
-    length = jnp.array([len(prompt)])
-    cache = Cache.empty(config.decoder, 1, config.image_positions + 180, jnp.float32)
-    logits, position, cache = jax.jit(model.prefill)(padded, length, features, cache)
-    assert position == length + config.image_positions
-    decode = jax.jit(model.decode)
+    visual, kept = model.see(features)
+    assert kept.all() and visual.shape[1] == config.image_positions
+    ids = [prompt[0], *(-1 - w for w in range(config.image_positions)), *prompt[1:]]
+    cache = Cache.empty(config.decoder, 1, len(ids) + len(tokens), jnp.float32)
+    extend = jax.jit(model.extend)
+    # the prompt in two pieces, cut in the picture
+    for start, end in ((0, 40), (40, len(ids))):
+        hidden, cache = extend(jnp.array([ids[start:end]], jnp.int32), cache, jnp.array([start]), visual)
     for step, token in enumerate(tokens):
+        logits = model.decoder.logits(hidden[:, -1])
         np.testing.assert_allclose(logits[0], expected["img_gen_logits"][step], atol=1e-4)
         assert int(logits.argmax()) == token
-        logits, cache = decode(jnp.array([token]), position + step, cache)
+        hidden, cache = extend(jnp.array([[token]], jnp.int32), cache, jnp.array([len(ids) + step]))
 
 
 def test_published_folder_answers_through_the_public_api():
@@ -286,13 +288,15 @@ def test_a_skipped_crop_is_one_position_and_none_of_the_encoders_work():
     np.testing.assert_allclose(model.hidden(tokens, features)[0][0], hidden[-4:], atol=1e-5)
     # a row without padding in the same batch stays as it is, and generation goes on at the right position
     both = make_encode(config)(encoders, np.concatenate([pixels, flat_picture(50, 50)]))
-    cache = Cache.empty(config.decoder, 2, 200, jnp.float32)
-    lengths = jnp.array([4, 4])
-    logits, position, cache = model.prefill(jnp.tile(tokens, (2, 1)), lengths, both, cache)
-    np.testing.assert_array_equal(position, [4 + 4 * width + 6, 4 + 10 * width])
+    visual, kept = model.see(both)
+    np.testing.assert_array_equal(kept.sum(1), [4 * width + 6, 10 * width])
     longer = jnp.array([[1, 5, 6, 7, 9]] * 2)
-    after, _ = model.decode(jnp.array([9, 9]), position, cache)
-    np.testing.assert_allclose(after, model.decoder.logits(model.hidden(longer, both)[0][:, -1]), atol=1e-4)
+    whole = model.hidden(longer, both)[0][:, -1]
+    for row in range(2):
+        ids = [1, *(-1 - np.flatnonzero(kept[row])), 5, 6, 7, 9]
+        cache = Cache.empty(config.decoder, 1, 200, jnp.float32)
+        alone, _ = model.extend(jnp.array([ids], jnp.int32), cache, jnp.array([0]), visual[row : row + 1])
+        np.testing.assert_allclose(alone[0, -1], whole[row], atol=1e-4)
 
 
 def test_leaf_paths_are_clean_and_flatten_round_trips(tiny):

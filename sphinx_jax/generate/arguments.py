@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.config import ModelConfig, need
-from sphinx_jax.data.image import ImageSource
+from sphinx_jax.data.image import BadImage, ImageSource
 
 
 class BadArgument(ValueError):
@@ -24,6 +24,8 @@ _SAMPLING = {
     "max_new_tokens": (Integral, lambda count: count >= 1, "an integer of at least 1"),
     "temperature": (Real, lambda value: value >= 0, "a number of at least 0 (which is greedy)"),
     "top_p": (Real, lambda share: 0 < share <= 1, "a number above 0 and at most 1"),
+    "top_k": (Integral, lambda count: count >= 0, "an integer of at least 0 (which is all tokens)"),
+    "n": (Integral, lambda count: count >= 1, "an integer of at least 1"),
     "seed": (Integral, lambda seed: -(2**63) <= seed < 2**63, "an integer of 64 bits"),
 }
 _TURNS = "turns must be [[question, answer], …, [question, None]]"
@@ -59,6 +61,15 @@ def check_texts(name: str, given: Sequence[str]) -> list[str]:
     return [check_text(f"{name}[{i}]", text) for i, text in enumerate(_listed(name, given, "strings"))]
 
 
+def check_stop(given: Sequence[str]) -> list[str]:
+    """Stop texts, none of them empty."""
+    texts = check_texts("stop", given)
+    for i, text in enumerate(texts):
+        if not text:
+            raise BadArgument(f"stop[{i}] is empty; every text holds it from the start")
+    return texts
+
+
 def check_pictures(config: ModelConfig, given: Sequence[ImageSource]) -> list[ImageSource]:
     """At least one picture; what a picture is, `load_image` checks."""
     check_vision(config)
@@ -68,15 +79,15 @@ def check_pictures(config: ModelConfig, given: Sequence[ImageSource]) -> list[Im
     return images
 
 
-def check_images(
-    config: ModelConfig, given: Sequence[ImageSource] | None, prompts: Sequence[str]
-) -> list[ImageSource] | None:
+def check_images(config: ModelConfig, given: Sequence[Any] | None, prompts: Sequence[str]) -> list[Any] | None:
     """One picture a prompt, or None for none at all."""
     if given is None:
         return None
     check_vision(config)
     images = _listed("images", given, "pictures")
     check_equally_many(prompts=prompts, images=images)
+    if any(image is None for image in images):
+        raise BadImage("an image must be a path, bytes or a PIL image, not NoneType")
     return images
 
 

@@ -1,155 +1,241 @@
-"""Prompts to tokens: prefill, then a loop on the device until every row has stopped."""
+"""One engine for everything that answers: requests in, texts out, many at once."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypedDict
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from jax.sharding import Mesh
 
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.conversation import STOP
+from sphinx_jax.data.image import ImageSource
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.generate.sampling import sample
+from sphinx_jax.generate import arguments
+from sphinx_jax.generate.batch import Batch, Job
+from sphinx_jax.generate.pictures import Picture, Pictures
 from sphinx_jax.generate.stops import Stops
-from sphinx_jax.model.blueprint import Leaves, blueprint
-from sphinx_jax.model.cache import Cache
-from sphinx_jax.model.embedding_mix import Features
+from sphinx_jax.model.blueprint import Leaves
+from sphinx_jax.progress import progress
 
-BUCKET = 32  # text lengths and budgets are rounded up to this, so few programs are compiled
-NOTHING = -1  # where an answer has ended: no token
+SLOTS = 16
+QUEUE = 4096  # requests that may wait
 
-
-def round_up(number: int, step: int = BUCKET) -> int:
-    return -(-number // step) * step
+_log = logging.getLogger(__name__)
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Token lists -> right-padded (B, T) int32, and their lengths (B,)."""
-    lengths = np.array([len(p) for p in prompts], np.int32)
-    tokens = np.zeros((len(prompts), length or round_up(int(lengths.max()))), np.int32)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    return tokens, lengths
+class QueueFull(RuntimeError):
+    """More requests wait than the engine takes; try again when some have been answered."""
 
 
-@functools.partial(jax.jit, static_argnames=("config", "steps"))
-def generate_tokens(
-    config: ModelConfig,
-    leaves: Leaves,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    features: Features | None,
-    stops: jax.Array,
-    key: jax.Array,
-    temperature: jax.Array,
-    top_p: jax.Array,
-    *,
-    steps: int,
-) -> jax.Array:
-    """Right-padded prompts (B, T) -> (B, steps) int32 new tokens, those of the stop included, `NOTHING` after it.
+class Model(Protocol):
+    """What an engine needs of a model: `Sphinx` has it."""
 
-    `stops`: (states, V) int32 as `Stops.table` gives it.
+    config: ModelConfig
+    leaves: Leaves
+    mesh: Mesh
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, taken verbatim (BOS is added), and how it is to be continued.
+
+    Attributes:
+      image: its picture.
+      max_new_tokens: the most tokens that follow.
+      temperature: 0 always takes the likeliest token.
+      top_p: the share of the probability that tokens are chosen from, the likeliest first.
+      top_k: the most likely tokens that are chosen from; 0: all.
+      stop: texts that end the answer too, beside the template's own and the end of the sequence.
+      n: answers; the i-th is the one that `seed + i` gives.
+
+    Raises:
+      BadArgument: one line on what cannot be used.
     """
-    model = blueprint(config).bind(leaves)
-    batch = len(tokens)
-    offset = config.image_positions if features is not None else 0
-    cache = Cache.empty(config.decoder, batch, offset + tokens.shape[1] + steps, jnp.dtype(config.dtype))
-    logits, next_position, cache = model.prefill(tokens, lengths, features, cache)
-    out = jnp.full((batch, steps), NOTHING)
-    stopped = len(stops) - 1
 
-    def going(state):
-        step, at, *_ = state
-        return (step < steps) & (at != stopped).any()
+    prompt: str
+    image: ImageSource | Picture | None = None
+    max_new_tokens: int = 512
+    temperature: float = 0.1
+    top_p: float = 0.75
+    top_k: int = 0
+    seed: int = 0
+    stop: Sequence[str] = ()
+    n: int = 1
 
-    def one(state):
-        step, at, logits, cache, out = state
-        new = sample(logits, jax.random.fold_in(key, step), temperature, top_p)
-        out = out.at[:, step].set(jnp.where(at == stopped, NOTHING, new))
-        logits, cache = model.decode(new, next_position + step, cache)
-        return step + 1, stops[at, new], logits, cache, out
-
-    state = (jnp.int32(0), jnp.zeros(batch, jnp.int32), logits, cache, out)
-    return jax.lax.while_loop(going, one, state)[4]
+    def __post_init__(self):
+        numbers = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "n")
+        arguments.check_text("prompt", self.prompt)
+        arguments.check_sampling(**{name: getattr(self, name) for name in numbers})
+        arguments.check_stop(self.stop)
 
 
-def generate(
-    config: ModelConfig,
-    leaves: Leaves,
-    prompts: Sequence[Sequence[int]],
-    features: Features | None,
-    *,
-    stops: Stops,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    length: int | None = None,
-) -> list[list[int]]:
-    """Token lists in, the new tokens of each out, those of the stop included."""
-    tokens, lengths = pad_prompts(prompts, length)
-    steps = round_up(max_new_tokens, 8)
-    out = generate_tokens(
-        config,
-        leaves,
-        tokens,
-        lengths,
-        features,
-        stops.table(config.decoder.vocab_size),
-        jax.random.key(seed),
-        jnp.float32(temperature),
-        jnp.float32(top_p),
-        steps=steps,
-    )
-    return [[token for token in row if token != NOTHING] for row in np.asarray(out)[:, :max_new_tokens].tolist()]
+class Settings(TypedDict, total=False):
+    """What a `Request` may say beside its prompt and its picture."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    stop: Sequence[str]
+    n: int
 
 
-def stop_tokens(tokenizer: Tokenizer) -> Stops:
-    """What ends an answer: the template's stop text, and EOS."""
-    return Stops(tokenizer, [STOP])
+class Said(NamedTuple):
+    """An answer with how it came about."""
+
+    text: str
+    tokens: list[int]  # the stop's included
+    logprobs: list[float]  # natural logarithm of the probability that the model gives each of them
+    ended: str  # why: stop, length (max_new_tokens), cancelled
 
 
-def stream(
-    config: ModelConfig,
-    leaves: Leaves,
-    prompt: Sequence[int],
-    features: Features | None,
-    *,
-    stops: Stops,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-) -> Iterator[list[int]]:
-    """Yields the new tokens so far after each one, those of the stop included."""
-    tokens, lengths = pad_prompts([prompt])
-    offset = config.image_positions if features is not None else 0
-    positions = round_up(offset + tokens.shape[1] + max_new_tokens)
-    logits, next_position, cache = prefill(config, leaves, tokens, lengths, features, positions)
-    key, new, at = jax.random.key(seed), [], 0
-    table = stops.table(config.decoder.vocab_size)
-    for step in range(max_new_tokens):
-        token = _sample(logits, jax.random.fold_in(key, step), temperature, top_p)
-        new.append(int(token[0]))
-        yield new
-        at = table[at, new[-1]]
-        if at == stops.stopped:
-            return
-        logits, cache = decode(config, leaves, token, next_position + step, cache)
+class Answer:
+    """What becomes of a request.
+
+    Iterating yields the text so far, in whole characters, whenever there is more of it (with n > 1 a list of texts);
+    an answer that nobody holds any more is cancelled.
+    """
+
+    def __init__(self, engine: Engine, jobs: list[Job], single: bool):
+        self._engine, self._jobs, self._single = engine, jobs, single
+
+    def cancel(self) -> None:
+        """Say no more; what was said stays."""
+        for job in self._jobs:
+            job.cancelled = True
+
+    def __del__(self):
+        self.cancel()
+
+    @property
+    def done(self) -> bool:
+        return all(job.done for job in self._jobs)
+
+    def __iter__(self) -> Iterator[str | list[str]]:
+        for job in self._jobs:
+            job.streamed = True
+        said = None
+        try:
+            while True:
+                ended = self.done
+                texts = [job.stops.text(job.tokens, whole=job.done) for job in self._jobs]
+                self._raise()
+                if texts != said:
+                    said = texts
+                    yield texts[0] if self._single else list(texts)
+                if ended:
+                    return
+                self._engine.advance(self._jobs)
+        finally:
+            self.cancel()
+
+    def wait(self) -> list[Said]:
+        """All n answers, whole."""
+        while not self.done:
+            self._engine.advance(self._jobs)
+        self._raise()
+        return [Said(job.stops.text(job.tokens), job.tokens, job.logprobs, job.ended) for job in self._jobs]
+
+    def _raise(self) -> None:
+        for job in self._jobs:
+            if job.error is not None:
+                raise job.error
 
 
-@functools.partial(jax.jit, static_argnames=("config", "positions"))
-def prefill(config, leaves, tokens, lengths, features, positions):
-    cache = Cache.empty(config.decoder, len(tokens), positions, jnp.dtype(config.dtype))
-    return blueprint(config).bind(leaves).prefill(tokens, lengths, features, cache)
+class Engine:
+    """Answers requests, as many at a time as there are slots.
 
+    Nothing runs by itself: whoever waits for an answer takes a step of all, so threads may share an engine.
 
-@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
-def decode(config, leaves, token, positions, cache):
-    return blueprint(config).bind(leaves).decode(token, positions, cache)
+    Args:
+      model: as `from_pretrained` gives it.
+      slots: answers that are continued together, at most.
+      queue: requests that may wait beside them.
+    """
 
+    def __init__(self, model: Model, slots: int = SLOTS, queue: int = QUEUE):
+        self.config, self.mesh, self.tokenizer = model.config, model.mesh, model.tokenizer
+        self.slots, self.queue = slots, queue
+        self.stops = Stops(self.tokenizer, [STOP])
+        self.pictures = Pictures(model.config, model.leaves)
+        self._batch = Batch(model.config, model.leaves, self.pictures, self.stops, model.mesh, slots)
+        self._inbox: deque[Job] = deque()  # the batch belongs to who takes a step
+        self._lock = threading.Lock()
 
-_sample = jax.jit(sample)
+    def submit(self, request: Request) -> Answer:
+        """Take a request; what cannot be used is refused here.
+
+        Raises:
+          BadArgument, BadImage: in one line.
+          QueueFull: too many wait.
+        """
+        if len(self._inbox) + len(self._batch.waiting) + request.n > self.queue:
+            raise QueueFull(f"{self.queue} requests wait already; try again later, or give the engine a longer queue=")
+        jobs = self._jobs(request)
+        self._inbox.extend(jobs)
+        return Answer(self, jobs, request.n == 1)
+
+    def map(self, requests: Iterable[Request]) -> Iterator[list[Said]]:
+        """Answers in the order of the requests, of which no more are taken at a time than keep the slots busy."""
+        requests, ahead = iter(requests), deque[Answer]()
+        while True:
+            ahead.extend(map(self.submit, itertools.islice(requests, 4 * self.slots - len(ahead))))
+            if not ahead:
+                return
+            yield ahead.popleft().wait()
+
+    def warm_up(self, quiet: bool = False) -> None:
+        """Compile all programs before the first request: no request waits for a compilation then.
+
+        A second process finds them in JAX's compilation cache, where one is set.
+        """
+        with self._lock, jax.set_mesh(self.mesh), progress(desc="compiling", unit=" programs", disable=quiet) as bar:
+            for name in self._batch.warm_up():
+                bar.set_postfix_str(name)
+                bar.update()
+
+    def advance(self, jobs: Sequence[Job]) -> None:
+        """Take a step, unless one of these jobs went on while another thread took one."""
+        before = [(len(job.tokens), job.done) for job in jobs]
+        with self._lock:
+            if before == [(len(job.tokens), job.done) for job in jobs]:
+                self._batch.waiting.extend(self._inbox.popleft() for _ in range(len(self._inbox)))
+                self._batch.step()
+
+    def _picture(self, image: ImageSource | Picture | None) -> Picture | None:
+        if image is None:
+            return None
+        arguments.check_vision(self.config)
+        return image if isinstance(image, Picture) else self.pictures.picture(image)
+
+    def _jobs(self, r: Request) -> list[Job]:
+        prompt = self.fitted(r.prompt, r.image is not None, r.max_new_tokens)
+        stops = Stops(self.tokenizer, [STOP, *r.stop]) if r.stop else self.stops
+        rule, picture = (r.temperature, r.top_p, r.top_k), self._picture(r.image)
+        return [Job(list(prompt), r.max_new_tokens, stops, rule, r.seed + i, picture) for i in range(r.n)]
+
+    def fitted(self, prompt: str, with_picture: bool, new_tokens: int) -> list[int]:
+        """The tokens of a prompt, cut at its beginning where they leave no room for an answer."""
+        tokens = self.tokenizer.encode(prompt, bos=True)
+        positions = self.config.decoder.max_positions - (self.config.image_positions if with_picture else 0)
+        room = positions - new_tokens
+        if room < 2:
+            beside = " beside the picture" if with_picture else ""
+            raise arguments.BadArgument(
+                f"max_new_tokens {new_tokens} leaves no room for a prompt in {positions} positions{beside}"
+            )
+        if len(tokens) <= room:
+            return tokens
+        _log.warning("a prompt of %d tokens was cut to its last %d", len(tokens), room - 1)
+        return [*tokens[:1], *tokens[1 - room :]]

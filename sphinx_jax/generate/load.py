@@ -23,7 +23,7 @@ from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import check_fits, load_tokenizer
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.sphinx import Sphinx
-from sphinx_jax.model.blueprint import blueprint, held_dtypes
+from sphinx_jax.model.blueprint import apart, blueprint, held_dtypes
 from sphinx_jax.model.quantise import MATRICES, check_kind
 from sphinx_jax.paths import located
 from sphinx_jax.sharding import make_mesh
@@ -68,10 +68,10 @@ def from_pretrained(
         held = _with_dtype(foreign.config, compute)
         dtypes = held_dtypes(held)
         if quantize is None:
-            return Sphinx(held, place(foreign, mesh, dtypes), foreign.tokenizer, mesh)
+            return Sphinx(held, apart(place(foreign, mesh, dtypes)), foreign.tokenizer, mesh)
         whole = {path: dtype for path, dtype in dtypes.items() if path not in MATRICES}
         leaves = quantised(foreign.leaves(whole), mesh, blueprint(held), quantize, whole)
-        return Sphinx(held, leaves, foreign.tokenizer, mesh)
+        return Sphinx(held, apart(leaves), foreign.tokenizer, mesh)
     given = {"model": model, "config": config, "quick_gelu": quick_gelu}
     if named := [key for key, value in given.items() if value is not None]:
         raise ValueError(
@@ -88,8 +88,8 @@ def from_pretrained(
         check_fits(words, held.decoder.vocab_size)
     plan, dtypes = blueprint(held), held_dtypes(held)
     if quantize is None:
-        return Sphinx(held, store.restore(found, mesh, plan, dtypes=dtypes), words, mesh)
-    return Sphinx(held, restore_quantised(found, mesh, plan, quantize, dtypes), words, mesh)
+        return Sphinx(held, apart(store.restore(found, mesh, plan, dtypes=dtypes)), words, mesh)
+    return Sphinx(held, apart(restore_quantised(found, mesh, plan, quantize, dtypes)), words, mesh)
 
 
 def place(found: Foreign, mesh: Mesh, dtypes: Mapping[str, str] | None = None) -> dict[str, jax.Array]:

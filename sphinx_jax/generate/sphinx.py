@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-import logging
+import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +16,22 @@ from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.data.conversation import clean, render
 from sphinx_jax.data.image import ImageSource, load_image, padded_resize
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.generate import arguments, engine
-from sphinx_jax.generate.stops import Stops
-from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, make_encode, matches
+from sphinx_jax.generate import arguments
+from sphinx_jax.generate.engine import Engine, Request, Settings
+from sphinx_jax.generate.pictures import Picture
+from sphinx_jax.model.blueprint import Leaves, apart, blueprint
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.sharding import make_mesh
 
-_log = logging.getLogger(__name__)
+BUCKET = 32  # text lengths are rounded up to this where a whole text is looked at, so few programs are compiled
 
 
 class Sphinx:
     """A model with its tokenizer: logits, answers, scores."""
 
     def __init__(self, config: ModelConfig, leaves: Leaves, tokenizer: Tokenizer | None, mesh: Mesh | None = None):
-        self.config, self.leaves, self._tokenizer = config, leaves, tokenizer
+        self.config, self.leaves, self._tokenizer = config, apart(dict(leaves)), tokenizer
         self.mesh = mesh or make_mesh()
-        self._encode = make_encode(config) if config.has_vision else None
-        self._encoders = {path: leaf for path, leaf in leaves.items() if matches(path, FROZEN)}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -42,9 +42,9 @@ class Sphinx:
         return self._tokenizer
 
     @functools.cached_property
-    def stops(self) -> Stops:
-        """What ends an answer: the template's stop text, and EOS."""
-        return engine.stop_tokens(self.tokenizer)
+    def engine(self) -> Engine:
+        """What answers."""
+        return Engine(self)
 
     def logits(self, tokens: np.ndarray, pixels: np.ndarray | None = None) -> np.ndarray:
         """(B, T) int32, (B, S, S, 3) CLIP-normalised float32 or None -> (B, T, V) float32.
@@ -55,7 +55,7 @@ class Sphinx:
         given = arguments.check_pixels(self.config, pixels, len(tokens))
         length = tokens.shape[1]
         # padding is on the right, where causality hides it
-        padded = np.pad(tokens, ((0, 0), (0, engine.round_up(length) - length)))
+        padded = np.pad(tokens, ((0, 0), (0, round_up(length) - length)))
         with jax.set_mesh(self.mesh):
             seen = None if given is None else jnp.asarray(given, jnp.float32)
             out = _logits(self.config, self.leaves, padded, seen)
@@ -66,74 +66,60 @@ class Sphinx:
         pictures = [load_image(image) for image in arguments.check_pictures(self.config, images)]
         pixels = np.stack([padded_resize(picture, need(self.config.views).image_size) for picture in pictures])
         with jax.set_mesh(self.mesh):
-            return need(self._encode)(self._encoders, pixels)
+            return self.engine.pictures.features(pixels)
 
-    def respond(self, turns: Sequence[Sequence[str | None]], image: ImageSource | None = None, **settings) -> str:
+    def respond(self, turns: Sequence[Sequence[str | None]], image: ImageSource | None = None, **settings) -> Any:
         """Answer the last question of a conversation [[question, answer], …, [question, None]] about one picture.
 
-        Settings are those of `generate`; sampling defaults follow the published evaluation.
+        Settings, and what comes back, are those of `generate`; sampling defaults follow the published evaluation.
         """
         arguments.check_turns(turns)
         text, _ = render([(clean(q), None if a is None else clean(a)) for q, a in turns])
         return self.generate([text], None if image is None else [image], **settings)[0]
 
+    def respond_many(self, image: ImageSource, questions: Sequence[str], **settings) -> list[Any]:
+        """Answer many questions about one picture, which is looked at once; else as `respond`."""
+        arguments.check_vision(self.config)
+        picture = self.engine.pictures.picture(image)
+        texts = [render([(clean(q), None)])[0] for q in arguments.check_texts("questions", questions)]
+        return self.generate(texts, [picture] * len(texts), **settings)
+
     def generate(
         self,
         prompts: Sequence[str],
-        images: Sequence[ImageSource] | None = None,
+        images: Sequence[ImageSource | Picture] | None = None,
         *,
-        max_new_tokens: int = 512,
-        temperature: float = 0.1,
-        top_p: float = 0.75,
-        seed: int = 0,
-    ) -> list[str]:
+        logprobs: bool = False,
+        **settings: Unpack[Settings],
+    ) -> list[Any]:
         """Continue prompts, taken verbatim (BOS is added), until `\\n###`, EOS or `max_new_tokens`.
 
         A prompt too long for the decoder keeps BOS, the picture and its own end, and the log says so.
+
+        Args:
+          images: one for each prompt.
+          logprobs: give back a `Said` in place of each text: with tokens, their log-probabilities and why it ended.
+          settings: `max_new_tokens` (512), `temperature` (0.1), `top_p` (0.75), `top_k`, `seed`, `stop` and `n`, as
+            `Request` has them.
+
+        Returns:
+          A text for each prompt; with n > 1 a list of n texts.
         """
-        settings = arguments.check_sampling(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
-        )
         prompts = arguments.check_texts("prompts", prompts)
-        images = arguments.check_images(self.config, images, prompts)
-        if not prompts:
-            return []
-        rows, features = self._inputs(prompts, images, max_new_tokens)
-        with jax.set_mesh(self.mesh):
-            out = engine.generate(self.config, self.leaves, rows, features, stops=self.stops, **settings)
-        return [self.stops.text(tokens) for tokens in out]
+        given = arguments.check_images(self.config, images, prompts)
+        pictures = itertools.repeat(None) if given is None else given
+        Request("", **settings)  # refuses them though there be no prompt
+        requests = [Request(p, image, **settings) for p, image in zip(prompts, pictures, strict=False)]
+        found = [said if logprobs else [each.text for each in said] for said in self.engine.map(requests)]
+        return found if settings.get("n", 1) > 1 else [one for (one,) in found]
 
-    def stream(
-        self,
-        prompt: str,
-        image: ImageSource | None = None,
-        *,
-        max_new_tokens: int = 512,
-        temperature: float = 0.1,
-        top_p: float = 0.75,
-        seed: int = 0,
-    ) -> Iterator[str]:
-        """Yield the text so far, in whole characters; what cannot be used is refused at the call."""
-        settings = arguments.check_sampling(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
-        )
-        prompts = [arguments.check_text("prompt", prompt)]
-        images = arguments.check_images(self.config, None if image is None else [image], prompts)
-        (row,), features = self._inputs(prompts, images, max_new_tokens)
-        return self._decoded(engine.stream(self.config, self.leaves, row, features, stops=self.stops, **settings))
+    def stream(self, prompt: str, image: ImageSource | None = None, **settings: Unpack[Settings]) -> Iterator[Any]:
+        """Yield the text so far, in whole characters; what cannot be used is refused at the call.
 
-    def _decoded(self, steps: Iterator[list[int]]) -> Iterator[str]:
-        tokens: list[int] = []
-        said = None
-        while True:
-            with jax.set_mesh(self.mesh):  # left before the yield: the caller has a mesh of their own
-                found = next(steps, None)
-            tokens = tokens if found is None else found
-            text = self.stops.text(tokens, whole=found is None)
-            if text != said:
-                yield (said := text)
-            if found is None:
-                return
+        Settings are those of `generate`.
+        """
+        images = arguments.check_images(self.config, None if image is None else [image], [prompt])
+        return iter(self.engine.submit(Request(prompt, images[0] if images else None, **settings)))
 
     def score(
         self,
@@ -155,7 +141,7 @@ class Sphinx:
         for i, (begin, all_) in enumerate(zip(begins, whole, strict=True)):
             if begin >= len(all_):
                 raise arguments.BadArgument(f"continuations[{i}] {continuations[i]!r} adds no token to its prompt")
-        tokens, lengths = engine.pad_prompts(whole)
+        tokens, lengths = pad_prompts(whole)
         features = None if images is None else self.features(images)
         with jax.set_mesh(self.mesh):
             scores = _token_scores(self.config, self.leaves, tokens, features)
@@ -164,27 +150,18 @@ class Sphinx:
     def encode_prompt(self, prompt: str) -> list[int]:
         return self.tokenizer.encode(prompt, bos=True)
 
-    def _inputs(
-        self, prompts: Sequence[str], images: Sequence[ImageSource] | None, new_tokens: int
-    ) -> tuple[list[list[int]], Features | None]:
-        """Prompts as tokens and pictures as features, the quick part first."""
-        rows = [self._fitted(prompt, images is not None, new_tokens) for prompt in prompts]
-        return rows, None if images is None else self.features(images)
 
-    def _fitted(self, prompt: str, with_picture: bool, new_tokens: int) -> list[int]:
-        """The tokens of a prompt, cut at its beginning where they leave no room for an answer."""
-        tokens = self.encode_prompt(prompt)
-        positions = self.config.decoder.max_positions - (self.config.image_positions if with_picture else 0)
-        room = positions - new_tokens
-        if room < 2:
-            beside = " beside the picture" if with_picture else ""
-            raise arguments.BadArgument(
-                f"max_new_tokens {new_tokens} leaves no room for a prompt in {positions} positions{beside}"
-            )
-        if len(tokens) <= room:
-            return tokens
-        _log.warning("a prompt of %d tokens was cut to its last %d", len(tokens), room - 1)
-        return [*tokens[:1], *tokens[1 - room :]]
+def round_up(number: int, step: int = BUCKET) -> int:
+    return -(-number // step) * step
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Token lists -> right-padded (B, T) int32, and their lengths (B,)."""
+    lengths = np.array([len(p) for p in prompts], np.int32)
+    tokens = np.zeros((len(prompts), round_up(int(lengths.max()))), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return tokens, lengths
 
 
 def _shared(start: Sequence[int], whole: Sequence[int]) -> int:

@@ -72,6 +72,15 @@ class Stops:
         states[:, [i for i in self.ends if i < vocab_size]] = self.stopped
         return states
 
+    def after(self, state: int, *tokens: int) -> int:
+        """The state after more tokens, as the table has it."""
+        for token in tokens:
+            if token in self.ends:
+                state = self.stopped
+            for byte in self.pieces[token] if 0 <= token < len(self.pieces) else b"":
+                state = int(self._by_byte[state, byte])
+        return state
+
     def _before_ends(self, tokens: Iterable[int]) -> list[int]:
         """Tokens up to the first that ends a sequence, without those that the tokenizer does not have."""
         going = itertools.takewhile(lambda token: token not in self.ends, tokens)

@@ -10,22 +10,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sphinx_jax.config import ModelConfig, unknown
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.generate import engine
+from sphinx_jax.generate import programs
+from sphinx_jax.generate.programs import Rows
+from sphinx_jax.generate.sampling import Rule
 from sphinx_jax.measure.collectives import Collective, collectives, moved
 from sphinx_jax.measure.topologies import Chip, lowering_for
 from sphinx_jax.model import flops
-from sphinx_jax.model.blueprint import Leaves, blueprint
-from sphinx_jax.model.cache import Cache
+from sphinx_jax.model.blueprint import STACK, Leaves, blueprint
+from sphinx_jax.model.cache import AXES, Cache
 from sphinx_jax.model.views import normalise
 from sphinx_jax.recipe.recipe import PLAYGROUND, Recipe, mesh_of
 from sphinx_jax.sharding import partition_spec, row_ways
@@ -125,24 +127,32 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
     model, mesh = recipe.model, mesh_of(recipe, devices)
     batch = _ways(mesh)
     kinds = {getattr(s, "quantize", "") for s in recipe.settings.values()} - {""}
-    leaves = abstract_kept(model, mesh, blueprint(model).specs, next(iter(kinds), ""))
-    positions = engine.round_up(model.image_positions + PROMPT + ANSWER)
+    leaves = _apart(abstract_kept(model, mesh, blueprint(model).specs, next(iter(kinds), "")))
+    positions = model.image_positions + PROMPT + ANSWER
 
     def array(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
         spec = partition_spec(axes, shape, mesh)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    def prefill(leaves: Leaves, pixels: jax.Array | None, tokens: jax.Array, lengths: jax.Array):
-        features = None if pixels is None else blueprint(model).bind(leaves).encode(normalise(pixels))
-        return engine.prefill(model, leaves, tokens, lengths, features, positions)
+    def prefill(leaves: Leaves, pixels: jax.Array | None, tokens: jax.Array, cache: Cache, start: jax.Array):
+        bound, visual = blueprint(model).bind(leaves), None
+        if pixels is not None:
+            visual, _ = bound.see(bound.encode(normalise(pixels)))
+        return bound.extend(tokens, cache, start, visual)[1]
 
-    rows = array((batch,), jnp.int32, "batch")
+    rows = Rows(
+        *(array((batch,), jnp.int32, "batch") for _ in range(5)),
+        key=array((batch, 2), jnp.uint32, "batch", None),
+        rule=Rule(*(array((batch,), dtype, "batch") for dtype in (jnp.float32, jnp.float32, jnp.int32))),
+    )
+    table = array((2, model.decoder.vocab_size), jnp.int32, None, None)
+    count = array((), jnp.int32)
     size = model.views.image_size if model.has_vision else 0
     pixels = array((batch, size, size, 3), jnp.uint8, "batch", None, None, None) if size else None
-    prompt = array((batch, PROMPT), jnp.int32, "batch", None)
-    shape = jax.eval_shape(lambda: Cache.empty(model.decoder, batch, positions, jnp.dtype(model.dtype)))
-    cache = Cache(*(array(x.shape, x.dtype, "layers", "batch", None, "kv_heads", None) for x in shape))
     sequence = model.image_positions + PROMPT
+    prompt = array((batch, sequence), jnp.int32, "batch", None)
+    shape = jax.eval_shape(lambda: Cache.empty(model.decoder, batch, positions, jnp.dtype(model.dtype)))
+    cache = jax.tree.map(lambda x: array(x.shape, x.dtype, *AXES), shape)
     worth = {
         "prefill": batch
         * (
@@ -155,7 +165,7 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
     needs = {
         "prefill": _compile(
             "prefill",
-            lambda: jax.jit(prefill).lower(leaves, pixels, prompt, rows),
+            lambda: jax.jit(prefill, donate_argnames="cache").lower(leaves, pixels, prompt, cache, rows.position),
             mesh,
             chip,
             worth["prefill"],
@@ -164,7 +174,7 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
         ),
         "decode": _compile(
             "decode",
-            lambda: engine.decode.lower(model, leaves, rows, rows, cache),
+            lambda: programs.decode.lower(model, leaves, cache, rows, table, count, count),
             mesh,
             chip,
             worth["decode"],
@@ -179,6 +189,19 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
     for need in needs.values():
         need.parameter_bytes, need.rows = _share(leaves), {"image" if size else "text": 1}
     return needs
+
+
+def _apart(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """What `blueprint.apart` makes of these."""
+
+    def layer(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = NamedSharding(x.sharding.mesh, PartitionSpec(*x.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=spec)
+
+    def layers(leaf: Any) -> tuple[Any, ...]:
+        return (jax.tree.map(layer, leaf),) * jax.tree.leaves(leaf)[0].shape[0]
+
+    return {path: layers(leaf) if path.startswith(STACK) else leaf for path, leaf in leaves.items()}
 
 
 def _compile(what: str, lower: Any, mesh: Mesh, chip: Chip, worth: float, work: float, traffic: float) -> Need:

@@ -14,13 +14,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sphinx_jax.config import DECODERS, FAMILY, DecoderConfig, ModelConfig
-from sphinx_jax.generate import engine
+from sphinx_jax.generate import programs
+from sphinx_jax.generate.programs import STEPS, Rows, Rule
 from sphinx_jax.measure import hardware
 from sphinx_jax.measure.rows import Row, Setting, reason, size_text
 from sphinx_jax.model.blueprint import Leaves, blueprint
-from sphinx_jax.model.cache import Cache
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train.program import abstract_kept
 
@@ -118,28 +119,32 @@ def weight_bytes(leaves: Leaves) -> dict[str, int]:
 
 
 def seconds_of_token(model: ModelConfig, leaves: Leaves, batch: int, deadline: float) -> float:
-    """The middle of some rounds of `engine.decode`, a token after the other, at the end of the cache.
+    """The middle of some rounds of `programs.decode`, at the end of the cache.
 
     Raises RuntimeError where logits are not finite: such numbers are not worth a time.
     """
-    cache = Cache.empty(model.decoder, batch, POSITIONS, jnp.dtype(model.dtype))
-    token = jnp.ones(batch, jnp.int32)
-    positions = jnp.full(batch, POSITIONS - 1, jnp.int32)
+    cache = programs.empty(model, batch, POSITIONS)
+    whole = functools.partial(np.full, batch, dtype=np.int32)
+    rule = Rule(np.zeros(batch, np.float32), np.ones(batch, np.float32), whole(0))
+    rows = Rows(
+        whole(1), whole(POSITIONS - STEPS), whole(0), whole(0), whole(STEPS), np.zeros((batch, 2), np.uint32), rule
+    )
+    endless = np.zeros((2, model.decoder.vocab_size), np.int32)
 
     def tokens(count: int) -> float:
         nonlocal cache
         begun = time.perf_counter()
         for _ in range(count):
-            logits, cache = engine.decode(model, leaves, token, positions, cache)
-        finite = bool(jnp.isfinite(logits).all())  # waits
+            cache, *_, chances = programs.decode(model, leaves, cache, rows, endless, np.int32(STEPS), np.int32(batch))
+        finite = bool(jnp.isfinite(chances).all())  # waits
         if not finite:
             raise RuntimeError("logits are not finite")
-        return (time.perf_counter() - begun) / count
+        return (time.perf_counter() - begun) / count / STEPS
 
     tokens(1)  # compiles
-    count = max(1, min(64, int(ROUND / tokens(2))))
+    count = max(1, min(64, int(ROUND / STEPS / tokens(1))))
     found = []
-    while len(found) < ROUNDS and (not found or time.time() + count * found[-1] < deadline):
+    while len(found) < ROUNDS and (not found or time.time() + count * STEPS * found[-1] < deadline):
         found.append(tokens(count))
     return statistics.median(found)
 

@@ -6,6 +6,7 @@ A record is a folder with `ckpt/` (a published checkpoint at tiny size), `expect
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -21,9 +22,13 @@ import numpy as np
 from sphinx_jax.checkpoint.foreign.foreign import Foreign, open_foreign
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ModelConfig
-from sphinx_jax.generate import engine
+from sphinx_jax.generate import programs
+from sphinx_jax.generate.engine import Engine, Request
 from sphinx_jax.generate.load import place
+from sphinx_jax.generate.pictures import Picture
+from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
+from sphinx_jax.model.cache import Cache
 from sphinx_jax.model.embedding_mix import Features, to_grid
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train.step import Batch, cross_entropy
@@ -216,29 +221,43 @@ def _decoding(
 ) -> float:
     """Logits of each step with the cache, along the record's own tokens."""
     prompt, tokens = expected[f"{kind}_gen_prompt"], expected[f"{kind}_gen_tokens"]
-    padded, lengths = engine.pad_prompts([prompt.tolist()])
-    room = config.image_positions + padded.shape[1] + len(tokens)
-    logits, position, cache = engine.prefill(config, leaves, padded, lengths, features, room)
-    steps = []
+    visual, given = None, prompt.tolist()
+    if features is not None:
+        (visual, *_), read = programs.see(config, leaves, features)
+        given[1:1] = [-1 - position for position in np.flatnonzero(read[0]).tolist()]
+    cache, start, steps = programs.empty(config, 1, len(given) + len(tokens)), 0, []
     for step, token in enumerate(tokens):
+        seen = None if visual is None or step else visual[None]
+        logits, cache = _extended(config, leaves, jnp.array([given], jnp.int32), cache, jnp.array([start]), seen)
         steps.append(_apart(logits[0], expected[f"{kind}_gen_logits"][step]))
-        logits, cache = engine.decode(config, leaves, jnp.array([token]), position + step, cache)
+        start, given = start + len(given), [int(token)]
     return max(steps)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _extended(
+    config: ModelConfig, leaves: Leaves, tokens: jax.Array, cache: Cache, start: jax.Array, visual: jax.Array | None
+) -> tuple[jax.Array, Cache]:
+    """Logits (B, V) after the last of these tokens."""
+    model = blueprint(config).bind(leaves)
+    hidden, cache = model.extend(tokens, cache, start, visual)
+    return model.decoder.logits(hidden[:, -1]), cache
 
 
 def _greedy(found: Foreign, leaves: Leaves, features: Features | None, prompts: list[str], recorded: list) -> float:
     """Share of wrong tokens, the prompts in one batch and each alone."""
-    prompts = [found.tokenizer.encode(prompt, bos=True) for prompt in prompts]
-    stops = engine.stop_tokens(found.tokenizer)
-    settings = {"stops": stops, "max_new_tokens": max(map(len, recorded))}
-    answers = engine.generate(found.config, leaves, prompts, features, **settings)
-    for i, prompt in enumerate(prompts):
-        one = None if features is None else jax.tree.map(lambda x, i=i: x[i : i + 1], features)
-        answers += engine.generate(found.config, leaves, [prompt], one, **settings)
+    engine = Engine(Sphinx(found.config, leaves, found.tokenizer))
+    requests = [Request(prompt, max_new_tokens=max(map(len, recorded)), temperature=0.0) for prompt in prompts]
+    if features is not None:
+        rows = [jax.tree.map(lambda x, i=i: np.asarray(x[i]), features) for i in range(len(prompts))]
+        pictures = [Picture(f"{i}", features=row) for i, row in enumerate(rows)]
+        requests = [dataclasses.replace(r, image=picture) for r, picture in zip(requests, pictures, strict=True)]
+    together = [said.tokens for (said,) in engine.map(requests)]
+    answers = together + [said.tokens for request in requests for (said,) in engine.map([request])]
     # the reference's budget counts from the end of the shortest prompt, so longer ones have fewer tokens on record
     pairs = [
         pair
-        for ours, theirs in zip(map(stops.cut, answers), recorded * 2, strict=True)
+        for ours, theirs in zip(map(engine.stops.cut, answers), recorded * 2, strict=True)
         for pair in itertools.zip_longest(ours[: len(theirs)], theirs)
     ]
     return float(np.mean([ours != theirs for ours, theirs in pairs]))

@@ -52,6 +52,30 @@ def attend(
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="xla")
 
 
+def attend_cached(
+    q: Float[Array, "B T N H"],
+    keys: Float[Array, "B K S H"],
+    values: Float[Array, "B K S H"],
+    positions: Int[Array, "B T"],
+) -> Float[Array, "B T N H"]:
+    """Attention to a cache, whose positions beyond a query's own are not seen; the softmax runs in float32.
+
+    q (B, T, N, H) at `positions` (B, T); keys, values (B, K, S, H) as `model.cache` keeps them.  Returns (B, T, N, H).
+    """
+    length, kv_heads = q.shape[1], keys.shape[1]
+    q = einops.rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k (g t) h", k=kv_heads)
+    scores = jnp.einsum("bkmh,bksh->bkms", q, keys).astype(jnp.float32)
+    seen = jnp.arange(keys.shape[2]) <= positions[..., None]  # (B, T, S)
+    scores = einops.rearrange(scores, "b k (g t) s -> b k g t s", t=length)
+    scores = jnp.where(seen[:, None, None], scores, MASKED)
+    exponents = jnp.exp(scores - scores.max(-1, keepdims=True))
+    total = exponents.sum(-1, keepdims=True)
+    exponents = einops.rearrange(exponents, "b k g t s -> b k (g t) s")
+    out = jnp.einsum("bkms,bksh->bkmh", exponents.astype(values.dtype), values)
+    out = einops.rearrange(out, "b k (g t) h -> b k g t h", t=length) / total.astype(values.dtype)
+    return einops.rearrange(out, "b k g t h -> b t (k g) h")
+
+
 def _on_shards(q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None) -> jax.Array:
     """The splash kernel on every device's share of the batch and of the heads: XLA cannot split a kernel by itself."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -28,6 +28,7 @@ from sphinx_jax.model.views import kept_views, normalise, padding_alone
 from sphinx_jax.sharding import partition_spec
 
 Leaves = dict[str, jax.Array]
+STACK = "decoder/blocks/"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,25 @@ def unflatten(leaves: dict[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return tree
+
+
+def apart(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Leaves as answering reads them: of each that is stacked over the decoder's layers, a tuple of one array a layer.
+
+    The dict that is given is emptied on the way, so that no more than one leaf is held twice.
+    """
+    found: dict[str, Any] = {}
+    for path in list(leaves):
+        leaf = leaves.pop(path)
+        found[path] = _layers(leaf) if path.startswith(STACK) and not isinstance(leaf, tuple) else leaf
+    return found
+
+
+@jax.jit
+def _layers(leaf: Any) -> tuple[Any, ...]:
+    """(L, …) -> L of (…), of a quantised leaf too."""
+    arrays, structure = jax.tree.flatten(leaf)
+    return tuple(jax.tree.unflatten(structure, layer) for layer in zip(*arrays, strict=True))
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:

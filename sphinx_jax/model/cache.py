@@ -1,4 +1,4 @@
-"""The key/value cache of generation."""
+"""Keys and values of the positions before, a row for each sequence that is being continued."""
 
 from __future__ import annotations
 
@@ -12,22 +12,36 @@ from jaxtyping import Array, Float, Int
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.sharding import constrain
 
+AXES = ("batch", "kv_heads", None, None)
+
 
 class Cache(NamedTuple):
-    """Keys and values of every layer, each (L, B, S, K, H), S the most positions a sequence may take."""
+    """Arrays (B, K, S, H), one a layer, S the most positions that a sequence may take.
 
-    keys: jax.Array
-    values: jax.Array
+    Layers lie apart, so that each is written in place; heads come before positions, so that the products of
+    attention read them as they lie.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
 
     @classmethod
     def empty(cls, config: DecoderConfig, batch: int, positions: int, dtype: DTypeLike) -> Cache:
-        shape = (config.layers, batch, positions, config.num_kv_heads, config.head_dim)
-        axes = ("layers", "batch", None, "kv_heads", None)
-        return cls(*(constrain(jnp.zeros(shape, dtype), *axes) for _ in cls._fields))
+        shape = (batch, config.num_kv_heads, positions, config.head_dim)
+        return cls(*(tuple(constrain(jnp.zeros(shape, dtype), *AXES) for _ in range(config.layers)) for _ in range(2)))
+
+    @property
+    def rows(self) -> int:
+        return len(self.keys[0])
+
+    @property
+    def positions(self) -> int:
+        return self.keys[0].shape[2]
 
 
 def write(
-    cache: Float[Array, "B S K H"], new: Float[Array, "B T K H"], start: Int[Array, " B"]
-) -> Float[Array, "B S K H"]:
-    """Put new (B, T, K, H) into cache (B, S, K, H), each row from its own position `start` (B,)."""
-    return jax.vmap(lambda row, values, at: jax.lax.dynamic_update_slice(row, values, (at, 0, 0)))(cache, new, start)
+    cache: Float[Array, "B K S H"], new: Float[Array, "B T K H"], start: Int[Array, " B"]
+) -> Float[Array, "B K S H"]:
+    """Put new (B, T, K, H) into cache (B, K, S, H), each row from its own position `start` (B,)."""
+    new = new.swapaxes(1, 2)
+    return jax.vmap(lambda row, values, at: jax.lax.dynamic_update_slice(row, values, (0, at, 0)))(cache, new, start)

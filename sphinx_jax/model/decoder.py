@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
 from sphinx_jax.config import DecoderConfig
-from sphinx_jax.model.attention import attend
+from sphinx_jax.model.attention import attend, attend_cached
 from sphinx_jax.model.cache import Cache, write
 from sphinx_jax.model.layers import RMSNorm, param, run_stack, stack
 from sphinx_jax.model.lora import Dims, Maps
@@ -40,19 +40,15 @@ class Attention(Maps):
         maps = {"q": (embed, query), "k": (embed, shared), "v": (embed, shared), "o": (query, embed)}
         super().__init__(maps, c, rngs=rngs)
 
-    def __call__(self, x: jax.Array, by: Rotation, seen: Seen = BEFORE, cache=None, start=None):
-        """x (B, T, D) -> (B, T, D) and the layer's cache, (keys, values) each (B, S, K, H), if there is one."""
+    def __call__(self, x: jax.Array, by: Rotation, seen: Seen = BEFORE, cache=None, positions=None):
+        """x (B, T, D) -> (B, T, D) and the layer's cache, (keys, values) each (B, K, S, H), if there is one."""
         q, k, v = (self.apply(name, x) for name in "qkv")
         q, k, v = (checkpoint_name(y, "qkv") for y in (rotate(q, by), rotate(k, by), v))
         if cache is None:
             y = attend(q, k, v, causal=seen.mask is None, mask=seen.mask, documents=seen.documents)
         else:
-            cache = tuple(write(old, new, start) for old, new in zip(cache, (k, v), strict=True))
-            if x.shape[1] > 1:  # a prompt: there is nothing before it
-                y = attend(q, k, v, causal=True)
-            else:
-                # what lies beyond a row's own position is the padding of its prompt, or nothing yet
-                y = attend(q, *cache, mask=(jnp.arange(cache[0].shape[1]) <= start[:, None])[:, None, None])
+            keys, values = (write(old, new, positions[:, 0]) for old, new in zip(cache, (k, v), strict=True))
+            y, cache = attend_cached(q, keys, values, positions), (keys, values)
         return self.apply("o", checkpoint_name(y, "attended")), cache
 
 
@@ -74,9 +70,9 @@ class Block(nnx.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = (Moe if config.moe else FeedForward)(config, rngs=rngs)
 
-    def __call__(self, x: jax.Array, by: Rotation, seen: Seen = BEFORE, cache=None, start=None):
+    def __call__(self, x: jax.Array, by: Rotation, seen: Seen = BEFORE, cache=None, positions=None):
         """x (B, T, D) -> (B, T, D), and the layer's cache and load-balance loss, each None where there is none."""
-        y, cache = self.attention(self.attention_norm(x), by, seen, cache, start)
+        y, cache = self.attention(self.attention_norm(x), by, seen, cache, positions)
         x = constrain(x + y, "batch", None, None)
         y, balance = self.ffn(self.ffn_norm(x)), None
         if isinstance(self.ffn, Moe):
@@ -87,7 +83,6 @@ class Block(nnx.Module):
 class Decoded(NamedTuple):
     hidden: jax.Array  # (B, T, D) after the final norm
     balance: jax.Array | None  # mean load-balance loss of the layers, float32; None without experts
-    cache: Cache | None
 
 
 class Decoder(nnx.Module):
@@ -110,30 +105,39 @@ class Decoder(nnx.Module):
         *,
         positions: Int[Array, "#B T"] | None = None,
         seen: Seen = BEFORE,
-        cache: Cache | None = None,
-        start: Int[Array, " B"] | None = None,
         remat: str = "none",
     ) -> Decoded:
         """x (B, T, D) embedded positions through all layers.
 
-        Without a cache `seen` says what positions see, and `positions` (B, T) default to 0, 1, …  With one,
-        `start` (B,) int32 is the position of each row's first new element; a prompt (T > 1) begins at 0.
+        `seen` says what positions see, and `positions` (B, T) default to 0, 1, …
         """
-        if positions is None:
-            positions = jnp.arange(x.shape[1])[None] + (0 if start is None else start[:, None])
-        c = self.config
-        by = rotation(positions, c.head_dim, c.rope_theta, c.rope_scaling, c.rope_llama3)
+        by = self._rotation(jnp.arange(x.shape[1])[None] if positions is None else positions)
         x = constrain(x, "batch", None, None)
-        x, (layers, balance) = run_stack(
+        x, (_, balance) = run_stack(self.blocks, x, lambda block, x, _: block(x, by, seen), remat=remat)
+        return Decoded(self.norm(x), None if balance is None else balance.mean())
+
+    def extend(
+        self, x: Float[Array, "B T D"], cache: Cache, start: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """x (B, T, D), what follows the first `start` (B,) positions of each row of a cache -> (B, T, D) after the
+        final norm, and the cache with them: a prompt, a part of one, or a token.
+
+        What a row holds from `start` on is written over, and positions beyond start + T are not looked at. A row's
+        start + T is at most S.
+        """
+        positions = start[:, None] + jnp.arange(x.shape[1])
+        by = self._rotation(positions)
+        x, layers = run_stack(
             self.blocks,
-            x,
-            lambda block, x, layer: block(x, by, seen, layer, start),
-            per_layer=None if cache is None else tuple(cache),
-            remat=remat,
+            constrain(x, "batch", None, None),
+            lambda block, x, layer: block(x, by, cache=layer, positions=positions),
+            per_layer=list(zip(*cache, strict=True)),
         )
-        return Decoded(
-            self.norm(x), None if balance is None else balance.mean(), None if cache is None else Cache(*layers)
-        )
+        return self.norm(x), Cache(*zip(*(layer for layer, _ in layers), strict=True))
+
+    def _rotation(self, positions: jax.Array) -> Rotation:
+        c = self.config
+        return rotation(positions, c.head_dim, c.rope_theta, c.rope_scaling, c.rope_llama3)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float32[Array, "*B V"]:
         """(…, D) -> (…, V) float32."""

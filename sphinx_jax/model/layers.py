@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -141,14 +141,20 @@ def _ready(params: nnx.State, dtype: jnp.dtype) -> nnx.State:
 
 
 def run_stack(
-    blocks: nnx.Module, x: Any, call: Callable, per_layer: Any = None, remat: str = "none"
+    blocks: nnx.Module, x: Any, call: Callable, per_layer: Sequence[Any] | None = None, remat: str = "none"
 ) -> tuple[Any, Any]:
-    """Scan `x, y = call(block, x, per_layer_slice)` over a stack; `remat` names the checkpoint policy.
+    """Run `x, y = call(block, x, extra)` through a stack; `remat` names the checkpoint policy.
+
+    A stack is scanned, and the y's of its layers are stacked too. One whose layers lie apart (`blueprint.apart`), or
+    which is given something for each layer (`per_layer`, its `extra`), is unrolled: nothing is copied into or out of
+    a stack then. With `per_layer` the y's are a list.
 
     `none` keeps every activation for the backward pass, `full` the block's input alone, `dots` also the results
     of matrix products, and names joined by + (`attended+qkv`) what is called so (`REMAT_NAMES`) beside the input.
     """
     graphdef, stacked = nnx.split(blocks)
+    values = [variable.get_value() for _, variable in stacked.flat_state()]
+    layers = len(values[0] if isinstance(values[0], tuple) else jax.tree.leaves(values[0])[0])
 
     def body(x, slices):
         params, extra = slices
@@ -158,6 +164,22 @@ def run_stack(
 
     if remat != "none":
         body = jax.checkpoint(body, prevent_cse=False, policy=remat_policy(remat))
-    layers = len(jax.tree.leaves(stacked)[0])
+    if per_layer is not None or isinstance(values[0], tuple):
+        found = []
+        for layer in range(layers):
+            x, y = body(x, (_layer(stacked, layer), None if per_layer is None else per_layer[layer]))
+            found.append(y)
+        return x, found if per_layer is not None else jax.tree.map(lambda *ys: jnp.stack(ys), *found)
     # a few small layers compile quickly unrolled, and run without copies into and out of the stack
-    return jax.lax.scan(body, x, (stacked, per_layer), unroll=layers if layers <= UNROLLED else 1)
+    return jax.lax.scan(body, x, (stacked, None), unroll=layers if layers <= UNROLLED else 1)
+
+
+def _layer(stacked: nnx.State, layer: int) -> nnx.State:
+    """The parameters of one layer of a stack, in one piece or apart."""
+
+    def one(variable: nnx.Variable) -> nnx.Variable:
+        value = variable.get_value()
+        of_layer = value[layer] if isinstance(value, tuple) else jax.tree.map(lambda x: x[layer], value)
+        return variable.replace(of_layer)
+
+    return jax.tree.map(one, stacked, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

@@ -6,7 +6,7 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.model.cache import Cache
@@ -110,7 +110,7 @@ class SphinxModel(nnx.Module):
             positions, seen = isolate(segments)
         elif documents is not None:
             positions = since_change(documents)
-        hidden, balance, _ = self.decoder(x, positions=positions, seen=seen, remat=remat)
+        hidden, balance = self.decoder(x, positions=positions, seen=seen, remat=remat)
         if at is None:
             return hidden[:, hidden.shape[1] - tokens.shape[1] :], balance
         return jnp.take_along_axis(hidden, at[..., None], axis=1), balance
@@ -145,25 +145,30 @@ class SphinxModel(nnx.Module):
         """(B, T) int32, (B, S, S, 3) -> (B, T, V) float32; entry t predicts token t + 1."""
         return self.decoder.logits(self.hidden(tokens, None if images is None else self.encode(images))[0])
 
-    def prefill(
-        self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], features: Features | None, cache: Cache
-    ) -> tuple[Float32[Array, "B V"], Int[Array, " B"], Cache]:
-        """Right-padded prompts (B, T) of `lengths` (B,) -> logits (B, V) after the last token of each, cache, and
-        the position (B,) of what comes next."""
-        x, at, _ = self.sequence(tokens, features)
-        hidden, _, written = self.decoder(x, cache=cache, start=jnp.zeros_like(lengths))
-        last = lengths[:, None] - 1
-        last = last + x.shape[1] - tokens.shape[1] if at is None else jnp.take_along_axis(at, last, axis=1)
-        logits = self.decoder.logits(jnp.take_along_axis(hidden, last[..., None], axis=1)[:, 0])
-        return logits, last[:, 0] + 1, need(written)
+    def extend(
+        self,
+        tokens: Int[Array, "B T"],
+        cache: Cache,
+        start: Int[Array, " B"],
+        visual: Float[Array, "B W D"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Tokens (B, T) after the first `start` (B,) positions of each row -> (B, T, D), and the cache with them.
 
-    def decode(
-        self, tokens: Int[Array, " B"], positions: Int[Array, " B"], cache: Cache
-    ) -> tuple[Float32[Array, "B V"], Cache]:
-        """One token a row (B,) at its own position (B,) -> logits (B, V), and the cache."""
-        x = self.decoder.embed(tokens[:, None], jnp.dtype(self.config.dtype))
-        hidden, _, written = self.decoder(x, cache=cache, start=positions)
-        return self.decoder.logits(hidden[:, 0]), need(written)
+        A negative token, -1 - w, is position w of the row's picture, `visual` (B, W, D) as `see` gives it.
+        """
+        x = self.decoder.embed(jnp.maximum(tokens, 0), jnp.dtype(self.config.dtype))
+        if visual is not None:
+            picked = jnp.take_along_axis(visual, jnp.maximum(-1 - tokens, 0)[..., None], axis=1)
+            x = jnp.where(tokens[..., None] < 0, picked.astype(x.dtype), x)
+        return self.decoder.extend(x, cache, start)
+
+    def see(self, features: Features) -> tuple[Float[Array, "B W D"], Bool[Array, "B W"]]:
+        """Features of a batch -> what the decoder reads of each picture, and which of its positions it reads."""
+        mix = need(self.embedding_mix)
+        visual = mix(features).astype(self.config.dtype)
+        if features.padding is None:
+            return visual, jnp.ones(visual.shape[:2], bool)
+        return visual, mix.kept(features.padding)
 
 
 def since_change(numbers: Int[Array, "B T"]) -> Int[Array, "B T"]:

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 from annotated_types import MinLen
 
@@ -24,7 +23,9 @@ from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.evaluate.scores import tabulate
-from sphinx_jax.generate import engine
+from sphinx_jax.generate.engine import Engine, Request
+from sphinx_jax.generate.pictures import Picture
+from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import held_dtypes
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.progress import progress
@@ -106,8 +107,9 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
         for picture, why in cache.bad.items():
             _log.warning("not asked about picture %d of %s %s: %s", picture, domain, s.split, why)
     asked = [q for q in asked if q.picture not in features[q.domain].bad]
-    seen = answer(run, leaves, asked, features, s.batch, "answering")
-    blind = answer(run, leaves, asked, None, s.batch, "answering blind")
+    engine = Engine(Sphinx(run.recipe.model, leaves, run.tokenizer, run.mesh), slots=s.batch)
+    seen = answer(run, engine, asked, features, "answering")
+    blind = answer(run, engine, asked, None, "answering blind")
     constant = constants(run, s, asked)
     rows = []
     for question, with_picture, without in zip(asked, seen, blind, strict=True):
@@ -123,49 +125,26 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
 
 
 def answer(
-    run: Run,
-    leaves: Any,
-    asked: Sequence[Question],
-    features: Mapping[str, Any] | None,
-    batch: int,
-    doing: str,
+    run: Run, engine: Engine, asked: Sequence[Question], features: Mapping[str, Any] | None, doing: str
 ) -> list[str]:
     """Greedy answers, each question alone; without `features` the picture is withheld."""
-    tokenizer, config = run.tokenizer, run.recipe.model
-    texts = [render([(q.question, None)], SYSTEM if q.system is None else q.system)[0] for q in asked]
-    prompts = [tokenizer.encode(text, bos=True) for text in texts]
-    length = engine.round_up(max(map(len, prompts)))
-    stops = engine.stop_tokens(tokenizer)
-    answers = [""] * len(asked)
-    # questions of one task need about as many steps; two budgets keep it at two programs
-    order = sorted(range(len(asked)), key=lambda i: (asked[i].task in LONG_TASKS, asked[i].task))
-    groups = [[i for i in order if (asked[i].task in LONG_TASKS) == long] for long in (False, True)]
-    with jax.set_mesh(run.mesh), progress(total=len(asked), desc=doing, unit="q", disable=run.quiet) as bar:
-        for group, budget in zip(groups, (SHORT, LONG), strict=True):
-            for start in range(0, len(group), batch):
-                chosen = group[start : start + batch]
-                padded = chosen + chosen[-1:] * (batch - len(chosen))
-                pictures = None if features is None else gather(features, [asked[i] for i in padded])
-                out = engine.generate(
-                    config,
-                    leaves,
-                    [prompts[i] for i in padded],
-                    pictures,
-                    stops=stops,
-                    max_new_tokens=budget,
-                    length=length,
-                )
-                for i, tokens in zip(chosen, out, strict=False):
-                    answers[i] = stops.text(tokens)
-                bar.update(len(chosen))
+    requests = (request(question, features) for question in asked)
+    answers = []
+    with progress(total=len(asked), desc=doing, unit="q", disable=run.quiet) as bar:
+        for (said,) in engine.map(requests):
+            answers.append(said.text)
+            bar.update()
     return answers
 
 
-def gather(features: Mapping[str, Any], asked: Sequence[Question]) -> Features:
-    rows = [features[q.domain][q.picture] for q in asked]
-    return Features(
-        *(np.stack([r[n] for r in rows]).astype(np.float32) if n in rows[0] else None for n in Features._fields)
-    )
+def request(q: Question, features: Mapping[str, Any] | None) -> Request:
+    text, _ = render([(q.question, None)], SYSTEM if q.system is None else q.system)
+    picture = None
+    if features is not None:
+        row = features[q.domain][q.picture]
+        seen = Features(*(row[n].astype(np.float32) if n in row else None for n in Features._fields))
+        picture = Picture(f"{q.domain} {q.picture}", features=seen)
+    return Request(text, picture, max_new_tokens=LONG if q.task in LONG_TASKS else SHORT, temperature=0.0)
 
 
 def constants(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[tuple[str, str], dict[str, str]]:

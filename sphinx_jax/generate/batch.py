@@ -1,0 +1,385 @@
+"""The running batch: sequences enter it and leave it one by one, whatever the others are at.
+
+Prompts are read apart, a few rows and a piece at a time, and then take a slot among those that are being continued; so
+long prompts do not hold up answers. Rows, positions and pieces come in few sizes, so few programs are compiled.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from sphinx_jax.config import ModelConfig, need
+from sphinx_jax.generate import programs
+from sphinx_jax.generate.pictures import Picture, Pictures
+from sphinx_jax.generate.programs import NOTHING, STEPS, Rows
+from sphinx_jax.generate.sampling import Rule
+from sphinx_jax.generate.sizes import Sizes
+from sphinx_jax.generate.stops import Stops
+from sphinx_jax.model.blueprint import Leaves
+from sphinx_jax.model.cache import Cache
+
+SHARED = 16  # positions that two sequences must have in common for one to take them from the other
+SOON = 4  # steps between two looks where somebody reads along
+BUSY = 8  # and where somebody waits for a slot
+
+
+@dataclass(eq=False)
+class Job:
+    """One prompt, and what follows it.
+
+    Attributes:
+      prompt: token ids, BOS first; -1 - w is position w of the picture.
+      most: tokens that may follow.
+      picture: its picture; `visual` (W, D) is what the decoder reads of it, from the time the prompt is read on.
+    """
+
+    prompt: list[int]
+    most: int
+    stops: Stops
+    rule: tuple[float, float, int] = (0.0, 1.0, 0)  # temperature, top_p, top_k
+    seed: int = 0
+    picture: Picture | None = None
+    visual: jax.Array | None = None
+    streamed: bool = False
+    cancelled: bool = False
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    state: int = 0  # of its own stops
+    ended: str = ""  # why: stop, length, cancelled
+    error: BaseException | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        return self.prompt + self.tokens
+
+    @property
+    def named(self) -> str | None:
+        """Sequences with pictures of one name have the same picture."""
+        return self.picture.name if self.picture else None
+
+    @property
+    def done(self) -> bool:
+        return bool(self.ended) or self.error is not None
+
+    @property
+    def need(self) -> int:
+        """Positions that it may take."""
+        return len(self.prompt) + self.most
+
+    def add(self, token: int, logprob: float) -> None:
+        """Take one more token, unless it has ended."""
+        if self.done:
+            return
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        self.state = self.stops.after(self.state, token)
+        if self.state == self.stops.stopped:
+            self.ended = "stop"
+        elif len(self.tokens) >= self.most:
+            self.ended = "length"
+
+
+@dataclass
+class Slot:
+    """A row of the cache: whose it is, and the ids whose keys and values it holds."""
+
+    sequence: Job | None = None
+    ids: list[int] = field(default_factory=list)
+    picture: str | None = None
+    used: int = 0  # when it was last
+    state: int = 0  # of the stop table
+
+    def shares(self, ids: Sequence[int], picture: str | None) -> int:
+        """How many of these positions it holds."""
+        pairs = zip(self.ids, ids, strict=False)
+        same = picture is not None and picture == self.picture
+        apart = (i for i, (a, b) in enumerate(pairs) if a != b or (a < 0 and not same))
+        return next(apart, min(len(self.ids), len(ids)))
+
+
+@dataclass
+class Reading:
+    """Prompts that are being read together, each for the slot it will take."""
+
+    sequences: list[Job]
+    slots: list[int]
+    begin: list[int]  # positions that were there before
+    cache: Cache
+    read: int = 0  # since then, of each
+
+    @property
+    def left(self) -> int:
+        return max(len(s.ids) - 1 - begin for s, begin in zip(self.sequences, self.begin, strict=True)) - self.read
+
+
+class Batch:
+    """Sequences on their way, and those that wait for a slot.
+
+    Args:
+      leaves: as `blueprint.apart` gives them.
+      pictures: what looks at those of the sequences.
+      stops: what ends a sequence on the device; sequences may have more, which the host finds.
+      slots: sequences that are continued together, at most.
+    """
+
+    def __init__(self, config: ModelConfig, leaves: Leaves, pictures: Pictures, stops: Stops, mesh: Mesh, slots: int):
+        self.config, self.leaves, self.pictures, self.mesh = config, leaves, pictures, mesh
+        self.stops, self.sizes = stops, Sizes.of(slots, config.decoder.max_positions)
+        self.waiting: deque[Job] = deque()
+        self._table = jax.numpy.asarray(stops.table(config.decoder.vocab_size))
+        self._ticks = itertools.count(1)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._cache: Cache | None = None
+        self._slots: list[Slot] = []
+        self._reading: Reading | None = None
+        self._entering: list[Job] = []
+
+    @property
+    def active(self) -> list[int]:
+        """Slots whose sequence is being continued."""
+        return [i for i, slot in enumerate(self._slots) if slot.sequence is not None and not self._is_read(i)]
+
+    @property
+    def idle(self) -> bool:
+        return not (self.waiting or self._reading or self.active)
+
+    def _is_read(self, slot: int) -> bool:
+        return self._reading is not None and slot in self._reading.slots
+
+    def step(self) -> None:
+        """Read some of the prompts that wait, then continue all answers by a few tokens.
+
+        An error of the device ends all that were on their way with it; where the step is interrupted they go on with
+        the next.
+        """
+        try:
+            with jax.set_mesh(self.mesh):
+                self._drop_cancelled()
+                # whoever is answered waits for no more than one piece of others' prompts
+                pieces = itertools.repeat(None) if not self.active else [None]
+                for _ in pieces:
+                    if not (self._reading or self._admit()):
+                        break
+                    self._read()
+                self._continue()
+        except BaseException as error:
+            running = [slot.sequence for slot in self._slots if slot.sequence is not None]
+            running += [s for s in self._entering if s not in running]
+            self._forget()
+            if not isinstance(error, Exception):
+                self.waiting.extendleft(reversed([s for s in running if not s.done]))
+                raise
+            for sequence in running:
+                sequence.error = error
+
+    def _drop_cancelled(self) -> None:
+        for slot in self._slots:
+            if slot.sequence is not None and slot.sequence.cancelled:
+                slot.sequence.ended = slot.sequence.ended or "cancelled"
+        for i in self.active:
+            if (sequence := self._slots[i].sequence) is not None and sequence.done:
+                self._slots[i].sequence = None
+        for sequence in [s for s in self.waiting if s.cancelled]:
+            sequence.ended = "cancelled"
+            self.waiting.remove(sequence)
+
+    def _admit(self) -> bool:
+        """Give slots to the next that wait, and begin to read their prompts."""
+        free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
+        room = len(free) + self.sizes.rows[-1] - len(self._slots)
+        count = next((p for p in reversed(self.sizes.prompts) if p <= min(room, len(self.waiting))), 0)
+        if not count:
+            return False
+        chosen = self._entering = [self.waiting.popleft() for _ in range(count)]
+        self._look(chosen)
+        self._make_room(len(self._slots) - len(free) + count, max(s.need for s in chosen))
+        cache = self._cache
+        assert cache is not None
+        reading = Reading(chosen, [], [], programs.empty(self.config, count, cache.positions))
+        for row, sequence in enumerate(chosen):
+            shared, source = self._best_source(sequence)
+            # the slot that has the most in common, if it is free; else the one that was left the longest ago
+            free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
+            slot = source if source in free else min(free, key=lambda i: self._slots[i].used)
+            if source is not None:
+                reading.cache = programs.copy_row(reading.cache, cache, np.int32(source), np.int32(row))
+            state = self.stops.after(0, *sequence.tokens)
+            self._slots[slot] = Slot(sequence, sequence.ids[:shared], sequence.named, next(self._ticks), state)
+            reading.slots.append(slot)
+            reading.begin.append(shared)
+        self._reading, self._entering = reading, []
+        return True
+
+    def _look(self, chosen: Sequence[Job]) -> None:
+        """Positions for the pictures of these prompts, after BOS."""
+        new = [s for s in chosen if s.picture is not None and s.visual is None]
+        for sequence, seen in zip(new, self.pictures.see([need(s.picture) for s in new]), strict=True):
+            sequence.visual = seen.visual
+            sequence.prompt[1:1] = [-1 - position for position in seen.kept]
+
+    def _best_source(self, sequence: Job) -> tuple[int, int | None]:
+        """How many positions of a sequence a slot holds already, and which."""
+        ids = sequence.ids[:-1]
+        shared, slot = max(
+            ((slot.shares(ids, sequence.named), -i) for i, slot in enumerate(self._slots) if not self._is_read(i)),
+            default=(0, 0),
+        )
+        return (shared, -slot) if shared >= SHARED else (0, None)
+
+    def _make_room(self, slots: int, positions: int) -> None:
+        """At least so many slots and positions in the cache."""
+        rows = next(size for size in self.sizes.rows if size >= max(slots, 1))
+        positions = self.sizes.room(positions)
+        if self._cache is None:
+            self._cache = programs.empty(self.config, rows, positions)
+            self._slots = [Slot() for _ in range(rows)]
+            return
+        # one size after the other: programs for all pairs would be many
+        for size in self.sizes.positions:
+            if self._cache.positions < size <= positions:
+                self._take(list(range(len(self._slots))), size)
+        for size in self.sizes.rows:
+            if len(self._slots) < size <= rows:
+                self._take([*range(len(self._slots)), *[0] * (size - len(self._slots))], self._cache.positions)
+
+    def _take(self, rows: list[int], positions: int) -> None:
+        """Lay the cache out anew: these rows; one that is named again is free."""
+        assert self._cache is not None
+        self._cache = programs.resized(self._cache, np.array(rows, np.int32), positions)
+        first = {row: i for i, row in reversed(list(enumerate(rows)))}
+        self._slots = [self._slots[row] if first[row] == i else Slot() for i, row in enumerate(rows)]
+
+    def _read(self) -> None:
+        """One piece of the prompts that are being read; those that are read take their slots."""
+        reading = self._reading
+        assert reading is not None and self._cache is not None
+        count, room = len(reading.sequences), reading.cache.positions
+        if reading.left > 0:
+            size = self.sizes.piece(reading.left, count, room)
+            tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
+            for row, (sequence, begin) in enumerate(zip(reading.sequences, reading.begin, strict=True)):
+                # a piece that would not fit into the cache reads again what lies before it
+                start[row] = min(begin + reading.read, room - size)
+                piece = sequence.ids[start[row] : start[row] + size]
+                tokens[row, : len(piece)] = piece
+            visual = self._visual(reading.sequences) if (tokens < 0).any() else None
+            reading.cache = programs.prefill(self.config, self.leaves, reading.cache, tokens, start, visual)
+            reading.read += size
+        if reading.left > 0:
+            return
+        self._reading = None
+        for row, slot in enumerate(reading.slots):
+            self._cache = programs.copy_row(self._cache, reading.cache, np.int32(row), np.int32(slot))
+            self._slots[slot].ids = reading.sequences[row].ids[:-1]
+
+    def _visual(self, sequences: Sequence[Job]) -> tuple[jax.Array, ...]:
+        any_ = next(s.visual for s in sequences if s.visual is not None)
+        return tuple(any_ if s.visual is None else s.visual for s in sequences)
+
+    def _continue(self) -> None:
+        """A few more tokens for every answer."""
+        active = self.active
+        if not active:
+            return
+        if not self.waiting and self._reading is None:
+            self._shrink()
+            active = self.active
+        sequences = [self._slots[i].sequence for i in active]
+        waiting = bool(self.waiting) or self._reading is not None
+        steps = BUSY if waiting else STEPS
+        if any(s is not None and s.streamed for s in sequences):
+            steps = SOON
+        enough = max(1, len(active) // 4) if waiting else len(active)
+        assert self._cache is not None
+        arguments = (self._rows(self._slots), self._table, np.int32(steps), np.int32(enough))
+        self._cache, rows, *new = programs.decode(self.config, self.leaves, self._cache, *arguments)
+        states, made, chances = (np.asarray(x) for x in (rows.state, *new))
+        for i, sequence in zip(active, sequences, strict=True):
+            assert sequence is not None
+            slot = self._slots[i]
+            new = [token for token in made[i].tolist() if token != NOTHING]
+            # the last one is not in the cache yet
+            slot.ids = (sequence.ids + new)[:-1]
+            for token, chance in zip(new, chances[i].tolist(), strict=False):
+                sequence.add(token, chance)
+            slot.used, slot.state = next(self._ticks), int(states[i])
+            if sequence.done:
+                slot.sequence, sequence.visual = None, None
+
+    def _shrink(self) -> None:
+        """Fewer rows where few go on, the longest unused go first."""
+        assert self._cache is not None
+        sizes = [size for size in self.sizes.rows if len(self.active) <= size < len(self._slots)]
+        for size in reversed(sizes):
+            free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
+            free.sort(key=lambda i: -self._slots[i].used)
+            self._take(sorted([*self.active, *free[: size - len(self.active)]]), self._cache.positions)
+
+    def warm_up(self) -> Iterator[str]:
+        """Compile whatever may be needed, saying before each program what it is."""
+        sizes, config = self.sizes, self.config
+        visual = self.pictures.warm_up() if config.has_vision else None
+        for positions, larger in itertools.zip_longest(sizes.positions, sizes.positions[1:]):
+            for count, size in itertools.product(sizes.prompts, (p for p in sizes.pieces if p <= positions)):
+                for seen in [None] if visual is None else [None, (visual,) * count]:
+                    yield f"reading {count} x {size} of {positions}"
+                    tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
+                    cache = programs.empty(config, count, positions)
+                    programs.prefill(config, self.leaves, cache, tokens, start, seen)
+            for rows, more in itertools.zip_longest(sizes.rows, sizes.rows[1:]):
+                yield f"continuing {rows} of {positions}"
+                slots = [Slot() for _ in range(rows)]
+                cache, *_ = programs.decode(
+                    config,
+                    self.leaves,
+                    programs.empty(config, rows, positions),
+                    self._rows(slots),
+                    self._table,
+                    *[np.int32(1)] * 2,
+                )
+                for count in sizes.prompts:
+                    cache = programs.copy_row(cache, programs.empty(config, count, positions), *[np.int32(0)] * 2)
+                    programs.copy_row(programs.empty(config, count, positions), cache, *[np.int32(0)] * 2)
+                if larger:
+                    programs.resized(cache, np.arange(rows, dtype=np.int32), larger)
+                if more:
+                    grown = programs.resized(cache, np.zeros(more, np.int32), positions)
+                    programs.resized(grown, np.zeros(rows, np.int32), positions)
+
+    def _rows(self, slots: Sequence[Slot]) -> Rows:
+        rows = len(slots)
+        token, position, state, said, left, top_k = (np.zeros(rows, np.int32) for _ in range(6))
+        temperature, top_p = np.zeros(rows, np.float32), np.ones(rows, np.float32)
+        key = np.zeros((rows, 2), np.uint32)
+        active = set(self.active)
+        for i, slot in enumerate(slots):
+            position[i] = len(slot.ids)
+            if i not in active or (s := slot.sequence) is None:
+                continue
+            ids = s.ids
+            token[i], position[i], said[i] = ids[-1], len(ids) - 1, len(s.tokens)
+            left[i] = s.most - len(s.tokens)
+            state[i] = slot.state
+            temperature[i], top_p[i], top_k[i] = s.rule
+            key[i] = programs.key_of(s.seed)
+        return Rows(token, position, state, said, left, key, Rule(temperature, top_p, top_k))
+
+
+def run(batch: Batch, sequences: Sequence[Job]) -> Iterator[Job]:
+    """Answer them all, in the order given."""
+    batch.waiting.extend(sequences)
+    for sequence in sequences:
+        while not sequence.done:
+            batch.step()
+        if sequence.error is not None:
+            raise sequence.error
+        yield sequence

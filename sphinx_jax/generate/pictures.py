@@ -1,0 +1,104 @@
+"""Pictures by what is on them: looked at once, however many questions there are about one."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from sphinx_jax.config import ModelConfig, need
+from sphinx_jax.data.image import ImageSource, load_image, padded_resize
+from sphinx_jax.generate import programs
+from sphinx_jax.model.blueprint import FROZEN, Leaves, make_encode, matches
+from sphinx_jax.model.embedding_mix import Features
+
+TOGETHER = (1, 4, 16)  # pictures that are encoded at once
+KEPT = 64  # pictures that are remembered
+
+
+class Picture(NamedTuple):
+    """A picture as it is given to the model, and its name: the hash of its pixels as the encoders get them.
+
+    `features` of one that was encoded before, each without the axis of the batch.
+    """
+
+    name: str
+    pixels: np.ndarray | None = None  # (S, S, 3) uint8
+    features: Features | None = None
+
+
+class Seen(NamedTuple):
+    visual: jax.Array  # (W, D)
+    kept: tuple[int, ...]  # positions of it that are read
+
+
+class Pictures:
+    """What the decoder reads of pictures; those used last are kept.
+
+    Args:
+      kept: of how many pictures.
+    """
+
+    def __init__(self, config: ModelConfig, leaves: Leaves, kept: int = KEPT):
+        self.config, self.leaves, self.kept = config, leaves, kept
+        self._encoders = {path: leaf for path, leaf in leaves.items() if matches(path, FROZEN)}
+        self._encode = make_encode(config) if config.has_vision else None
+        self._seen: OrderedDict[str, Seen] = OrderedDict()
+
+    def picture(self, image: ImageSource) -> Picture:
+        """Raises BadImage for what is none."""
+        pixels = padded_resize(load_image(image), need(self.config.views).image_size)
+        return Picture(hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest(), pixels)
+
+    def features(self, pixels: np.ndarray) -> Features:
+        """(B, S, S, 3) uint8 -> what the encoders see."""
+        return need(self._encode)(self._encoders, pixels)
+
+    def warm_up(self) -> jax.Array:
+        """Compile what looks at pictures; what the decoder reads of a black one."""
+        views = need(self.config.views)
+        black = np.zeros((views.image_size,) * 2 + (3,), np.uint8)
+        for count in (1,) if views.skip_padded else TOGETHER:
+            visual, _ = programs.see(self.config, self.leaves, self.features(np.stack([black] * count)))
+        return visual[0]
+
+    def see(self, pictures: Sequence[Picture]) -> list[Seen]:
+        """What the decoder reads of these, looking at once at those that it has not seen."""
+        if not pictures:
+            return []
+        found = {p.name: self._seen[p.name] for p in pictures if p.name in self._seen}
+        new = list({p.name: p for p in pictures if p.name not in found}.values())
+        for part in _parts(new, need(self.config.views).skip_padded):
+            visual, kept = programs.see(self.config, self.leaves, self._features_of(part))
+            for picture, positions, read in zip(part, visual, np.asarray(kept), strict=True):
+                found[picture.name] = Seen(positions, tuple(np.flatnonzero(read).tolist()))
+        for name, seen in found.items():
+            self._seen[name] = seen
+            self._seen.move_to_end(name)
+        while len(self._seen) > self.kept:
+            self._seen.popitem(last=False)
+        return [found[p.name] for p in pictures]
+
+    def _features_of(self, pictures: Sequence[Picture]) -> Features:
+        if pictures[0].features is None:
+            return self.features(np.stack([need(p.pixels) for p in pictures]))
+        return jax.tree.map(lambda *rows: np.stack(rows), *(need(p.features) for p in pictures))
+
+
+def _parts(pictures: Sequence[Picture], singly: bool) -> Iterator[list[Picture]]:
+    """In few sizes. Where views are skipped, how many are left differs by picture: `singly`."""
+    for _, alike in itertools.groupby(sorted(pictures, key=_encoded), key=_encoded):
+        rest = list(alike)
+        while rest:
+            size = next(size for size in reversed(TOGETHER) if size <= len(rest) and (size == 1 or not singly))
+            yield rest[:size]
+            rest = rest[size:]
+
+
+def _encoded(picture: Picture) -> bool:
+    return picture.features is not None

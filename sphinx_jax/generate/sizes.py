@@ -1,0 +1,58 @@
+"""The few sizes that the programs of answering come in."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sphinx_jax.sharding import platform
+
+POSITIONS = (256, 4)  # of a cache: the fewest, and what they grow by
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Rows and tokens of programs, each in ascending order."""
+
+    rows: tuple[int, ...]  # that are continued together
+    prompts: tuple[int, ...]  # that are read together
+    pieces: tuple[int, ...]  # tokens of a prompt that are read at once
+    positions: tuple[int, ...]
+    overhead: int  # what a pass through the weights costs, in tokens
+
+    @classmethod
+    def of(cls, slots: int, max_positions: int) -> Sizes:
+        """Finer on a CPU, where each row and token costs its share, than where a pass costs the same up to hundreds."""
+        cpu = platform() == "cpu"
+        least, factor = POSITIONS
+        return cls(
+            _ladder(1, slots, 2 if cpu else 4),
+            tuple(p for p in (1, 4, 16) if p <= slots),
+            (16, 64, 256) if cpu else (64, 256, 1024),
+            _ladder(min(least, max_positions), max_positions, factor),
+            16 if cpu else 256,
+        )
+
+    def room(self, positions: int) -> int:
+        return next(size for size in self.positions if size >= positions)
+
+    def piece(self, length: int, rows: int, room: int) -> int:
+        """How many tokens are read next where `length` are to be read in each of some rows."""
+        return self._cheapest(length, self.overhead / rows, tuple(p for p in self.pieces if p <= room))[1]
+
+    def _cheapest(self, length: int, overhead: float, pieces: Sequence[int]) -> tuple[float, int]:
+        """Cost of reading `length` tokens, and the first piece: one that holds all, or the largest that is filled."""
+        whole = next((p for p in pieces if p >= length), None)
+        part = max((p for p in pieces if p < length), default=None)
+        ways = [] if whole is None else [(whole + overhead, whole)]
+        if part is not None:
+            count = (length - 1) // part if whole is None else 1
+            rest = self._cheapest(length - count * part, overhead, pieces)[0]
+            ways.append((count * (part + overhead) + rest, part))
+        return min(ways) if ways else (overhead, max(pieces))
+
+
+def _ladder(least: int, most: int, factor: int) -> tuple[int, ...]:
+    steps = itertools.takewhile(lambda n: n < most, (least * factor**i for i in itertools.count()))
+    return (*steps, most)

@@ -1,0 +1,312 @@
+"""The engine: what a request is answered does not depend on who else is answered, nor on when."""
+
+import contextlib
+import dataclasses
+import gc
+import threading
+
+import jax
+import numpy as np
+import pytest
+from conftest import DATA, born
+from PIL import Image
+
+from sphinx_jax import Engine, Request, Sphinx
+from sphinx_jax.config import DecoderConfig, ModelConfig
+from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.generate import programs
+from sphinx_jax.generate.arguments import BadArgument
+from sphinx_jax.generate.engine import QueueFull
+from sphinx_jax.generate.sizes import Sizes
+from sphinx_jax.model.blueprint import apart, blueprint
+
+TOKENIZER = load_tokenizer(DATA / "tokenizer.model")
+WORDS = ["a", "red star", "what is the colour of the big thing on the left", "no", "one two three four five"]
+
+
+def decoder(**changes) -> DecoderConfig:
+    given = {"dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "vocab_size": TOKENIZER.vocab_size, "hidden_dim": 64}
+    return DecoderConfig(**given | {"max_positions": 300} | changes)
+
+
+@pytest.fixture(scope="module")
+def model(mesh) -> Sphinx:
+    config = ModelConfig("text", decoder())
+    leaves = {path: 8 * leaf if path.endswith(("output", "embedding")) else leaf for path, leaf in born(config).items()}
+    return Sphinx(config, leaves, TOKENIZER, mesh)
+
+
+def by_hand(model: Sphinx, prompt: str, count: int) -> list[int]:
+    """Greedy tokens of the whole text looked at anew for each, the stop included."""
+    ids, said = TOKENIZER.encode(prompt, bos=True), []
+    while len(said) < count and TOKENIZER.eos_id not in said:
+        said.append(int(model.logits(np.array([ids + said]))[0, -1].argmax()))
+    return said
+
+
+def requests(count: int, **settings) -> list[Request]:
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(count):
+        prompt = " ".join(rng.choice(WORDS, 1 + rng.integers(12)))
+        chosen = {"temperature": float(i % 3), "top_p": 0.9, "top_k": i % 5, "seed": i} | settings
+        found.append(Request(prompt, max_new_tokens=1 + int(rng.integers(24)), **chosen))
+    return found
+
+
+def test_greedy_answers_are_those_of_the_whole_text(model):
+    asked = requests(12, temperature=0.0)
+    for request, (said,) in zip(asked, Engine(model, slots=4).map(asked), strict=True):
+        assert said.tokens == by_hand(model, request.prompt, request.max_new_tokens)
+        ids = TOKENIZER.encode(request.prompt, bos=True) + said.tokens
+        chances = jax.nn.log_softmax(model.logits(np.array([ids]))[0])
+        expected = [float(chances[len(ids) - len(said.tokens) - 1 + i, t]) for i, t in enumerate(said.tokens)]
+        np.testing.assert_allclose(said.logprobs, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_an_answer_does_not_depend_on_what_else_is_asked(model, slots):
+    asked = requests(14)
+    alone = [said for request in asked for said in Engine(model, slots=1).map([request])]
+    together = list(Engine(model, slots=slots).map(asked))
+    assert [[s.tokens for s in said] for said in together] == [[s.tokens for s in said] for said in alone]
+
+
+def test_each_of_n_answers_is_that_of_its_seed(model):
+    request = Request("a red star", max_new_tokens=8, temperature=2.0, top_p=1.0, seed=5, n=3)
+    (said,) = Engine(model, slots=2).map([request])
+    apart_ = [Engine(model).map([dataclasses.replace(request, seed=5 + i, n=1)]) for i in range(3)]
+    assert [s.tokens for s in said] == [s.tokens for one in apart_ for (s,) in one]
+    assert len({tuple(s.tokens) for s in said}) > 1
+    texts = model.generate(["a red star"], max_new_tokens=8, temperature=2.0, top_p=1.0, seed=5, n=3)
+    assert texts == [[s.text for s in said]]
+
+
+def test_the_most_likely_of_one_is_greedy(model):
+    greedy = model.generate(WORDS, max_new_tokens=9, temperature=0.0)
+    assert model.generate(WORDS, max_new_tokens=9, temperature=3.0, top_p=1.0, top_k=1) == greedy
+    assert model.generate(WORDS, max_new_tokens=9, temperature=3.0, top_p=1.0) != greedy
+
+
+def test_a_stop_of_ones_own_ends_the_answer(model):
+    (said,) = model.generate(["a red star"], max_new_tokens=20, temperature=0.0, logprobs=True)
+    middle = said.text[len(said.text) // 2 :][:3]
+    (other,) = model.generate(["a red star"], max_new_tokens=20, temperature=0.0, stop=[middle], logprobs=True)
+    assert other.text == said.text[: said.text.index(middle)].strip() and other.ended == "stop"
+    assert other.tokens == said.tokens[: len(other.tokens)]
+
+
+def test_a_stream_only_grows_and_ends_as_the_whole(model):
+    (whole,) = model.generate(["one two"], max_new_tokens=40, temperature=0.0)
+    outside = jax.sharding.get_abstract_mesh()
+    texts = []
+    for text in model.stream("one two", max_new_tokens=40, temperature=0.0):
+        assert jax.sharding.get_abstract_mesh() == outside
+        texts.append(text)
+    assert texts[-1] == whole and len(texts) > 3
+    assert all(b.startswith(a.strip()) for a, b in zip(texts, texts[1:], strict=False))
+
+
+def test_what_is_cancelled_or_left_alone_frees_its_slot(model):
+    engine = Engine(model, slots=1)
+    left = engine.submit(Request("a", max_new_tokens=200, temperature=0.0))
+    next(iter(left))
+    waits = engine.submit(Request("no", max_new_tokens=200, temperature=0.0))
+    waits.cancel()
+    del left
+    gc.collect()
+    answer = engine.submit(Request("red star", max_new_tokens=5, temperature=0.0))
+    (said,) = answer.wait()
+    assert said.tokens == by_hand(model, "red star", 5)
+    assert [s.ended for s in waits.wait()] == ["cancelled"]
+
+
+def test_a_full_queue_is_told(model):
+    engine = Engine(model, slots=1, queue=2)
+    kept = [engine.submit(Request("a", max_new_tokens=3)) for _ in range(2)]
+    with pytest.raises(QueueFull, match="^2 requests wait already"):
+        engine.submit(Request("a"))
+    assert all(answer.wait() for answer in kept)
+    assert engine.submit(Request("a", max_new_tokens=3)).wait()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"stop": [""]}, r"stop\[0\] is empty"),
+        ({"stop": "x"}, "stop must be a list of strings, not 'x'"),
+        ({"n": 0}, "n must be an integer of at least 1, not 0"),
+        ({"top_k": -1}, "top_k must be an integer of at least 0"),
+        ({"max_new_tokens": 299}, "max_new_tokens 299 leaves no room for a prompt in 300 positions"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_and_the_engine_lives_on(model, settings, told):
+    engine = Engine(model, slots=2)
+    with pytest.raises(BadArgument, match=told):
+        engine.submit(Request("a", **settings))
+    assert engine.submit(Request("a", max_new_tokens=2)).wait()
+
+
+def test_prompts_that_begin_alike_are_read_once(model, monkeypatch):
+    read, prefill = [], programs.prefill
+    monkeypatch.setattr(programs, "prefill", lambda *a: read.append(a[3].size) or prefill(*a))
+    engine, turns = Engine(model, slots=1), "one two three four five six seven eight nine ten " * 3
+    said = [engine.submit(Request(turns, max_new_tokens=4, temperature=0.0)).wait()[0]]
+    first = sum(read)
+    for _ in range(3):
+        turns += said[-1].text + " and what else is there? "
+        said.append(engine.submit(Request(turns, max_new_tokens=4, temperature=0.0)).wait()[0])
+        assert said[-1].tokens == by_hand(model, turns, 4)
+    assert sum(read) - first <= 3 * 32 <= first
+
+
+def test_an_interrupted_step_is_taken_again(model, monkeypatch):
+    asked = requests(5)
+    expected = [s.tokens for (s,) in Engine(model, slots=2).map(asked)]
+    engine, decode, calls = Engine(model, slots=2), programs.decode, []
+
+    def interrupted(*given):
+        calls.append(1)
+        if len(calls) in (2, 4):
+            raise KeyboardInterrupt
+        return decode(*given)
+
+    monkeypatch.setattr(programs, "decode", interrupted)
+    answers = [engine.submit(request) for request in asked]
+    for answer in answers:
+        while not answer.done:
+            with contextlib.suppress(KeyboardInterrupt):
+                answer.wait()
+    assert [answer.wait()[0].tokens for answer in answers] == expected and len(calls) > 4
+
+
+def test_an_error_of_the_device_ends_those_on_their_way_alone(model, monkeypatch):
+    engine, decode = Engine(model, slots=1), programs.decode
+    monkeypatch.setattr(programs, "decode", lambda *given: 1 / 0)
+    first, second = (engine.submit(Request(word, max_new_tokens=4, temperature=0.0)) for word in ("a", "no"))
+    with pytest.raises(ZeroDivisionError):
+        first.wait()
+    monkeypatch.setattr(programs, "decode", decode)
+    assert second.wait()[0].tokens == by_hand(model, "no", 4)
+
+
+def test_threads_share_an_engine(model):
+    asked = requests(40)
+    expected = [s.tokens for (s,) in Engine(model, slots=4).map(asked)]
+    engine, found = Engine(model, slots=4), {}
+
+    def ask(i: int) -> None:
+        answer = engine.submit(asked[i])
+        if i % 7 == 6:
+            next(iter(answer))  # and away
+            return
+        with pytest.raises(BadArgument):
+            engine.submit(Request("a", max_new_tokens=10_000))
+        found[i] = answer.wait()[0].tokens
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: tokens for i, tokens in enumerate(expected) if i % 7 != 6}
+
+
+def pictures(size: int) -> list[Image.Image]:
+    rng = np.random.default_rng(1)
+    return [Image.fromarray(rng.integers(0, 255, (size, size, 3), np.uint8)) for _ in range(3)]
+
+
+@pytest.fixture(scope="module")
+def seeing(tiny, mesh) -> Sphinx:
+    return Sphinx(tiny, born(tiny), TOKENIZER, mesh)
+
+
+def test_questions_about_a_picture_look_at_it_once(seeing, monkeypatch):
+    asked = ["what is it", "where is it", "how many are there"]
+    shown = pictures(40)[:2]
+    alone = {}
+    for i, picture in enumerate(shown):
+        for question in asked:
+            engine = Engine(seeing, slots=1)
+            alone[i, question] = engine.submit(Request(question, picture, 6, temperature=0.0)).wait()[0].tokens
+    engine, looked = Engine(seeing, slots=4), []
+    monkeypatch.setattr(
+        engine.pictures,
+        "features",
+        lambda pixels, old=engine.pictures.features: looked.append(len(pixels)) or old(pixels),
+    )
+    mixed = [(i, question) for question in asked for i in range(2)] * 2
+    answers = engine.map(Request(question, shown[i], 6, temperature=0.0) for i, question in mixed)
+    assert [said.tokens for (said,) in answers] == [alone[key] for key in mixed]
+    assert sum(looked) == 2
+    texts = seeing.respond_many(shown[0], asked, max_new_tokens=6, temperature=0.0)
+    assert texts == [seeing.respond([[q, None]], shown[0], max_new_tokens=6, temperature=0.0) for q in asked]
+
+
+def test_another_picture_is_another_answer_whatever_it_is_called(seeing, tmp_path):
+    engine, file = Engine(seeing, slots=1), tmp_path / "same.png"
+    pixels = np.array(pictures(40)[0])
+    names = set()
+    for _ in range(3):
+        Image.fromarray(pixels).save(file)
+        names.add(engine.pictures.picture(file).name)
+        request = Request("what is it " * 6, str(file), 4, temperature=0.0)
+        fresh = Engine(seeing, slots=1).submit(request).wait()[0]
+        np.testing.assert_allclose(engine.submit(request).wait()[0].logprobs, fresh.logprobs, atol=1e-4)
+        pixels[20, 20] ^= 255  # one pixel
+        pixels[5:9] //= 2
+    assert len(names) == 3
+    for slot in engine._batch._slots:
+        other = [1, -1, -2, *range(5, 40)]
+        assert slot.shares([*slot.ids], None) <= 1 and slot.shares(other, None) <= 1
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 48, 60, 100, 256, 257, 922, 5000])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_pieces_cover_a_prompt_without_much_waste(length, rows):
+    sizes, left, read = Sizes.of(16, 8192), length, 0
+    while left > 0:
+        size = sizes.piece(left, rows, 8192)
+        assert size in sizes.pieces
+        left, read = left - size, read + size
+    assert read < length + max(16, length // 2)
+
+
+@pytest.mark.parametrize(("slots", "positions"), [(1, 40), (16, 4096), (5, 300), (64, 256)])
+def test_sizes_are_few_and_hold_everything(slots, positions):
+    sizes = Sizes.of(slots, positions)
+    assert sizes.rows[-1] == slots and sizes.positions[-1] == positions and len(sizes.positions) <= 4
+    assert all(sizes.room(n) >= n for n in range(1, positions + 1))
+
+
+def test_nothing_is_compiled_after_the_first_answers(model):
+    """A chat that grows, asked for answers of many lengths."""
+    engine = Engine(model, slots=2)
+    engine.warm_up()
+    counted = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: counted.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
+    )
+    text = ""
+    for turn in range(30):
+        text += " and then?"
+        engine.submit(Request(text, max_new_tokens=1 + turn * 5 % 37, temperature=turn % 2, n=1 + turn % 3)).wait()
+    assert not counted
+    jax.jit(lambda x: x + 1)(np.zeros(7))
+    assert counted
+
+
+def test_the_cache_is_written_in_place():
+    config = ModelConfig("text", decoder(max_positions=4096))
+    leaves = {path: jax.ShapeDtypeStruct(s.shape, s.dtype) for path, s in blueprint(config).specs.items()}
+    layers = jax.eval_shape(lambda leaves: apart(dict(leaves)), leaves)
+    cache = jax.eval_shape(lambda: programs.empty(config, 8, 4096))
+    whole = np.zeros(8, np.int32)
+    rule = programs.Rule(np.zeros(8, np.float32), np.ones(8, np.float32), whole)
+    rows = programs.Rows(whole, whole, whole, whole, whole, np.zeros((8, 2), np.uint32), rule)
+    table = np.zeros((2, config.decoder.vocab_size), np.int32)
+    compiled = programs.decode.lower(config, layers, cache, rows, table, np.int32(8), np.int32(8)).compile()
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= size and memory.temp_size_in_bytes < size / 4
