@@ -7,6 +7,10 @@ The training step beside the same decoder in transformers and PyTorch, and the f
 'sphinx_jax[torch]'):
   python tools/benchmark.py train --dim 512 --layers 4 --batch 8 --length 256
 
+Answers beside transformers and PyTorch, each side in a process of its own: reading prompts, each token after them, and
+64 requests that arrive together (pip install 'sphinx_jax[torch]'):
+  python tools/benchmark.py generate --folder /tmp/bench
+
 The step of a recipe on what is here, with fresh weights and made-up rows: milliseconds, tokens a second, MFU.
 A GPU holds a few layers of the 13B model, and a layer is what is measured:
   python tools/benchmark.py step --config configs/sphinx_1k.py --stage finetune --config.model.decoder.layers=6 \\
@@ -53,6 +57,9 @@ def arguments() -> argparse.Namespace:
     train.add_argument("--length", type=int, default=256, help="tokens of each (default: %(default)s)")
     train.add_argument("--views", type=int, default=8, help="pictures for the encoders (default: %(default)s)")
     train.add_argument("--rounds", type=int, default=5, help="of which the best counts (default: %(default)s)")
+    generate = kinds.add_parser("generate", help="our answers beside transformers + PyTorch")
+    generate.add_argument("--folder", type=Path, required=True, help="where 1.1 GB of weights are made, and kept")
+    generate.add_argument("--rounds", type=int, default=3, help="of which the best counts (default: %(default)s)")
     of_recipe = "also takes --config, --config.key=value, --stage and --smoke, as python -m sphinx_jax.main"
     step = kinds.add_parser(
         "step", help=f"the training step of a recipe; {of_recipe}", description=of_recipe, allow_abbrev=False
@@ -109,6 +116,12 @@ def compare_train(args: argparse.Namespace) -> Iterator[str]:
             yield pair.line()
 
 
+def compare_generate(args: argparse.Namespace) -> Iterator[str]:
+    from sphinx_jax.measure import generate_benchmark
+
+    yield from generate_benchmark.measure(args.folder, args.rounds)
+
+
 def measure_step(args: argparse.Namespace) -> Iterator[str]:
     from sphinx_jax.measure import step_benchmark
 
@@ -149,6 +162,7 @@ if __name__ == "__main__":
         work = {
             "mix": compare_mix,
             "train": compare_train,
+            "generate": compare_generate,
             "step": measure_step,
             "saves": measure_saves,
             "quantise": compare_quantised,

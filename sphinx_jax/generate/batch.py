@@ -135,9 +135,10 @@ class Batch:
         self.waiting: deque[Job] = deque()
         self._table = jax.numpy.asarray(stops.table(config.decoder.vocab_size))
         self._ticks = itertools.count(1)
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Nothing is on its way, and nothing of what was."""
         self._cache: Cache | None = None
         self._slots: list[Slot] = []
         self._reading: Reading | None = None
@@ -174,7 +175,7 @@ class Batch:
         except BaseException as error:
             running = [slot.sequence for slot in self._slots if slot.sequence is not None]
             running += [s for s in self._entering if s not in running]
-            self._forget()
+            self.forget()
             if not isinstance(error, Exception):
                 self.waiting.extendleft(reversed([s for s in running if not s.done]))
                 raise
