@@ -20,15 +20,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from sphinx_jax.config import ConfigError, ModelConfig, family, need
+from sphinx_jax.config import ATTENTION_MAPS, FFN_MAPS, ConfigError, ModelConfig, family, need
 from sphinx_jax.model.embedding_mix import Features
+from sphinx_jax.model.layers import Turned, turned
 from sphinx_jax.model.lora import BASE
 from sphinx_jax.model.sphinx import Encoders, SphinxModel
 from sphinx_jax.model.views import kept_views, normalise, padding_alone
-from sphinx_jax.sharding import partition_spec
+from sphinx_jax.sharding import partition_spec, platform
 
 Leaves = dict[str, jax.Array]
 STACK = "decoder/blocks/"
+# the matrices of a layer, and how many dimensions of each are inputs
+INPUTS = {f"attention/{name}": 1 + (name == "o") for name in ATTENTION_MAPS} | {f"ffn/{name}": 1 for name in FFN_MAPS}
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,30 @@ def unflatten(leaves: dict[str, Any]) -> dict[str, Any]:
 def apart(leaves: dict[str, Any]) -> dict[str, Any]:
     """Leaves as answering reads them: of each that is stacked over the decoder's layers, a tuple of one array a layer.
 
-    The dict that is given is emptied on the way, so that no more than one leaf is held twice.
+    On one CPU the matrices have their outputs first (`layers.Turned`). The dict that is given is emptied on the way, so
+    that no more than one leaf is held twice.
     """
     found: dict[str, Any] = {}
     for path in list(leaves):
         leaf = leaves.pop(path)
-        found[path] = _layers(leaf) if path.startswith(STACK) and not isinstance(leaf, tuple) else leaf
+        if path.startswith(STACK) and not isinstance(leaf, tuple):
+            dims = _turns(path, leaf)
+            leaf = _turned(leaf, dims) if dims else _layers(leaf)
+        found[path] = leaf
     return found
+
+
+def _turns(path: str, leaf: Any) -> int:
+    """How many dimensions of a layer's matrix are inputs, where it is to have its outputs first; else 0."""
+    if jax.device_count() > 1 or platform() != "cpu" or not isinstance(leaf, np.ndarray | jax.Array):
+        return 0
+    # an expert's matrices are multiplied elsewhere
+    return 0 if leaf.ndim > 3 and "/ffn/" in path else INPUTS.get(path.removeprefix(STACK), 0)
+
+
+@functools.partial(jax.jit, static_argnames="dims")
+def _turned(leaf: jax.Array, dims: int) -> tuple[Turned, ...]:
+    return tuple(turned(layer, dims) for layer in leaf)
 
 
 @jax.jit

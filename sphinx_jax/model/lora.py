@@ -56,7 +56,7 @@ class Maps(nnx.Module):
     def apply(self, name: str, x: jax.Array) -> jax.Array:
         """x (…, *inputs) -> (…, *outputs)."""
         dims = self.contracted[name]
-        y = contract(x, getattr(self, name)[...], dims)
+        y = contract(x, getattr(self, name).get_value(), dims)
         if name in self.lora:
             low = self.lora[name]
             y = y + contract(contract(x, low.a[...], dims), low.b[...])
