@@ -82,8 +82,11 @@ def checked(values: Any, cls: type, path: str) -> Any:
         found = [e for e in error.errors(include_url=False) if e["type"] != "too_short" or not e["input"]]
         # a misspelt name first: what is missing may be what it was meant for
         found.sort(key=lambda e: e["type"] != "unexpected_keyword_argument")
-        told = dict.fromkeys(_told(e, cls, path) for e in found)
-    first, more = next(iter(told)), len(told) - 1
+        told: dict[str, str] = {}
+        for text in (_told(e, cls, path) for e in found):
+            # one value may fail in several ways, one for each of the types that it might have had
+            told.setdefault(text.split()[0].rstrip(":") if text.startswith(path) else text, text)
+    first, more = next(iter(told.values())), len(told) - 1
     raise ConfigError(first + (f" (and {more} more)" if more else ""))
 
 
@@ -153,7 +156,7 @@ def _told(error: Mapping[str, Any], cls: type, path: str) -> str:
         return f"{parent} needs a value for {last!r}"
     if kind == "value_error":
         return _of_field(context["error"], where, hint)
-    if kind == "literal_error":
+    if kind == "literal_error" and len(_members(hint)) == 1:
         known = re.findall("'([^']*)'", context["expected"])
         return f"{where}: {unknown(str(last), value, known)}"
     if kind in _RULES:
@@ -164,12 +167,19 @@ def _told(error: Mapping[str, Any], cls: type, path: str) -> str:
     if kind == "too_long":
         return f"{where} must have {context['max_length']} values, not {context['actual_length']}"
     if len(_members(hint)) > 1:
-        wanted = " or ".join(getattr(member, "__name__", str(member)) for member in _members(hint))
+        wanted = " or ".join(map(_named, _members(hint)))
         return f"{where} must be {wanted}, not {short(value)}"
     wanted, _, rest = kind.partition("_")
     if rest != "type":
         return f"{where}: {error['msg']}"
     return f"{where} must be {_TYPES.get(wanted, wanted)}, not {short(value)}"
+
+
+def _named(hint: Any) -> str:
+    """A type as a message has it; of words that are allowed, the words."""
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    return getattr(hint, "__name__", str(hint))
 
 
 def _of_field(error: Exception, path: str, hint: Any) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sphinx_jax.checkpoint import store
+from sphinx_jax.command import Stopped
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.rows import Shape, Source
@@ -21,6 +24,7 @@ from sphinx_jax.report.plots import held_out as curve
 from sphinx_jax.report.plots import loss_figure
 from sphinx_jax.train import loop
 from sphinx_jax.train.held_out import HeldOut, look, make_sums
+from sphinx_jax.train.history import read_history
 from sphinx_jax.train.settings import TrainStage
 from sphinx_jax.train.step import TrainState
 
@@ -66,13 +70,17 @@ class _Tokens:
 
         monkeypatch.setattr(loop.store, "save_async", save)
 
-    def run(self, until: int) -> None:
+    def run(self, until: int, softly: bool = False) -> None:
+        """To the end, or until the process is killed, or `softly` told to leave."""
+
         def begin(found):
             return TrainState({}, 0 if found is None else int(found.name), {})
 
         def step(state, batches, rate):
             if state.optimizer == until:
-                raise KeyboardInterrupt
+                if not softly:
+                    raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGTERM)
             return TrainState({}, state.optimizer + 1, {}), {"loss": 1.0, "norm": 1.0, "finite": True}
 
         job = loop.TrainJob(
@@ -98,14 +106,15 @@ class _Tokens:
 @given(
     st.lists(st.sampled_from([1.0, 2.0, 3.0, 4.0, math.nan]), min_size=1, max_size=7),
     st.integers(0, 6),
+    st.booleans(),
 )
-def test_the_newest_and_the_best_stay_also_where_a_run_is_cut(tmp_path_factory, mesh, losses, cut):
+def test_the_newest_and_the_best_stay_also_where_a_run_is_cut(tmp_path_factory, mesh, losses, cut, softly):
     folder = tmp_path_factory.mktemp("best")
     with pytest.MonkeyPatch.context() as patch:
         job = _Tokens(folder, mesh, losses, patch)
         if cut < len(losses):
-            with pytest.raises(KeyboardInterrupt):
-                job.run(cut)
+            with pytest.raises(Stopped if softly else KeyboardInterrupt):
+                job.run(cut, softly)
         job.run(len(losses))
     finite = [loss for loss in losses if loss == loss]
     best = max(n for n, loss in enumerate(losses, 1) if loss == min(finite)) if finite else len(losses)
@@ -113,6 +122,8 @@ def test_the_newest_and_the_best_stay_also_where_a_run_is_cut(tmp_path_factory, 
     assert kept == {best, len(losses)}
     assert store.newest(folder / "checkpoints").name == str(len(losses))
     assert store.chosen(folder / "checkpoints").name == store.chosen_in(folder).name == str(best)
+    looked = {row["step"]: row["held_out/loss"] for row in read_history(folder)}
+    np.testing.assert_array_equal([looked[n] for n in range(1, len(losses) + 1)], losses)
 
 
 def test_keeping_the_best_needs_something_to_tell_it_by():

@@ -284,6 +284,12 @@ def best(folder: str | Path) -> Path | None:
     return min(reversed(_steps(folder)), key=held_out_loss, default=None)
 
 
+def add_to_recipe(checkpoint: Path, more: dict[str, Any]) -> None:
+    """Say more of a complete checkpoint."""
+    recipe = json.loads((checkpoint / RECIPE).read_text())
+    write_whole(checkpoint / RECIPE, json.dumps(recipe | more, indent=2).encode())
+
+
 def held_out_loss(checkpoint: Path | None) -> float:
     """What a checkpoint's recipe says of it; infinite where it says nothing."""
     loss = math.inf if checkpoint is None else json.loads((checkpoint / RECIPE).read_text()).get(HELD_OUT, math.inf)

@@ -45,6 +45,14 @@ class History:
             self._rewrite()
         self.events.write(entry)
 
+    def amend(self, step: int, more: dict[str, float]) -> None:
+        """Add to the line of a step, where it is the last."""
+        if not self.leader or not self.lines or json.loads(self.lines[-1])["step"] != step:
+            return
+        self.lines[-1] = json.dumps(json.loads(self.lines[-1]) | more)
+        self._rewrite()
+        self.events.write({"step": step} | more)
+
     def close(self) -> None:
         if self.leader:
             self.events.close()

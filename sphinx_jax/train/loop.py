@@ -133,6 +133,10 @@ def run(job: TrainJob) -> TrainState:
         return jax.make_array_from_process_local_data(rows, x, (len(x) * shares, *x.shape[1:]))
 
     with jax.set_mesh(job.mesh), Preemption() as preemption:
+        if found is not None and _is_unseen(found, settings):  # who was told to leave did not look
+            looked = job.held_out(state, place)
+            history.amend(start, looked)
+            checkpoints.judge(found, looked["held_out/loss"])
         for step in range(start, settings.steps):
             if profile and step in profile and leader and not tracing:  # a resumed run may begin among them
                 jax.profiler.start_trace(folder / "profile")
@@ -213,6 +217,13 @@ def run(job: TrainJob) -> TrainState:
     return state
 
 
+def _is_unseen(checkpoint: Path, settings: LoopSettings) -> bool:
+    """Whether a look at held-out data was due at a checkpoint's step, and was not taken."""
+    step, every = int(checkpoint.name), settings.evaluate_every
+    due = bool(every) and step % every == 0 and step < settings.steps
+    return due and math.isinf(store.held_out_loss(checkpoint))
+
+
 class Checkpoints:
     """The checkpoints of a stage; one at a time is being written beside the steps."""
 
@@ -228,6 +239,12 @@ class Checkpoints:
         self.wait()
         first = jax.process_index() == 0 and loss <= store.held_out_loss(store.best(self.folder))
         return bool(gather(np.array([float(first)]))[0])
+
+    def judge(self, checkpoint: Path, held_out: float) -> None:
+        """Say of a checkpoint what its loss on held-out data is."""
+        if jax.process_index() == 0 and math.isfinite(held_out):
+            store.add_to_recipe(checkpoint, {store.HELD_OUT: held_out})
+        barrier("judged")
 
     def save(self, step: int, state: TrainState, held_out: float | None = None) -> None:
         """`held_out`: the loss on held-out data, by which the best is told."""

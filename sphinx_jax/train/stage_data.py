@@ -124,12 +124,25 @@ def held_out_sources(
         pictures = s.domains if data.config.playground or data.pictures(s.held_out) else {}
         if not (texts or pictures):
             raise ConfigError(f"data.meta.{s.held_out} has nothing of what the stage trains on")
-        found = sources_of(
-            dataclasses.replace(s, split=s.held_out, domains=pictures, text_batch=s.text_batch if texts else 0), data
+        if not data.config.playground:
+            first_checks(lambda: _readable(name, s, data, s.held_out))
+        held = {task for domain in pictures for item in data.items(s.held_out, domain) for task in item.tasks}
+        # a list may hold out some of the tasks that are trained
+        tasks = None if s.tasks is None else {t: w for t, w in s.tasks.items() if t in held or t in INSTRUCTIONS}
+        asked = dataclasses.replace(
+            s, split=s.held_out, domains=pictures, tasks=tasks, text_batch=s.text_batch if texts else 0
         )
+        found = sources_of(asked, data)
         if not data.config.playground:
             first_checks(lambda: _tried(name, s, found, shapes, tokenizer, "held out"))
     return found
+
+
+def _readable(name: str, s: TrainStage, data: Data, split: str) -> None:
+    """ConfigError where too much of a split's lists cannot be read."""
+    unreadable = data.unreadable(split)
+    total = len(unreadable) + len(data.listed(split))
+    _enough(name, s, total, len(unreadable), f"of data.meta.{split}", next(iter(unreadable), ""))
 
 
 class Tried(NamedTuple):
@@ -185,9 +198,7 @@ def check(
         return
 
     def look() -> None:
-        unreadable = data.unreadable(s.split)
-        total = len(unreadable) + len(data.listed(s.split))
-        _enough(name, s, total, len(unreadable), f"of data.meta.{s.split}", next(iter(unreadable), ""))
+        _readable(name, s, data, s.split)
         remarks = left_out(s, data, sources)
         for kind, source, found in _tried(name, s, sources, shapes, tokenizer, "tried"):
             if found.cut:
