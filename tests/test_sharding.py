@@ -101,19 +101,18 @@ def test_answers_are_the_same_on_a_mesh():
         import jax, numpy as np
         from test_sharding import DENSE, MODELS
         from conftest import DATA, born
+        from sphinx_jax import Engine, Request, Sphinx
         from sphinx_jax.data.tokenizer import load_tokenizer
-        from sphinx_jax.generate import engine
-        from sphinx_jax.generate.stops import Stops
         from sphinx_jax.model.blueprint import blueprint
         from sphinx_jax.sharding import make_mesh
-        stops = Stops(load_tokenizer(DATA / "tokenizer.model"), ())
+        tokenizer = load_tokenizer(DATA / "tokenizer.model")
         for name in ("dense", "moe"):
             model, found = MODELS[name], []
             for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(1, 4, 2, 1), make_mesh(1, 2, 1, 4)):
                 leaves = {p: jax.device_put(x, blueprint(model).shardings(mesh)[p]) for p, x in born(model).items()}
-                prompts = [[1, *range(5, 5 + n)] for n in (3, 9, 4, 7, 2, 8, 5, 6)]
-                with jax.set_mesh(mesh):
-                    found.append(engine.generate(model, leaves, prompts, None, stops=stops, max_new_tokens=8))
+                asked = [Request("a red star " * n, max_new_tokens=8, temperature=n % 2) for n in (3, 9, 4, 7, 2, 8)]
+                engine = Engine(Sphinx(model, leaves, tokenizer, mesh), slots=8)
+                found.append([said.tokens for (said,) in engine.map(asked)])
             assert found[0] == found[1] == found[2], name
     """)
     assert "full rematerialization" not in said
