@@ -26,6 +26,7 @@ from sphinx_jax.progress import progress
 
 SLOTS = 16
 QUEUE = 4096  # requests that may wait
+AHEAD = 4  # requests for each slot that are taken of many
 
 _log = logging.getLogger(__name__)
 
@@ -108,11 +109,11 @@ class Answer:
     """
 
     def __init__(self, engine: Engine, jobs: list[Job], single: bool):
-        self._engine, self._jobs, self._single = engine, jobs, single
+        self._engine, self.jobs, self._single = engine, jobs, single
 
     def cancel(self) -> None:
         """Say no more; what was said stays."""
-        for job in self._jobs:
+        for job in self.jobs:
             job.cancelled = True
 
     def __del__(self):
@@ -120,35 +121,35 @@ class Answer:
 
     @property
     def done(self) -> bool:
-        return all(job.done for job in self._jobs)
+        return all(job.done for job in self.jobs)
 
     def __iter__(self) -> Iterator[str | list[str]]:
-        for job in self._jobs:
+        for job in self.jobs:
             job.streamed = True
         said = None
         try:
             while True:
                 ended = self.done
-                texts = [job.stops.text(job.tokens, whole=job.done) for job in self._jobs]
+                texts = [job.stops.text(job.tokens, whole=job.done) for job in self.jobs]
                 self._raise()
                 if texts != said:
                     said = texts
                     yield texts[0] if self._single else list(texts)
                 if ended:
                     return
-                self._engine.advance(self._jobs)
+                self._engine.advance(self.jobs)
         finally:
             self.cancel()
 
     def wait(self) -> list[Said]:
         """All n answers, whole."""
         while not self.done:
-            self._engine.advance(self._jobs)
+            self._engine.advance(self.jobs)
         self._raise()
-        return [Said(job.stops.text(job.tokens), job.tokens, job.logprobs, job.ended) for job in self._jobs]
+        return [Said(job.stops.text(job.tokens), job.tokens, job.logprobs, job.ended) for job in self.jobs]
 
     def _raise(self) -> None:
-        for job in self._jobs:
+        for job in self.jobs:
             if job.error is not None:
                 raise job.error
 
@@ -187,13 +188,30 @@ class Engine:
         return Answer(self, jobs, request.n == 1)
 
     def map(self, requests: Iterable[Request]) -> Iterator[list[Said]]:
-        """Answers in the order of the requests, of which no more are taken at a time than keep the slots busy."""
-        requests, ahead = iter(requests), deque[Answer]()
+        """Answers in the order of the requests."""
+        early: dict[int, list[Said]] = {}
+        number = 0
+        for done, said in self.as_completed(requests):
+            early[done] = said
+            while number in early:
+                yield early.pop(number)
+                number += 1
+
+    def as_completed(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Said]]]:
+        """Numbers of requests, from 0, and their answers, each as soon as it is whole.
+
+        No more requests are taken at a time than keep the slots busy.
+        """
+        numbered, ahead = enumerate(requests), dict[int, Answer]()
         while True:
-            ahead.extend(map(self.submit, itertools.islice(requests, 4 * self.slots - len(ahead))))
+            for number, request in itertools.islice(numbered, AHEAD * self.slots - len(ahead)):
+                ahead[number] = self.submit(request)
             if not ahead:
                 return
-            yield ahead.popleft().wait()
+            done = [number for number, answer in ahead.items() if answer.done]
+            yield from ((number, ahead.pop(number).wait()) for number in done)
+            if not done:
+                self.advance([job for answer in ahead.values() for job in answer.jobs])
 
     def warm_up(self, quiet: bool = False) -> None:
         """Compile all programs before the first request: no request waits for a compilation then.

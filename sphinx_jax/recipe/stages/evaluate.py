@@ -7,21 +7,25 @@ with the picture withheld.
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from annotated_types import MinLen
 
-from sphinx_jax.config import ConfigError
+from sphinx_jax.checkpoint import store
+from sphinx_jax.config import ConfigError, need
 from sphinx_jax.data.conversation import SYSTEM, render
+from sphinx_jax.data.image import BadImage, load_image
 from sphinx_jax.data.sources import some
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import METRICS
+from sphinx_jax.evaluate.record import Record
 from sphinx_jax.evaluate.scores import tabulate
 from sphinx_jax.generate.engine import Engine, Request
 from sphinx_jax.generate.pictures import Picture
@@ -31,6 +35,7 @@ from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.progress import progress
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.settings import Count, Name, Settings
+from sphinx_jax.train.features import FeatureCache
 
 # what an answer may take at most: the published evaluation's 10 for short answers and 30 for boxes, more where an
 # answer lists many things
@@ -102,14 +107,20 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     # first: what cannot be had is told before pictures are made
     leaves = run.leaves(s.start, held_dtypes(run.recipe.model))
     asked = questions(run, s)
-    features = {domain: run.features(leaves, s.split, domain) for domain in s.domains}
-    for domain, cache in features.items():
-        for picture, why in cache.bad.items():
-            _log.warning("not asked about picture %d of %s %s: %s", picture, domain, s.split, why)
-    asked = [q for q in asked if q.picture not in features[q.domain].bad]
+    asked = about_pictures(run, s, asked, features := {d: run.features(leaves, s.split, d) for d in s.domains})
     engine = Engine(Sphinx(run.recipe.model, leaves, run.tokenizer, run.mesh), slots=s.batch)
-    seen = answer(run, engine, asked, features, "answering")
-    blind = answer(run, engine, asked, None, "answering blind")
+
+    def picture(q: Question) -> Picture:
+        if (cache := features[q.domain]) is None:
+            return engine.pictures.picture(need(run.data.items(s.split, q.domain)[q.picture].image))
+        row = cache[q.picture]
+        seen = Features(*(row[n].astype(np.float32) if n in row else None for n in Features._fields))
+        return Picture(f"{q.domain} {q.picture}", features=seen)
+
+    folder = run.folder(name)
+    record = Record(folder / "answers.jsonl", fingerprint(run, s, asked))
+    seen = answer(run, engine, asked, picture, record, "answering")
+    blind = answer(run, engine, asked, None, record, "answering blind")
     constant = constants(run, s, asked)
     rows = []
     for question, with_picture, without in zip(asked, seen, blind, strict=True):
@@ -117,34 +128,60 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
         texts = {"prediction": with_picture, "blind": without, "majority": majority}
         fn = METRICS[question.task].fn
         rows.append(asdict(question) | texts | {"score": {k: fn(t, question.answer) for k, t in texts.items()}})
-    folder = run.folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "predictions.jsonl").open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     (folder / "scores.json").write_text(json.dumps(tabulate(rows, s.domains), indent=2))
+    record.remove()
+
+
+def about_pictures(
+    run: Run, s: EvaluateStage, asked: Sequence[Question], features: Mapping[str, FeatureCache | None]
+) -> list[Question]:
+    """The questions whose picture can be seen; the log says which cannot."""
+    bad = {(domain, n): why for domain, cache in features.items() if cache for n, why in cache.bad.items()}
+    for domain in (domain for domain, cache in features.items() if cache is None):
+        items = run.data.items(s.split, domain)
+        for number in sorted({q.picture for q in asked if q.domain == domain}):
+            try:
+                load_image(need(items[number].image))
+            except BadImage as error:
+                bad[domain, number] = str(error)
+    for (domain, number), why in bad.items():
+        _log.warning("not asked about picture %d of %s %s: %s", number, domain, s.split, why)
+    return [q for q in asked if (q.domain, q.picture) not in bad]
+
+
+def fingerprint(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[str, str]:
+    """What answers depend on."""
+    questions = json.dumps([asdict(q) for q in asked]).encode()
+    recipe = {} if s.start == "fresh" else store.read_recipe(run.checkpoint(s.start))
+    made = json.dumps(recipe, sort_keys=True).encode()
+    return {"questions": hashlib.sha256(questions).hexdigest(), "checkpoint": hashlib.sha256(made).hexdigest()}
 
 
 def answer(
-    run: Run, engine: Engine, asked: Sequence[Question], features: Mapping[str, Any] | None, doing: str
+    run: Run,
+    engine: Engine,
+    asked: Sequence[Question],
+    picture: Callable[[Question], Picture] | None,
+    record: Record,
+    doing: str,
 ) -> list[str]:
-    """Greedy answers, each question alone; without `features` the picture is withheld."""
-    requests = (request(question, features) for question in asked)
-    answers = []
-    with progress(total=len(asked), desc=doing, unit="q", disable=run.quiet) as bar:
-        for (said,) in engine.map(requests):
-            answers.append(said.text)
+    """Greedy answers, each question alone; without `picture` it is withheld. Those on record are not asked again."""
+    keys = [f"{'blind' if picture is None else 'seen'} {number}" for number in range(len(asked))]
+    left = [number for number, key in enumerate(keys) if key not in record.texts]
+
+    def request(q: Question) -> Request:
+        text, _ = render([(q.question, None)], SYSTEM if q.system is None else q.system)
+        budget = LONG if q.task in LONG_TASKS else SHORT
+        return Request(text, None if picture is None else picture(q), max_new_tokens=budget, temperature=0.0)
+
+    with progress(total=len(asked), initial=len(asked) - len(left), desc=doing, unit="q", disable=run.quiet) as bar:
+        for number, (said,) in engine.as_completed(request(asked[number]) for number in left):
+            record.add(keys[left[number]], said.text)
             bar.update()
-    return answers
-
-
-def request(q: Question, features: Mapping[str, Any] | None) -> Request:
-    text, _ = render([(q.question, None)], SYSTEM if q.system is None else q.system)
-    picture = None
-    if features is not None:
-        row = features[q.domain][q.picture]
-        seen = Features(*(row[n].astype(np.float32) if n in row else None for n in Features._fields))
-        picture = Picture(f"{q.domain} {q.picture}", features=seen)
-    return Request(text, picture, max_new_tokens=LONG if q.task in LONG_TASKS else SHORT, temperature=0.0)
+    return [record.texts[key] for key in keys]
 
 
 def constants(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[tuple[str, str], dict[str, str]]:
