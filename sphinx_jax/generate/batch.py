@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.generate import programs
-from sphinx_jax.generate.pictures import Picture, Pictures
+from sphinx_jax.generate.pictures import Picture, Pictures, Seen
 from sphinx_jax.generate.programs import NOTHING, STEPS, Rows
 from sphinx_jax.generate.sampling import Rule
 from sphinx_jax.generate.sizes import Sizes
@@ -35,29 +35,34 @@ class Job:
     """One prompt, and what follows it.
 
     Attributes:
-      prompt: token ids, BOS first; -1 - w is position w of the picture.
+      text: token ids, BOS first.
       most: tokens that may follow.
-      picture: its picture; `visual` (W, D) is what the decoder reads of it, from the time the prompt is read on.
+      seen: what the decoder reads of its picture, from the time the prompt is read on.
+      said: tokens, and the log-probability of each.
     """
 
-    prompt: list[int]
+    text: list[int]
     most: int
     stops: Stops
     rule: tuple[float, float, int] = (0.0, 1.0, 0)  # temperature, top_p, top_k
     seed: int = 0
     picture: Picture | None = None
-    visual: jax.Array | None = None
+    seen: Seen | None = None
     streamed: bool = False
     cancelled: bool = False
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    said: list[tuple[int, float]] = field(default_factory=list)
     state: int = 0  # of its own stops
     ended: str = ""  # why: stop, length, cancelled
     error: BaseException | None = None
 
     @property
+    def tokens(self) -> list[int]:
+        return [token for token, _ in self.said]
+
+    @property
     def ids(self) -> list[int]:
-        return self.prompt + self.tokens
+        """The whole sequence; -1 - w is position w of the picture."""
+        return self.text[:1] + (self.seen.ids if self.seen else []) + self.text[1:] + self.tokens
 
     @property
     def named(self) -> str | None:
@@ -71,19 +76,24 @@ class Job:
     @property
     def need(self) -> int:
         """Positions that it may take."""
-        return len(self.prompt) + self.most
+        return len(self.text) + (len(self.seen.ids) if self.seen else 0) + self.most
 
     def add(self, token: int, logprob: float) -> None:
         """Take one more token, unless it has ended."""
-        if self.done:
-            return
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        self.state = self.stops.after(self.state, token)
-        if self.state == self.stops.stopped:
-            self.ended = "stop"
-        elif len(self.tokens) >= self.most:
-            self.ended = "length"
+        if not self.done:
+            self.said.append((token, logprob))
+            self._end(self.stops.after(self.state, token))
+
+    def settle(self) -> None:
+        """Whatever `add` was at when it was interrupted."""
+        self._end(self.stops.after(0, *self.tokens))
+
+    def _end(self, state: int) -> None:
+        self.state = state
+        if state == self.stops.stopped:
+            self.ended = self.ended or "stop"
+        elif len(self.said) >= self.most:
+            self.ended = self.ended or "length"
 
 
 @dataclass
@@ -177,6 +187,8 @@ class Batch:
             running += [s for s in self._entering if s not in running]
             self.forget()
             if not isinstance(error, Exception):
+                for sequence in running:
+                    sequence.settle()
                 self.waiting.extendleft(reversed([s for s in running if not s.done]))
                 raise
             for sequence in running:
@@ -222,10 +234,9 @@ class Batch:
 
     def _look(self, chosen: Sequence[Job]) -> None:
         """Positions for the pictures of these prompts, after BOS."""
-        new = [s for s in chosen if s.picture is not None and s.visual is None]
+        new = [s for s in chosen if s.picture is not None and s.seen is None]
         for sequence, seen in zip(new, self.pictures.see([need(s.picture) for s in new]), strict=True):
-            sequence.visual = seen.visual
-            sequence.prompt[1:1] = [-1 - position for position in seen.kept]
+            sequence.seen = seen
 
     def _best_source(self, sequence: Job) -> tuple[int, int | None]:
         """How many positions of a sequence a slot holds already, and which."""
@@ -283,8 +294,8 @@ class Batch:
             self._slots[slot].ids = reading.sequences[row].ids[:-1]
 
     def _visual(self, sequences: Sequence[Job]) -> tuple[jax.Array, ...]:
-        any_ = next(s.visual for s in sequences if s.visual is not None)
-        return tuple(any_ if s.visual is None else s.visual for s in sequences)
+        one = next(s.seen for s in sequences if s.seen is not None)
+        return tuple((s.seen or one).visual for s in sequences)
 
     def _continue(self) -> None:
         """A few more tokens for every answer."""
@@ -314,7 +325,7 @@ class Batch:
                 sequence.add(token, chance)
             slot.used, slot.state = next(self._ticks), int(states[i])
             if sequence.done:
-                slot.sequence, sequence.visual = None, None
+                slot.sequence, sequence.seen = None, None
 
     def _shrink(self) -> None:
         """Fewer rows where few go on, the longest unused go first."""
@@ -367,8 +378,8 @@ class Batch:
             if i not in active or (s := slot.sequence) is None:
                 continue
             ids = s.ids
-            token[i], position[i], said[i] = ids[-1], len(ids) - 1, len(s.tokens)
-            left[i] = s.most - len(s.tokens)
+            token[i], position[i], said[i] = ids[-1], len(ids) - 1, len(s.said)
+            left[i] = s.most - len(s.said)
             state[i] = slot.state
             temperature[i], top_p[i], top_k[i] = s.rule
             key[i] = programs.key_of(s.seed)

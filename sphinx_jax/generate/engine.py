@@ -146,7 +146,10 @@ class Answer:
         while not self.done:
             self._engine.advance(self.jobs)
         self._raise()
-        return [Said(job.stops.text(job.tokens), job.tokens, job.logprobs, job.ended) for job in self.jobs]
+        return [
+            Said(job.stops.text(job.tokens), job.tokens, [chance for _, chance in job.said], job.ended)
+            for job in self.jobs
+        ]
 
     def _raise(self) -> None:
         for job in self.jobs:
@@ -225,9 +228,9 @@ class Engine:
 
     def advance(self, jobs: Sequence[Job]) -> None:
         """Take a step, unless one of these jobs went on while another thread took one."""
-        before = [(len(job.tokens), job.done) for job in jobs]
+        before = [(len(job.said), job.done) for job in jobs]
         with self._lock:
-            if before == [(len(job.tokens), job.done) for job in jobs]:
+            if before == [(len(job.said), job.done) for job in jobs]:
                 self._batch.waiting.extend(self._inbox.popleft() for _ in range(len(self._inbox)))
                 self._batch.step()
 

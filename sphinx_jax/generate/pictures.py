@@ -34,7 +34,7 @@ class Picture(NamedTuple):
 
 class Seen(NamedTuple):
     visual: jax.Array  # (W, D)
-    kept: tuple[int, ...]  # positions of it that are read
+    ids: list[int]  # of the positions of it that are read, as `SphinxModel.extend` has them
 
 
 class Pictures:
@@ -76,7 +76,7 @@ class Pictures:
         for part in _parts(new, need(self.config.views).skip_padded):
             visual, kept = programs.see(self.config, self.leaves, self._features_of(part))
             for picture, positions, read in zip(part, visual, np.asarray(kept), strict=True):
-                found[picture.name] = Seen(positions, tuple(np.flatnonzero(read).tolist()))
+                found[picture.name] = Seen(positions, (-1 - np.flatnonzero(read)).tolist())
         for name, seen in found.items():
             self._seen[name] = seen
             self._seen.move_to_end(name)
