@@ -95,7 +95,9 @@ def parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
         if wrong := re.search(r"flag --config\.(\S+?)=(.*?): invalid literal for", str(error)):
-            raise ValueError(f"{wrong[1]} is a number in the recipe; give {wrong[2]!r} there, not as a flag") from None
+            raise ValueError(
+                f"{wrong[1]}={wrong[2]}: the recipe has a number there; what is none can be given in its file alone"
+            ) from None
         if "Traceback" not in str(error) or os.environ.get("SPHINX_JAX_TRACEBACK"):
             raise
         # of what get_config() raised its own message, without the name of its class

@@ -160,6 +160,19 @@ def test_prompts_that_begin_alike_are_read_once(model, monkeypatch):
     assert sum(read) - first <= 3 * 32 <= first
 
 
+def test_prompts_that_enter_together_take_over_what_was_there(model):
+    """Of a prefix that one slot holds all of them have a copy, whichever slots they come to."""
+    begin = "one two three four five six seven eight nine ten " * 3
+    asked = [Request(begin + end, max_new_tokens=6, temperature=0.0) for end in ("a", "red star", "no", "what is")]
+    alone = [said for request in asked for (said,) in Engine(model, slots=1).map([request])]
+    engine = Engine(model, slots=8)
+    before = [Request(f"{word} " * 9, max_new_tokens=6 + 3 * i) for i, word in enumerate("xyz")]
+    list(engine.map([*before, Request(begin + "end", max_new_tokens=30)]))
+    for said, (together,) in zip(alone, engine.map(asked), strict=True):
+        assert together.tokens == said.tokens
+        np.testing.assert_allclose(together.logprobs, said.logprobs, atol=1e-4)
+
+
 def test_an_interrupted_step_is_taken_again(model, monkeypatch):
     asked = requests(5)
     expected = [s.tokens for (s,) in Engine(model, slots=2).map(asked)]
@@ -262,6 +275,35 @@ def test_another_picture_is_another_answer_whatever_it_is_called(seeing, tmp_pat
         assert slot.shares([*slot.ids], None) <= 1 and slot.shares(other, None) <= 1
 
 
+def test_numbers_of_any_kind_and_what_is_abandoned_hurt_nobody(model):
+    engine = Engine(model, slots=2, queue=6)
+    kept = engine.submit(Request("a", max_new_tokens=5, temperature=0.0))
+    odd = engine.submit(
+        Request("a", max_new_tokens=np.int8(3), top_k=2**40, seed=np.uint8(5), temperature=np.float16(1))
+    )
+    assert kept.wait()[0].tokens == by_hand(model, "a", 5) and len(odd.wait()[0].tokens) <= 3
+    for _ in range(5):
+        engine.submit(Request("no", max_new_tokens=50, n=2))  # and nobody holds the answer
+    gc.collect()
+    assert len(list(engine.map([Request("a", max_new_tokens=2, n=3)] * 7))) == 7
+    with pytest.raises(BadArgument, match="n 7 is more than the 6"):
+        engine.submit(Request("a", n=7))
+    with pytest.raises(BadArgument, match="slots must be an integer of at least 1, not 0"):
+        Engine(model, slots=0)
+    with pytest.raises(BadArgument, match="stop holds 300 characters"):
+        Request("a", stop=["x" * 300])
+    assert Request("a", stop=(text for text in ("x", "y"))).stop == ("x", "y")
+
+
+def test_what_was_long_does_not_hold_up_what_is_short(mesh):
+    config = ModelConfig("text", decoder(max_positions=1024))
+    engine = Engine(Sphinx(config, born(config), TOKENIZER, mesh), slots=2)
+    engine.submit(Request("one two three " * 60, max_new_tokens=300)).wait()
+    assert engine._batch._cache.positions == 1024
+    engine.submit(Request("no", max_new_tokens=3)).wait()
+    assert engine._batch._cache.positions == 256
+
+
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 48, 60, 100, 256, 257, 922, 5000])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_pieces_cover_a_prompt_without_much_waste(length, rows):
@@ -273,10 +315,15 @@ def test_pieces_cover_a_prompt_without_much_waste(length, rows):
     assert read < length + max(16, length // 2)
 
 
-@pytest.mark.parametrize(("slots", "positions"), [(1, 40), (16, 4096), (5, 300), (64, 256)])
+@pytest.mark.parametrize(("slots", "positions"), [(1, 12), (1, 40), (16, 4096), (5, 300), (64, 256)])
 def test_sizes_are_few_and_hold_everything(slots, positions):
     sizes = Sizes.of(slots, positions)
-    assert sizes.rows[-1] == slots and sizes.positions[-1] == positions and len(sizes.positions) <= 4
+    assert (
+        sizes.rows[-1] == slots
+        and sizes.positions[-1] == positions
+        and len(sizes.positions) <= 5
+        and sizes.pieces[0] <= positions
+    )
     assert all(sizes.room(n) >= n for n in range(1, positions + 1))
 
 

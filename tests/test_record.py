@@ -12,7 +12,9 @@ from sphinx_jax.generate.engine import Said
 from sphinx_jax.recipe.stages.evaluate import Question, answer
 
 ABOUT = {"questions": "a", "checkpoint": "b"}
-TEXTS = {f"seen {i}": text for i, text in enumerate(["yes", "", 'a "quoted"\nline', "]", "\u2028", "[0.1, 0.2]"])}
+TEXTS = {
+    f"seen {i}": text for i, text in enumerate(["yes", "", 'a "quoted"\nline', "]", "\u2028", "[0.1, 0.2]", "[0.3]"])
+}
 
 
 @settings(max_examples=60, deadline=None)

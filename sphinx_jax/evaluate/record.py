@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from sphinx_jax.distributed import barrier
 from sphinx_jax.paths import write_whole
 
 
 class Record:
     """Texts by key, each a line of a file, whose first line says what they are answers to.
 
-    In several processes the first writes; all find the same. In an object store, whose files do not grow, nothing is
-    kept.
+    In an object store, whose files do not grow, nothing is kept.
 
     Args:
       about: what the answers depend on; those of anything else are thrown away.
@@ -26,13 +22,11 @@ class Record:
     def __init__(self, file: Path, about: Mapping[str, Any]):
         header = json.dumps(about, sort_keys=True)
         self.texts: dict[str, str] = {}
-        lines = file.read_text().split("\n") if file.exists() else []
+        lines = file.read_bytes().decode(errors="replace").split("\n") if file.exists() else []
         if lines and lines[0] == header:
-            # the last line may be cut off where the process was killed
-            self.texts = dict(json.loads(line) for line in lines[1:] if line.endswith("]"))
-        barrier("record read")
+            self.texts = dict(_whole(lines[1:]))
         self._file = None
-        if jax.process_index() == 0 and isinstance(file, Path):
+        if isinstance(file, Path):
             file.parent.mkdir(parents=True, exist_ok=True)
             kept = [header, *(json.dumps(pair) for pair in self.texts.items())]
             write_whole(file, "".join(f"{line}\n" for line in kept).encode())
@@ -53,3 +47,13 @@ class Record:
         self.close()
         if self._file is not None:
             Path(self._file.name).unlink()
+
+
+def _whole(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Up to the first that is not whole: where the process was killed."""
+    for line in lines:
+        try:
+            key, text = json.loads(line)
+        except ValueError:
+            return
+        yield key, text

@@ -28,6 +28,7 @@ _SAMPLING = {
     "n": (Integral, lambda count: count >= 1, "an integer of at least 1"),
     "seed": (Integral, lambda seed: -(2**63) <= seed < 2**63, "an integer of 64 bits"),
 }
+STOP_LENGTH = 128
 _TURNS = "turns must be [[question, answer], …, [question, None]]"
 
 
@@ -62,11 +63,13 @@ def check_texts(name: str, given: Sequence[str]) -> list[str]:
 
 
 def check_stop(given: Sequence[str]) -> list[str]:
-    """Stop texts, none of them empty."""
+    """Stop texts, none of them empty, and not so long that looking for them takes long."""
     texts = check_texts("stop", given)
     for i, text in enumerate(texts):
         if not text:
             raise BadArgument(f"stop[{i}] is empty; every text holds it from the start")
+    if (length := sum(map(len, texts))) > STOP_LENGTH:
+        raise BadArgument(f"stop holds {length} characters; {STOP_LENGTH} are the most, of all its texts")
     return texts
 
 

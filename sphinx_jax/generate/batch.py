@@ -7,6 +7,7 @@ long prompts do not hold up answers. Rows, positions and pieces come in few size
 from __future__ import annotations
 
 import itertools
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -189,10 +190,14 @@ class Batch:
             if not isinstance(error, Exception):
                 for sequence in running:
                     sequence.settle()
-                self.waiting.extendleft(reversed([s for s in running if not s.done]))
+                self.waiting.extendleft(reversed([s for s in running if not s.done and s not in self.waiting]))
                 raise
+            if not running:
+                raise
+            # what the frames of the error hold is not kept with it
+            traceback.clear_frames(error.__traceback__)
             for sequence in running:
-                sequence.error = error
+                sequence.error, sequence.seen = error, None
 
     def _drop_cancelled(self) -> None:
         for slot in self._slots:
@@ -200,24 +205,36 @@ class Batch:
                 slot.sequence.ended = slot.sequence.ended or "cancelled"
         for i in self.active:
             if (sequence := self._slots[i].sequence) is not None and sequence.done:
-                self._slots[i].sequence = None
-        for sequence in [s for s in self.waiting if s.cancelled]:
-            sequence.ended = "cancelled"
+                self._slots[i].sequence, sequence.seen = None, None
+        for sequence in [s for s in list(self.waiting) if s.cancelled]:
+            sequence.ended, sequence.seen = "cancelled", None
             self.waiting.remove(sequence)
 
     def _admit(self) -> bool:
         """Give slots to the next that wait, and begin to read their prompts."""
         free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
-        room = len(free) + self.sizes.rows[-1] - len(self._slots)
-        count = next((p for p in reversed(self.sizes.prompts) if p <= min(room, len(self.waiting))), 0)
-        if not count:
+        room = min(len(free) + self.sizes.rows[-1] - len(self._slots), len(self.waiting))
+        if not room:
             return False
-        chosen = self._entering = [self.waiting.popleft() for _ in range(count)]
-        self._look(chosen)
-        self._make_room(len(self._slots) - len(free) + count, max(s.need for s in chosen))
+        count = next(p for p in reversed(self.sizes.prompts) if p <= room)
+        self._entering = [self.waiting[i] for i in range(count)]
+        self._look(self._entering)
+
+        def positions(count: int) -> int:
+            return self.sizes.room(max(s.need for s in self._entering[:count]))
+
+        fits = (p for p in reversed(self.sizes.prompts) if p <= count and p * positions(p) <= self.sizes.reading)
+        count = next(fits, 1)
+        chosen = self._entering = self._entering[:count]
+        for _ in chosen:
+            self.waiting.popleft()
+        larger = self._cache is not None and positions(count) < self._cache.positions
+        if larger and not self.active and not any(self._best_source(s)[0] for s in chosen):
+            self._cache, self._slots, free = None, [], []  # of what was longer, nothing goes on
+        self._make_room(len(self._slots) - len(free) + count, positions(count))
         cache = self._cache
         assert cache is not None
-        reading = Reading(chosen, [], [], programs.empty(self.config, count, cache.positions))
+        reading = Reading(chosen, [], [], programs.empty(self.config, count, positions(count)))
         for row, sequence in enumerate(chosen):
             shared, source = self._best_source(sequence)
             # the slot that has the most in common, if it is free; else the one that was left the longest ago
@@ -226,7 +243,8 @@ class Batch:
             if source is not None:
                 reading.cache = programs.copy_row(reading.cache, cache, np.int32(source), np.int32(row))
             state = self.stops.after(0, *sequence.tokens)
-            self._slots[slot] = Slot(sequence, sequence.ids[:shared], sequence.named, next(self._ticks), state)
+            # nothing can be taken from it until it is read: what it shares lies with those that are being read
+            self._slots[slot] = Slot(sequence, [], sequence.named, next(self._ticks), state)
             reading.slots.append(slot)
             reading.begin.append(shared)
         self._reading, self._entering = reading, []
@@ -341,7 +359,8 @@ class Batch:
         sizes, config = self.sizes, self.config
         visual = self.pictures.warm_up() if config.has_vision else None
         for positions, larger in itertools.zip_longest(sizes.positions, sizes.positions[1:]):
-            for count, size in itertools.product(sizes.prompts, (p for p in sizes.pieces if p <= positions)):
+            together = (count for count in sizes.prompts if count == 1 or count * positions <= sizes.reading)
+            for count, size in itertools.product(together, (p for p in sizes.pieces if p <= positions)):
                 for seen in [None] if visual is None else [None, (visual,) * count]:
                     yield f"reading {count} x {size} of {positions}"
                     tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
@@ -358,9 +377,10 @@ class Batch:
                     self._table,
                     *[np.int32(1)] * 2,
                 )
-                for count in sizes.prompts:
-                    cache = programs.copy_row(cache, programs.empty(config, count, positions), *[np.int32(0)] * 2)
-                    programs.copy_row(programs.empty(config, count, positions), cache, *[np.int32(0)] * 2)
+                for count, fewer in itertools.product(sizes.prompts, (p for p in sizes.positions if p <= positions)):
+                    if count == 1 or count * fewer <= sizes.reading:
+                        cache = programs.copy_row(cache, programs.empty(config, count, fewer), *[np.int32(0)] * 2)
+                        programs.copy_row(programs.empty(config, count, fewer), cache, *[np.int32(0)] * 2)
                 if larger:
                     programs.resized(cache, np.arange(rows, dtype=np.int32), larger)
                 if more:

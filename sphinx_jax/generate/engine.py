@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import jax
 from jax.sharding import Mesh
@@ -77,7 +75,11 @@ class Request:
         numbers = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "n")
         arguments.check_text("prompt", self.prompt)
         arguments.check_sampling(**{name: getattr(self, name) for name in numbers})
-        arguments.check_stop(self.stop)
+        # of any kind of number, Python's own
+        plain: dict[str, Any] = {name: int(getattr(self, name)) for name in ("max_new_tokens", "top_k", "seed", "n")}
+        plain |= {name: float(getattr(self, name)) for name in ("temperature", "top_p")}
+        for name, value in (plain | {"stop": tuple(arguments.check_stop(self.stop))}).items():
+            object.__setattr__(self, name, value)
 
 
 class Settings(TypedDict, total=False):
@@ -104,8 +106,8 @@ class Said(NamedTuple):
 class Answer:
     """What becomes of a request.
 
-    Iterating yields the text so far, in whole characters, whenever there is more of it (with n > 1 a list of texts);
-    an answer that nobody holds any more is cancelled.
+    Iterating yields the text so far, in whole characters, whenever there is more of it (with n > 1 a list of texts).
+    An answer whose loop is left early, or that nobody holds any more, is cancelled.
     """
 
     def __init__(self, engine: Engine, jobs: list[Job], single: bool):
@@ -129,13 +131,13 @@ class Answer:
         said = None
         try:
             while True:
-                ended = self.done
-                texts = [job.stops.text(job.tokens, whole=job.done) for job in self.jobs]
+                done = [job.done for job in self.jobs]  # before the tokens: another thread may add to them
+                texts = [job.stops.text(job.tokens, whole) for job, whole in zip(self.jobs, done, strict=True)]
                 self._raise()
                 if texts != said:
                     said = texts
                     yield texts[0] if self._single else list(texts)
-                if ended:
+                if all(done):
                     return
                 self._engine.advance(self.jobs)
         finally:
@@ -169,12 +171,14 @@ class Engine:
     """
 
     def __init__(self, model: Model, slots: int = SLOTS, queue: int = QUEUE):
+        for name, count in (("slots", slots), ("queue", queue)):
+            if not isinstance(count, int) or count < 1:
+                raise arguments.BadArgument(f"{name} must be an integer of at least 1, not {count!r}")
         self.config, self.mesh, self.tokenizer = model.config, model.mesh, model.tokenizer
         self.slots, self.queue = slots, queue
         self.stops = Stops(self.tokenizer, [STOP])
         self.pictures = Pictures(model.config, model.leaves)
         self._batch = Batch(model.config, model.leaves, self.pictures, self.stops, model.mesh, slots)
-        self._inbox: deque[Job] = deque()  # the batch belongs to who takes a step
         self._lock = threading.Lock()
 
     def submit(self, request: Request) -> Answer:
@@ -184,10 +188,12 @@ class Engine:
           BadArgument, BadImage: in one line.
           QueueFull: too many wait.
         """
-        if len(self._inbox) + len(self._batch.waiting) + request.n > self.queue:
+        if request.n > self.queue:
+            raise arguments.BadArgument(f"n {request.n} is more than the {self.queue} that the engine's queue holds")
+        if sum(not job.cancelled for job in list(self._batch.waiting)) + request.n > self.queue:
             raise QueueFull(f"{self.queue} requests wait already; try again later, or give the engine a longer queue=")
         jobs = self._jobs(request)
-        self._inbox.extend(jobs)
+        self._batch.waiting.extend(jobs)
         return Answer(self, jobs, request.n == 1)
 
     def map(self, requests: Iterable[Request]) -> Iterator[list[Said]]:
@@ -206,11 +212,18 @@ class Engine:
         No more requests are taken at a time than keep the slots busy.
         """
         numbered, ahead = enumerate(requests), dict[int, Answer]()
-        while True:
-            for number, request in itertools.islice(numbered, AHEAD * self.slots - len(ahead)):
-                ahead[number] = self.submit(request)
-            if not ahead:
-                return
+        following = next(numbered, None)
+        while following or ahead:
+            taken = sum(len(answer.jobs) for answer in ahead.values())
+            while following and (not ahead or taken + following[1].n <= min(AHEAD * self.slots, self.queue)):
+                number, request = following
+                try:
+                    ahead[number] = self.submit(request)
+                except QueueFull:  # of others' requests
+                    if not ahead:
+                        raise
+                    break
+                taken, following = taken + request.n, next(numbered, None)
             done = [number for number, answer in ahead.items() if answer.done]
             yield from ((number, ahead.pop(number).wait()) for number in done)
             if not done:
@@ -231,7 +244,6 @@ class Engine:
         before = [(len(job.said), job.done) for job in jobs]
         with self._lock:
             if before == [(len(job.said), job.done) for job in jobs]:
-                self._batch.waiting.extend(self._inbox.popleft() for _ in range(len(self._inbox)))
                 self._batch.step()
 
     def _picture(self, image: ImageSource | Picture | None) -> Picture | None:
@@ -242,8 +254,9 @@ class Engine:
 
     def _jobs(self, r: Request) -> list[Job]:
         prompt = self.fitted(r.prompt, r.image is not None, r.max_new_tokens)
-        stops = Stops(self.tokenizer, [STOP, *r.stop]) if r.stop else self.stops
-        rule, picture = (r.temperature, r.top_p, r.top_k), self._picture(r.image)
+        stops = self.stops.and_texts(r.stop) if r.stop else self.stops
+        rule = r.temperature, r.top_p, min(r.top_k, self.config.decoder.vocab_size)
+        picture = self._picture(r.image)
         return [Job(list(prompt), r.max_new_tokens, stops, rule, r.seed + i, picture) for i in range(r.n)]
 
     def fitted(self, prompt: str, with_picture: bool, new_tokens: int) -> list[int]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from sphinx_jax.config import ModelConfig, need
-from sphinx_jax.data.image import ImageSource, load_image, padded_resize
+from sphinx_jax.data.image import PAD_COLOUR, ImageSource, load_image, padded_resize
 from sphinx_jax.generate import programs
 from sphinx_jax.model.blueprint import FROZEN, Leaves, make_encode, matches
 from sphinx_jax.model.embedding_mix import Features
@@ -62,9 +62,19 @@ class Pictures:
     def warm_up(self) -> jax.Array:
         """Compile what looks at pictures; what the decoder reads of a black one."""
         views = need(self.config.views)
-        black = np.zeros((views.image_size,) * 2 + (3,), np.uint8)
-        for count in (1,) if views.skip_padded else TOGETHER:
-            visual, _ = programs.see(self.config, self.leaves, self.features(np.stack([black] * count)))
+        size = views.image_size
+        if not views.skip_padded:
+            for count in TOGETHER:
+                black = np.zeros((count, size, size, 3), np.uint8)
+                visual, _ = programs.see(self.config, self.leaves, self.features(black))
+            return visual[0]
+        # as many programs as crops may be padding alone
+        picture = np.full((1, size, size, 3), PAD_COLOUR, np.uint8)
+        side = size // views.crops
+        for row, column in itertools.product(range(views.crops), repeat=2):
+            visual, _ = programs.see(self.config, self.leaves, self.features(picture))
+            picture[:, row * side : (row + 1) * side, column * side : (column + 1) * side] = 0
+        programs.see(self.config, self.leaves, self.features(picture))
         return visual[0]
 
     def see(self, pictures: Sequence[Picture]) -> list[Seen]:
@@ -87,7 +97,8 @@ class Pictures:
     def _features_of(self, pictures: Sequence[Picture]) -> Features:
         if pictures[0].features is None:
             return self.features(np.stack([need(p.pixels) for p in pictures]))
-        return jax.tree.map(lambda *rows: np.stack(rows), *(need(p.features) for p in pictures))
+        rows = (need(p.features) for p in pictures)  # perhaps float16, from a file
+        return jax.tree.map(lambda *rows: np.stack(rows).astype(np.float32), *rows)
 
 
 def _parts(pictures: Sequence[Picture], singly: bool) -> Iterator[list[Picture]]:

@@ -111,10 +111,11 @@ def decode(
 
 @functools.partial(jax.jit, donate_argnames=("into",))
 def copy_row(into: Cache, of: Cache, row: Int32[Array, ""], to: Int32[Array, ""]) -> Cache:
-    """Row `to` of one cache becomes `row` of another of as many positions."""
+    """Row `to` of one cache becomes `row` of another, as far as both have positions."""
 
     def one(into: jax.Array, of: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(into, jax.lax.dynamic_slice_in_dim(of, row, 1), to, 0)
+        held = jax.lax.dynamic_slice_in_dim(of, row, 1)[:, :, : into.shape[2]]
+        return jax.lax.dynamic_update_slice(into, held, (to, 0, 0, 0))
 
     return jax.tree.map(one, into, of)
 

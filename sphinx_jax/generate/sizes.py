@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from sphinx_jax.sharding import platform
 
-POSITIONS = (256, 4)  # of a cache: the fewest, and what they grow by
+POSITIONS = (256, 2)  # of a cache: the fewest, and what they grow by
+READING = 4096  # positions of the prompts that are read together
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Sizes:
     prompts: tuple[int, ...]  # that are read together
     pieces: tuple[int, ...]  # tokens of a prompt that are read at once
     positions: tuple[int, ...]
+    reading: int  # positions of those that are read together, at most, if they are several
     overhead: int  # what a pass through the weights costs, in tokens
 
     @classmethod
@@ -29,8 +31,9 @@ class Sizes:
         return cls(
             _ladder(1, slots, 2 if cpu else 4),
             tuple(p for p in (1, 4, 16) if p <= slots),
-            (16, 64, 256) if cpu else (64, 256, 1024),
+            tuple(sorted({min(p, max_positions) for p in ((16, 64, 256) if cpu else (64, 256, 1024))})),
             _ladder(min(least, max_positions), max_positions, factor),
+            READING,
             16 if cpu else 256,
         )
 

@@ -23,19 +23,27 @@ class Stops:
     Args:
       tokenizer: of the model.
       texts: what ends an answer wherever the text spells it.
+      pieces: the tokenizer's, where they are known.
 
     Raises:
       ValueError: a stop text is empty.
     """
 
-    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]):
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], pieces: Sequence[bytes] | None = None):
         if not all(texts):
             raise ValueError("a stop text is empty; every text holds it from the start")
-        self.pieces = tokenizer.pieces()
+        self.tokenizer, self.pieces = tokenizer, tokenizer.pieces() if pieces is None else pieces
+        self._tables: dict[int, np.ndarray] = {}
         self.ends = frozenset(tokenizer.eos_ids)
         self.texts = tuple(text.encode() for text in texts)
         # state = the longest end of the text so far that begins a stop text; the last state is reached by a whole one
         self._prefixes = sorted({b""} | {text[:n] for text in self.texts for n in range(len(text))}, key=len)
+
+    def and_texts(self, texts: Sequence[str]) -> Stops:
+        """These and more."""
+        more = Stops(self.tokenizer, [*(text.decode() for text in self.texts), *texts], self.pieces)
+        more._by_byte  # noqa: B018 (made here, not while others wait for a token)
+        return more
 
     @property
     def stopped(self) -> int:
@@ -53,13 +61,14 @@ class Stops:
                 table[state, byte] = next(number[end] for n in range(len(text) + 1) if (end := text[n:]) in number)
         return table
 
-    @functools.cache  # noqa: B019 (one for each model)
     def table(self, vocab_size: int) -> np.ndarray:
         """(states, V) int32: the state after one more token.
 
         Args:
           vocab_size: V, the rows of the embedding; tokens beyond the tokenizer's spell nothing.
         """
+        if vocab_size in self._tables:
+            return self._tables[vocab_size]
         pieces = [*self.pieces[:vocab_size], *[b""] * (vocab_size - len(self.pieces))]
         states = np.repeat(np.arange(self.stopped + 1, dtype=np.int32)[:, None], vocab_size, axis=1)
         open_ = np.array([i for i, piece in enumerate(pieces) if piece], np.int64)
@@ -70,6 +79,7 @@ class Stops:
             at += 1
             open_ = open_[[len(pieces[i]) > at for i in open_]]
         states[:, [i for i in self.ends if i < vocab_size]] = self.stopped
+        self._tables[vocab_size] = states
         return states
 
     def after(self, state: int, *tokens: int) -> int:

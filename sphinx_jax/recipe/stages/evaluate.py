@@ -10,17 +10,16 @@ import collections
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
-import numpy as np
 from annotated_types import MinLen
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, need
 from sphinx_jax.data.conversation import SYSTEM, render
-from sphinx_jax.data.image import BadImage, load_image
 from sphinx_jax.data.sources import some
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.evaluate.baseline import best_constant
@@ -30,12 +29,12 @@ from sphinx_jax.evaluate.scores import tabulate
 from sphinx_jax.generate.engine import Engine, Request
 from sphinx_jax.generate.pictures import Picture
 from sphinx_jax.generate.sphinx import Sphinx
-from sphinx_jax.model.blueprint import held_dtypes
+from sphinx_jax.model.blueprint import apart, held_dtypes
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.progress import progress
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.settings import Count, Name, Settings
-from sphinx_jax.train.features import FeatureCache
+from sphinx_jax.train.features import pictures_hash
 
 # what an answer may take at most: the published evaluation's 10 for short answers and 30 for boxes, more where an
 # answer lists many things
@@ -107,19 +106,20 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     # first: what cannot be had is told before pictures are made
     leaves = run.leaves(s.start, held_dtypes(run.recipe.model))
     asked = questions(run, s)
-    asked = about_pictures(run, s, asked, features := {d: run.features(leaves, s.split, d) for d in s.domains})
-    engine = Engine(Sphinx(run.recipe.model, leaves, run.tokenizer, run.mesh), slots=s.batch)
+    features = {domain: need(run.features(leaves, s.split, domain)) for domain in s.domains}
+    for domain, cache in features.items():
+        for picture, why in cache.bad.items():
+            _log.warning("not asked about picture %d of %s %s: %s", picture, domain, s.split, why)
+    asked = [q for q in asked if q.picture not in features[q.domain].bad]
+    engine = Engine(Sphinx(run.recipe.model, apart(leaves), run.tokenizer, run.mesh), slots=s.batch)
 
-    def picture(q: Question) -> Picture:
-        if (cache := features[q.domain]) is None:
-            return engine.pictures.picture(need(run.data.items(s.split, q.domain)[q.picture].image))
-        row = cache[q.picture]
-        seen = Features(*(row[n].astype(np.float32) if n in row else None for n in Features._fields))
-        return Picture(f"{q.domain} {q.picture}", features=seen)
+    def seen_of(q: Question) -> Picture:
+        row = features[q.domain][q.picture]
+        return Picture(f"{q.domain} {q.picture}", features=Features(*(row.get(n) for n in Features._fields)))
 
     folder = run.folder(name)
     record = Record(folder / "answers.jsonl", fingerprint(run, s, asked))
-    seen = answer(run, engine, asked, picture, record, "answering")
+    seen = answer(run, engine, asked, seen_of, record, "answering")
     blind = answer(run, engine, asked, None, record, "answering blind")
     constant = constants(run, s, asked)
     rows = []
@@ -135,29 +135,16 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     record.remove()
 
 
-def about_pictures(
-    run: Run, s: EvaluateStage, asked: Sequence[Question], features: Mapping[str, FeatureCache | None]
-) -> list[Question]:
-    """The questions whose picture can be seen; the log says which cannot."""
-    bad = {(domain, n): why for domain, cache in features.items() if cache for n, why in cache.bad.items()}
-    for domain in (domain for domain, cache in features.items() if cache is None):
-        items = run.data.items(s.split, domain)
-        for number in sorted({q.picture for q in asked if q.domain == domain}):
-            try:
-                load_image(need(items[number].image))
-            except BadImage as error:
-                bad[domain, number] = str(error)
-    for (domain, number), why in bad.items():
-        _log.warning("not asked about picture %d of %s %s: %s", number, domain, s.split, why)
-    return [q for q in asked if (q.domain, q.picture) not in bad]
-
-
-def fingerprint(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[str, str]:
-    """What answers depend on."""
+def fingerprint(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[str, Any]:
+    """What answers depend on: the questions, the pictures, and the checkpoint as it was written."""
     questions = json.dumps([asdict(q) for q in asked]).encode()
-    recipe = {} if s.start == "fresh" else store.read_recipe(run.checkpoint(s.start))
-    made = json.dumps(recipe, sort_keys=True).encode()
-    return {"questions": hashlib.sha256(questions).hexdigest(), "checkpoint": hashlib.sha256(made).hexdigest()}
+    pictures = [pictures_hash(run.data.items(s.split, domain)) for domain in s.domains]
+    found: dict[str, Any] = {"questions": hashlib.sha256(questions).hexdigest(), "pictures": pictures}
+    if s.start != "fresh":
+        made = run.checkpoint(s.start) / store.RECIPE
+        found |= {"checkpoint": hashlib.sha256(made.read_bytes()).hexdigest()}
+        found |= {"written": made.stat().st_mtime_ns if isinstance(made, Path) else None}
+    return found
 
 
 def answer(
