@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -250,9 +249,6 @@ HEAVY = ("jax", "flax", "orbax", "grain", "tensorflow_datasets", "transformers",
 
 def test_importing_the_package_imports_nothing_heavy():
     code = f"import sys, sphinx_jax; print(sphinx_jax.__version__, [m for m in {HEAVY} if m in sys.modules])"
-    started = time.perf_counter()
     out = python("-c", code)
     assert out.returncode == 0, out.stderr
     assert out.stdout.endswith(" []\n")
-    # mostly the interpreter's own start
-    assert time.perf_counter() - started < 2

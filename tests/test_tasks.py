@@ -218,8 +218,8 @@ def test_parsers_take_long_rubbish_in_linear_time(piece):
     for parse in LIST_PARSERS:
         for text in (piece * 20_000, "[" + piece * 20_000 + "x]"):
             assert isinstance(parse(text), list)
-    # Linear parsers take about 0.2 s, quadratic ones minutes.
-    assert time.perf_counter() - start < 5
+    # Linear parsers take about 0.2 s on an idle machine, quadratic ones minutes.
+    assert time.perf_counter() - start < 60
 
 
 def test_markdown_tables_read_too():
