@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import DATA
@@ -65,5 +66,6 @@ def test_a_mix_of_its_checkpoints_is_made_again_from_its_recipe(earlier):
         for folder in ("mixed", *(f"{source}/checkpoints/2" for source in recipe["sources"]))
     )
     for path, leaf in mixed.items():
-        expected = 0.3 * np.asarray(first[path]) + 0.7 * np.asarray(second[path])
-        np.testing.assert_allclose(leaf, expected, atol=1e-6, err_msg=path)
+        expected = jax.tree.map(lambda a, b: 0.3 * np.asarray(a) + 0.7 * np.asarray(b), first[path], second[path])
+        for ours, theirs in zip(jax.tree.leaves(leaf), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6, err_msg=path)
