@@ -349,9 +349,7 @@ def test_the_cache_is_written_in_place():
     leaves = {path: jax.ShapeDtypeStruct(s.shape, s.dtype) for path, s in blueprint(config).specs.items()}
     layers = jax.eval_shape(lambda leaves: apart(dict(leaves)), leaves)
     cache = jax.eval_shape(lambda: programs.empty(config, 8, 4096))
-    whole = np.zeros(8, np.int32)
-    rule = programs.Rule(np.zeros(8, np.float32), np.ones(8, np.float32), whole)
-    rows = programs.Rows(whole, whole, whole, whole, whole, np.zeros((8, 2), np.uint32), rule)
+    rows = programs.idle(8)
     table = np.zeros((2, config.decoder.vocab_size), np.int32)
     compiled = programs.decode.lower(config, layers, cache, rows, table, np.int32(8), np.int32(8)).compile()
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))

@@ -286,8 +286,7 @@ def best(folder: str | Path) -> Path | None:
 
 def add_to_recipe(checkpoint: Path, more: dict[str, Any]) -> None:
     """Say more of a complete checkpoint."""
-    recipe = json.loads((checkpoint / RECIPE).read_text())
-    write_whole(checkpoint / RECIPE, json.dumps(recipe | more, indent=2).encode())
+    write_whole(checkpoint / RECIPE, json.dumps(read_recipe(checkpoint) | more, indent=2).encode())
 
 
 def held_out_loss(checkpoint: Path | None) -> float:

@@ -10,7 +10,6 @@ import itertools
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import jax
 import numpy as np
@@ -18,9 +17,9 @@ from jax.sharding import Mesh
 
 from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.generate import programs
-from sphinx_jax.generate.pictures import Picture, Pictures, Seen
+from sphinx_jax.generate.jobs import Job, Reading, Slot
+from sphinx_jax.generate.pictures import Pictures
 from sphinx_jax.generate.programs import NOTHING, STEPS, Rows
-from sphinx_jax.generate.sampling import Rule
 from sphinx_jax.generate.sizes import Sizes
 from sphinx_jax.generate.stops import Stops
 from sphinx_jax.model.blueprint import Leaves
@@ -29,105 +28,6 @@ from sphinx_jax.model.cache import Cache
 SHARED = 16  # positions that two sequences must have in common for one to take them from the other
 SOON = 4  # steps between two looks where somebody reads along
 BUSY = 8  # and where somebody waits for a slot
-
-
-@dataclass(eq=False)
-class Job:
-    """One prompt, and what follows it.
-
-    Attributes:
-      text: token ids, BOS first.
-      most: tokens that may follow.
-      seen: what the decoder reads of its picture, from the time the prompt is read on.
-      said: tokens, and the log-probability of each.
-    """
-
-    text: list[int]
-    most: int
-    stops: Stops
-    rule: tuple[float, float, int] = (0.0, 1.0, 0)  # temperature, top_p, top_k
-    seed: int = 0
-    picture: Picture | None = None
-    seen: Seen | None = None
-    streamed: bool = False
-    cancelled: bool = False
-    said: list[tuple[int, float]] = field(default_factory=list)
-    state: int = 0  # of its own stops
-    ended: str = ""  # why: stop, length, cancelled
-    error: BaseException | None = None
-
-    @property
-    def tokens(self) -> list[int]:
-        return [token for token, _ in self.said]
-
-    @property
-    def ids(self) -> list[int]:
-        """The whole sequence; -1 - w is position w of the picture."""
-        return self.text[:1] + (self.seen.ids if self.seen else []) + self.text[1:] + self.tokens
-
-    @property
-    def named(self) -> str | None:
-        """Sequences with pictures of one name have the same picture."""
-        return self.picture.name if self.picture else None
-
-    @property
-    def done(self) -> bool:
-        return bool(self.ended) or self.error is not None
-
-    @property
-    def need(self) -> int:
-        """Positions that it may take."""
-        return len(self.text) + (len(self.seen.ids) if self.seen else 0) + self.most
-
-    def add(self, token: int, logprob: float) -> None:
-        """Take one more token, unless it has ended."""
-        if not self.done:
-            self.said.append((token, logprob))
-            self._end(self.stops.after(self.state, token))
-
-    def settle(self) -> None:
-        """Whatever `add` was at when it was interrupted."""
-        self._end(self.stops.after(0, *self.tokens))
-
-    def _end(self, state: int) -> None:
-        self.state = state
-        if state == self.stops.stopped:
-            self.ended = self.ended or "stop"
-        elif len(self.said) >= self.most:
-            self.ended = self.ended or "length"
-
-
-@dataclass
-class Slot:
-    """A row of the cache: whose it is, and the ids whose keys and values it holds."""
-
-    sequence: Job | None = None
-    ids: list[int] = field(default_factory=list)
-    picture: str | None = None
-    used: int = 0  # when it was last
-    state: int = 0  # of the stop table
-
-    def shares(self, ids: Sequence[int], picture: str | None) -> int:
-        """How many of these positions it holds."""
-        pairs = zip(self.ids, ids, strict=False)
-        same = picture is not None and picture == self.picture
-        apart = (i for i, (a, b) in enumerate(pairs) if a != b or (a < 0 and not same))
-        return next(apart, min(len(self.ids), len(ids)))
-
-
-@dataclass
-class Reading:
-    """Prompts that are being read together, each for the slot it will take."""
-
-    sequences: list[Job]
-    slots: list[int]
-    begin: list[int]  # positions that were there before
-    cache: Cache
-    read: int = 0  # since then, of each
-
-    @property
-    def left(self) -> int:
-        return max(len(s.ids) - 1 - begin for s, begin in zip(self.sequences, self.begin, strict=True)) - self.read
 
 
 class Batch:
@@ -159,10 +59,6 @@ class Batch:
     def active(self) -> list[int]:
         """Slots whose sequence is being continued."""
         return [i for i, slot in enumerate(self._slots) if slot.sequence is not None and not self._is_read(i)]
-
-    @property
-    def idle(self) -> bool:
-        return not (self.waiting or self._reading or self.active)
 
     def _is_read(self, slot: int) -> bool:
         return self._reading is not None and slot in self._reading.slots
@@ -223,8 +119,7 @@ class Batch:
         def positions(count: int) -> int:
             return self.sizes.room(max(s.need for s in self._entering[:count]))
 
-        fits = (p for p in reversed(self.sizes.prompts) if p <= count and p * positions(p) <= self.sizes.reading)
-        count = next(fits, 1)
+        count = max(p for p in self.sizes.prompts if p <= count and p in self.sizes.together(positions(p)))
         chosen = self._entering = self._entering[:count]
         for _ in chosen:
             self.waiting.popleft()
@@ -330,7 +225,7 @@ class Batch:
             steps = SOON
         enough = max(1, len(active) // 4) if waiting else len(active)
         assert self._cache is not None
-        arguments = (self._rows(self._slots), self._table, np.int32(steps), np.int32(enough))
+        arguments = (self._rows(), self._table, np.int32(steps), np.int32(enough))
         self._cache, rows, *new = programs.decode(self.config, self.leaves, self._cache, *arguments)
         states, made, chances = (np.asarray(x) for x in (rows.state, *new))
         for i, sequence in zip(active, sequences, strict=True):
@@ -359,8 +254,8 @@ class Batch:
         sizes, config = self.sizes, self.config
         visual = self.pictures.warm_up() if config.has_vision else None
         for positions, larger in itertools.zip_longest(sizes.positions, sizes.positions[1:]):
-            together = (count for count in sizes.prompts if count == 1 or count * positions <= sizes.reading)
-            for count, size in itertools.product(together, (p for p in sizes.pieces if p <= positions)):
+            pieces = [p for p in sizes.pieces if p <= positions]
+            for count, size in itertools.product(sizes.together(positions), pieces):
                 for seen in [None] if visual is None else [None, (visual,) * count]:
                     yield f"reading {count} x {size} of {positions}"
                     tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
@@ -368,17 +263,10 @@ class Batch:
                     programs.prefill(config, self.leaves, cache, tokens, start, seen)
             for rows, more in itertools.zip_longest(sizes.rows, sizes.rows[1:]):
                 yield f"continuing {rows} of {positions}"
-                slots = [Slot() for _ in range(rows)]
-                cache, *_ = programs.decode(
-                    config,
-                    self.leaves,
-                    programs.empty(config, rows, positions),
-                    self._rows(slots),
-                    self._table,
-                    *[np.int32(1)] * 2,
-                )
-                for count, fewer in itertools.product(sizes.prompts, (p for p in sizes.positions if p <= positions)):
-                    if count == 1 or count * fewer <= sizes.reading:
+                cache, arguments = programs.empty(config, rows, positions), (self._table, *[np.int32(1)] * 2)
+                cache, *_ = programs.decode(config, self.leaves, cache, programs.idle(rows), *arguments)
+                for fewer in (p for p in sizes.positions if p <= positions):
+                    for count in sizes.together(fewer):
                         cache = programs.copy_row(cache, programs.empty(config, count, fewer), *[np.int32(0)] * 2)
                         programs.copy_row(programs.empty(config, count, fewer), cache, *[np.int32(0)] * 2)
                 if larger:
@@ -387,23 +275,20 @@ class Batch:
                     grown = programs.resized(cache, np.zeros(more, np.int32), positions)
                     programs.resized(grown, np.zeros(rows, np.int32), positions)
 
-    def _rows(self, slots: Sequence[Slot]) -> Rows:
-        rows = len(slots)
-        token, position, state, said, left, top_k = (np.zeros(rows, np.int32) for _ in range(6))
-        temperature, top_p = np.zeros(rows, np.float32), np.ones(rows, np.float32)
-        key = np.zeros((rows, 2), np.uint32)
-        active = set(self.active)
-        for i, slot in enumerate(slots):
-            position[i] = len(slot.ids)
+    def _rows(self) -> Rows:
+        rows, active = programs.idle(len(self._slots)), set(self.active)
+        for i, slot in enumerate(self._slots):
+            rows.position[i] = len(slot.ids)
             if i not in active or (s := slot.sequence) is None:
                 continue
             ids = s.ids
-            token[i], position[i], said[i] = ids[-1], len(ids) - 1, len(s.said)
-            left[i] = s.most - len(s.said)
-            state[i] = slot.state
-            temperature[i], top_p[i], top_k[i] = s.rule
-            key[i] = programs.key_of(s.seed)
-        return Rows(token, position, state, said, left, key, Rule(temperature, top_p, top_k))
+            rows.token[i], rows.position[i], rows.said[i] = ids[-1], len(ids) - 1, len(s.said)
+            rows.left[i] = s.most - len(s.said)
+            rows.state[i] = slot.state
+            for of_all, value in zip(rows.rule, s.rule, strict=True):
+                of_all[i] = value
+            rows.key[i] = programs.key_of(s.seed)
+        return rows
 
 
 def run(batch: Batch, sequences: Sequence[Job]) -> Iterator[Job]:

@@ -16,7 +16,8 @@ from sphinx_jax.data.conversation import STOP
 from sphinx_jax.data.image import ImageSource
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import arguments
-from sphinx_jax.generate.batch import Batch, Job
+from sphinx_jax.generate.batch import Batch
+from sphinx_jax.generate.jobs import Job
 from sphinx_jax.generate.pictures import Picture, Pictures
 from sphinx_jax.generate.stops import Stops
 from sphinx_jax.model.blueprint import Leaves
@@ -72,12 +73,11 @@ class Request:
     n: int = 1
 
     def __post_init__(self):
-        numbers = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "n")
+        kinds = {"max_new_tokens": int, "temperature": float, "top_p": float, "top_k": int, "seed": int, "n": int}
         arguments.check_text("prompt", self.prompt)
-        arguments.check_sampling(**{name: getattr(self, name) for name in numbers})
+        given = arguments.check_sampling(**{name: getattr(self, name) for name in kinds})
         # of any kind of number, Python's own
-        plain: dict[str, Any] = {name: int(getattr(self, name)) for name in ("max_new_tokens", "top_k", "seed", "n")}
-        plain |= {name: float(getattr(self, name)) for name in ("temperature", "top_p")}
+        plain: dict[str, Any] = {name: kind(given[name]) for name, kind in kinds.items()}
         for name, value in (plain | {"stop": tuple(arguments.check_stop(self.stop))}).items():
             object.__setattr__(self, name, value)
 

@@ -33,6 +33,13 @@ class Rows(NamedTuple):
     rule: Rule
 
 
+def idle(rows: int) -> Rows:
+    """Rows in which nothing is being said, on the host."""
+    zero = functools.partial(np.zeros, rows, np.int32)
+    rule = Rule(np.zeros(rows, np.float32), np.ones(rows, np.float32), zero())
+    return Rows(zero(), zero(), zero(), zero(), zero(), np.zeros((rows, 2), np.uint32), rule)
+
+
 def key_of(seed: int) -> np.ndarray:
     """(2,) uint32, as `Rows` holds it: `jax.random.key` of 32 bits, and all 64 of a longer seed."""
     return np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32)

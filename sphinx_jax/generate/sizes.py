@@ -40,6 +40,10 @@ class Sizes:
     def room(self, positions: int) -> int:
         return next(size for size in self.positions if size >= positions)
 
+    def together(self, positions: int) -> tuple[int, ...]:
+        """How many prompts that take so many positions may be read together."""
+        return tuple(count for count in self.prompts if count == 1 or count * positions <= self.reading)
+
     def piece(self, length: int, rows: int, room: int) -> int:
         """How many tokens are read next where `length` are to be read in each of some rows."""
         return self._cheapest(length, self.overhead / rows, tuple(p for p in self.pieces if p <= room))[1]

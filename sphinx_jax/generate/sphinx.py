@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 
 from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.data.conversation import clean, render
-from sphinx_jax.data.image import ImageSource, load_image, padded_resize
+from sphinx_jax.data.image import ImageSource
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import arguments
 from sphinx_jax.generate.engine import Engine, Request, Settings
-from sphinx_jax.generate.pictures import Picture
+from sphinx_jax.generate.pictures import Picture, Pictures
 from sphinx_jax.model.blueprint import Leaves, apart, blueprint
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.sharding import make_mesh
@@ -63,10 +63,10 @@ class Sphinx:
 
     def features(self, images: Sequence[ImageSource]) -> Features:
         """Pictures (paths, bytes or PIL) -> what the encoders see."""
-        pictures = [load_image(image) for image in arguments.check_pictures(self.config, images)]
-        pixels = np.stack([padded_resize(picture, need(self.config.views).image_size) for picture in pictures])
+        found = Pictures(self.config, self.leaves)
+        pixels = [need(found.picture(image).pixels) for image in arguments.check_pictures(self.config, images)]
         with jax.set_mesh(self.mesh):
-            return self.engine.pictures.features(pixels)
+            return found.features(np.stack(pixels))
 
     def respond(self, turns: Sequence[Sequence[str | None]], image: ImageSource | None = None, **settings) -> Any:
         """Answer the last question of a conversation [[question, answer], …, [question, None]] about one picture.

@@ -21,8 +21,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sphinx_jax.config import ModelConfig, unknown
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate import programs
-from sphinx_jax.generate.programs import Rows
-from sphinx_jax.generate.sampling import Rule
 from sphinx_jax.measure.collectives import Collective, collectives, moved
 from sphinx_jax.measure.topologies import Chip, lowering_for
 from sphinx_jax.model import flops
@@ -140,11 +138,7 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
             visual, _ = bound.see(bound.encode(normalise(pixels)))
         return bound.extend(tokens, cache, start, visual)[1]
 
-    rows = Rows(
-        *(array((batch,), jnp.int32, "batch") for _ in range(5)),
-        key=array((batch, 2), jnp.uint32, "batch", None),
-        rule=Rule(*(array((batch,), dtype, "batch") for dtype in (jnp.float32, jnp.float32, jnp.int32))),
-    )
+    rows = jax.tree.map(lambda x: array(x.shape, x.dtype, "batch", *x.shape[1:] and (None,)), programs.idle(batch))
     table = array((2, model.decoder.vocab_size), jnp.int32, None, None)
     count = array((), jnp.int32)
     size = model.views.image_size if model.has_vision else 0

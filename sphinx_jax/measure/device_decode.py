@@ -18,7 +18,7 @@ import numpy as np
 
 from sphinx_jax.config import DECODERS, FAMILY, DecoderConfig, ModelConfig
 from sphinx_jax.generate import programs
-from sphinx_jax.generate.programs import STEPS, Rows, Rule
+from sphinx_jax.generate.programs import STEPS
 from sphinx_jax.measure import hardware
 from sphinx_jax.measure.rows import Row, Setting, reason, size_text
 from sphinx_jax.model.blueprint import Leaves, blueprint
@@ -125,10 +125,7 @@ def seconds_of_token(model: ModelConfig, leaves: Leaves, batch: int, deadline: f
     """
     cache = programs.empty(model, batch, POSITIONS)
     whole = functools.partial(np.full, batch, dtype=np.int32)
-    rule = Rule(np.zeros(batch, np.float32), np.ones(batch, np.float32), whole(0))
-    rows = Rows(
-        whole(1), whole(POSITIONS - STEPS), whole(0), whole(0), whole(STEPS), np.zeros((batch, 2), np.uint32), rule
-    )
+    rows = programs.idle(batch)._replace(token=whole(1), position=whole(POSITIONS - STEPS), left=whole(STEPS))
     endless = np.zeros((2, model.decoder.vocab_size), np.int32)
 
     def tokens(count: int) -> float:

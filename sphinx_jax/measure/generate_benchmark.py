@@ -11,14 +11,15 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig
+from sphinx_jax.measure.benchmark import HEADER, Pair
+from sphinx_jax.model.flops import best_seconds
 
 # the shapes of SmolLM2-135M
 DECODER = DecoderConfig(
@@ -28,20 +29,8 @@ PAIRS = ((48, 1), (48, 8), (922, 4))  # positions of a prompt, rows
 MORE = 16  # tokens whose time is taken
 REQUESTS = 64
 BATCHES = (16, 64)  # of the peer, of which the faster counts
+PEER = "transformers, sdpa"
 READ = 256 * 2**20  # bytes that are read to see how fast memory is
-
-
-@dataclass
-class Times:
-    """Seconds of one piece of work, a round after the other."""
-
-    name: str
-    ours: list[float] = field(default_factory=list)
-    theirs: list[float] = field(default_factory=list)
-
-    def line(self) -> str:
-        ours, theirs = min(self.ours), min(self.theirs)
-        return f"{self.name:<34} {ours * 1e3:9.1f} ms  {theirs * 1e3:9.1f} ms  {theirs / ours:5.2f} x"
 
 
 class Side:
@@ -81,10 +70,10 @@ def _compare(sides: dict[str, Side], rounds: int, vocab: int) -> Iterator[str]:
     yield f"on {_processor()}; best of {rounds} rounds"
     speed = sides["ours"].ask(work="read")["bytes"]
     size = sides["ours"].ask(work="size")["bytes"]
-    yield f"{'':<34} {'sphinx_jax':>12}  {'PyTorch':>12}  faster by"
+    yield HEADER
     for length, rows in PAIRS:
         prompts = rng.integers(3, vocab, (rows, length)).tolist()
-        reads, steps = Times(f"prefill {length} x {rows}"), Times(f"a token after {length} x {rows}")
+        reads, steps = (Pair(f"{what} {length} x {rows}", [], [], PEER) for what in ("prefill", "a token after"))
         said: dict[str, list] = {}
         for round_ in range(rounds + 1):  # the first compiles
             for name, side in sides.items():
@@ -94,22 +83,22 @@ def _compare(sides: dict[str, Side], rounds: int, vocab: int) -> Iterator[str]:
                     getattr(reads, name).append(short["seconds"])
                     getattr(steps, name).append((long["seconds"] - short["seconds"]) / MORE)
         same = np.mean([a == b for a, b in zip(sum(said["ours"], []), sum(said["theirs"], []), strict=True)])
-        yield f"{reads.line()}  ({same:.0%} of the tokens are the same)"
+        yield f"{reads.line()}; {same:.0%} of the tokens are the same"
         yield steps.line()
         if rows == 1:
             rate = size / min(steps.ours)
-            yield f"{'':<34} weights at {rate / 1e9:.1f} GB/s, {rate / speed:.0%} of the {speed / 1e9:.1f} of a sum"
+            yield f"{'':<28} weights at {rate / 1e9:.1f} GB/s, {rate / speed:.0%} of the {speed / 1e9:.1f} of a sum"
     requests = [
         {"prompt": rng.integers(3, vocab, rng.integers(16, 513)).tolist(), "most": int(rng.integers(4, 129))}
         for _ in range(REQUESTS)
     ]
-    many, tokens = Times(f"{REQUESTS} requests at once"), sum(r["most"] for r in requests)
+    many, tokens = Pair(f"{REQUESTS} requests at once", [], [], PEER), sum(r["most"] for r in requests)
     for round_ in range(rounds + 1):
         for name, side in sides.items():
             found = side.ask(work="many", requests=requests)
             if round_:
                 getattr(many, name).append(found["seconds"])
-    yield f"{many.line()}  ({tokens / min(many.ours):.0f} and {tokens / min(many.theirs):.0f} tokens/s)"
+    yield f"{many.line()}; {tokens / min(many.ours):.0f} and {tokens / min(many.theirs):.0f} tokens/s"
 
 
 def _processor() -> str:
@@ -170,7 +159,7 @@ class Ours:
         import jax.numpy as jnp
 
         array, total = jnp.ones(READ // 4, jnp.float32), jax.jit(jnp.sum)
-        return READ / _best(lambda: jax.block_until_ready(total(array)), 10)
+        return READ / best_seconds(total, array, rounds=10)
 
     def size(self) -> int:
         """Bytes that a token reads."""
@@ -216,16 +205,6 @@ class _Wordless:
 
     def pieces(self) -> list[bytes]:
         return []
-
-
-def _best(work: Callable[[], Any], rounds: int) -> float:
-    work()
-    found = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - begun)
-    return min(found)
 
 
 def serve(name: str, folder: Path) -> None:

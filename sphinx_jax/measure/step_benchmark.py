@@ -22,7 +22,8 @@ from sphinx_jax.measure.ahead import train_stages
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.recipe.recipe import PLAYGROUND, Recipe, mesh_of
 from sphinx_jax.sharding import row_sharding
-from sphinx_jax.train.loop import Checkpoints, Throughput, peak_memory
+from sphinx_jax.train.checkpoints import Checkpoints
+from sphinx_jax.train.loop import Throughput, peak_memory
 from sphinx_jax.train.program import Program, abstract_batches, program, start
 from sphinx_jax.train.settings import TrainStage, shapes, throughput
 from sphinx_jax.train.step import TrainState

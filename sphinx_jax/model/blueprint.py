@@ -20,18 +20,17 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from sphinx_jax.config import ATTENTION_MAPS, FFN_MAPS, ConfigError, ModelConfig, family, need
+from sphinx_jax.config import ConfigError, ModelConfig, family, need
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.model.layers import Turned, turned
 from sphinx_jax.model.lora import BASE
+from sphinx_jax.model.quantise import MATRICES
 from sphinx_jax.model.sphinx import Encoders, SphinxModel
 from sphinx_jax.model.views import kept_views, normalise, padding_alone
 from sphinx_jax.sharding import partition_spec, platform
 
 Leaves = dict[str, jax.Array]
 STACK = "decoder/blocks/"
-# the matrices of a layer, and how many dimensions of each are inputs
-INPUTS = {f"attention/{name}": 1 + (name == "o") for name in ATTENTION_MAPS} | {f"ffn/{name}": 1 for name in FFN_MAPS}
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,9 @@ def _turns(path: str, leaf: Any) -> int:
     if jax.device_count() > 1 or platform() != "cpu" or not isinstance(leaf, np.ndarray | jax.Array):
         return 0
     # an expert's matrices are multiplied elsewhere
-    return 0 if leaf.ndim > 3 and "/ffn/" in path else INPUTS.get(path.removeprefix(STACK), 0)
+    if path not in MATRICES or (leaf.ndim > 3 and "/ffn/" in path):
+        return 0
+    return 2 if path.endswith("/o") else 1
 
 
 @functools.partial(jax.jit, static_argnames="dims")

@@ -1,0 +1,109 @@
+"""What a batch keeps account of: sequences, the slots that they take, and the prompts that are being read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sphinx_jax.generate.pictures import Picture, Seen
+from sphinx_jax.generate.stops import Stops
+from sphinx_jax.model.cache import Cache
+
+
+@dataclass(eq=False)
+class Job:
+    """One prompt, and what follows it.
+
+    Attributes:
+      text: token ids, BOS first.
+      most: tokens that may follow.
+      seen: what the decoder reads of its picture, from the time the prompt is read on.
+      said: tokens, and the log-probability of each.
+    """
+
+    text: list[int]
+    most: int
+    stops: Stops
+    rule: tuple[float, float, int] = (0.0, 1.0, 0)  # temperature, top_p, top_k
+    seed: int = 0
+    picture: Picture | None = None
+    seen: Seen | None = None
+    streamed: bool = False
+    cancelled: bool = False
+    said: list[tuple[int, float]] = field(default_factory=list)
+    state: int = 0  # of its own stops
+    ended: str = ""  # why: stop, length, cancelled
+    error: BaseException | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for token, _ in self.said]
+
+    @property
+    def ids(self) -> list[int]:
+        """The whole sequence; -1 - w is position w of the picture."""
+        return self.text[:1] + (self.seen.ids if self.seen else []) + self.text[1:] + self.tokens
+
+    @property
+    def named(self) -> str | None:
+        """Sequences with pictures of one name have the same picture."""
+        return self.picture.name if self.picture else None
+
+    @property
+    def done(self) -> bool:
+        return bool(self.ended) or self.error is not None
+
+    @property
+    def need(self) -> int:
+        """Positions that it may take."""
+        return len(self.text) + (len(self.seen.ids) if self.seen else 0) + self.most
+
+    def add(self, token: int, logprob: float) -> None:
+        """Take one more token, unless it has ended."""
+        if not self.done:
+            self.said.append((token, logprob))
+            self._end(self.stops.after(self.state, token))
+
+    def settle(self) -> None:
+        """Whatever `add` was at when it was interrupted."""
+        self._end(self.stops.after(0, *self.tokens))
+
+    def _end(self, state: int) -> None:
+        self.state = state
+        if state == self.stops.stopped:
+            self.ended = self.ended or "stop"
+        elif len(self.said) >= self.most:
+            self.ended = self.ended or "length"
+
+
+@dataclass
+class Slot:
+    """A row of the cache: whose it is, and the ids whose keys and values it holds."""
+
+    sequence: Job | None = None
+    ids: list[int] = field(default_factory=list)
+    picture: str | None = None
+    used: int = 0  # when it was last
+    state: int = 0  # of the stop table
+
+    def shares(self, ids: Sequence[int], picture: str | None) -> int:
+        """How many of these positions it holds."""
+        pairs = zip(self.ids, ids, strict=False)
+        same = picture is not None and picture == self.picture
+        apart = (i for i, (a, b) in enumerate(pairs) if a != b or (a < 0 and not same))
+        return next(apart, min(len(self.ids), len(ids)))
+
+
+@dataclass
+class Reading:
+    """Prompts that are being read together, each for the slot it will take."""
+
+    sequences: list[Job]
+    slots: list[int]
+    begin: list[int]  # positions that were there before
+    cache: Cache
+    read: int = 0  # since then, of each
+
+    @property
+    def left(self) -> int:
+        return max(len(s.ids) - 1 - begin for s, begin in zip(self.sequences, self.begin, strict=True)) - self.read
