@@ -37,7 +37,8 @@ from sphinx_jax.config import (  # noqa: E402 (after the hook)
     dinov2_config,
 )
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "fixtures"
+ROOT = Path(__file__).parents[1]
 
 
 def pytest_configure(config):
@@ -108,6 +109,25 @@ def _born(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
 def born(config: ModelConfig, seed: int = 0) -> dict[str, jax.Array]:
     """Fresh leaves of a model, compiled once per test run; copies, so that a step may donate them."""
     return {path: jnp.array(leaf) for path, leaf in _born(config, seed).items()}
+
+
+def read_published(tensors, config: ModelConfig, allow_missing=()) -> dict[str, np.ndarray]:
+    """All leaves of a published model, whole in memory and in the files' dtypes; `allow_missing` as `check`."""
+    from sphinx_jax.checkpoint.foreign.accessory import checked_names
+    from sphinx_jax.model.blueprint import blueprint
+
+    leaves, rows = {}, {}
+    for name in checked_names(tensors, config, allow_missing):
+        for path, array in zip(name.leaves, name.ours(tensors[name.foreign].read()), strict=True):
+            if name.index:
+                rows.setdefault(path, {})[name.index] = array
+            else:
+                leaves[path] = array
+    specs = blueprint(config).specs
+    while rows:
+        path, of = rows.popitem()
+        leaves[path] = np.stack([of[index] for index in sorted(of)]).reshape(specs[path].shape)
+    return leaves
 
 
 def run_with_devices(code: str, devices: int = 8) -> str:

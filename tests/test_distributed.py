@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from sphinx_jax import distributed
@@ -19,7 +20,6 @@ from sphinx_jax.command import LOST
 from sphinx_jax.config import ConfigError
 from sphinx_jax.train.history import read_history
 
-ROOT = Path(__file__).parents[1]
 STEPS = 24
 BROKEN = (7, 20, 33)  # of 40 pictures
 RECIPE = """

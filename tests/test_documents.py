@@ -1,11 +1,10 @@
 """What the documents name is there."""
 
 import re
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 # a file or a folder of the repository, in code; what a command would make is named otherwise
 NAMED = re.compile(r"`((?:sphinx_jax|configs|tools|tests|docs)/[\w./]+|\.ci/run)`")

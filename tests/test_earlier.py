@@ -1,4 +1,4 @@
-"""What earlier versions wrote is read, and their runs go on; `tests/data/earlier/README.md` says how it was made."""
+"""What earlier versions wrote is read, and their runs go on; `fixtures/earlier/README.md` says how it was made."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import DATA
+from conftest import DATA, ROOT
 
 import sphinx_jax
 
@@ -41,7 +41,7 @@ def test_its_workdir_loads_as_its_last_stage():
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "workdir", "stage"), [("recipe.py", "full", "second"), ("lora.py", "lora", "tune")])
 def test_its_stopped_runs_go_on_to_the_losses_of_a_whole_one(recipe, workdir, stage, earlier):
-    env = os.environ | {"PYTHONPATH": str(Path(sphinx_jax.__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "sphinx_jax.main", "--config", recipe, "--workdir", workdir]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -54,7 +54,7 @@ def test_its_stopped_runs_go_on_to_the_losses_of_a_whole_one(recipe, workdir, st
 
 @pytest.mark.slow
 def test_a_mix_of_its_checkpoints_is_made_again_from_its_recipe(earlier):
-    tool = Path(__file__).parents[1] / "tools" / "mix_weights.py"
+    tool = ROOT / "tools" / "mix_weights.py"
     command = [sys.executable, tool, "--recipe", "mix.json", "--out", "mixed"]
     env = os.environ | {"PYTHONPATH": str(tool.parents[1]), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)

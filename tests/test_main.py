@@ -5,12 +5,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import DATA, tiny_config
+from conftest import DATA, ROOT, tiny_config
 
-import sphinx_jax
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import from_dict, to_dict
 from sphinx_jax.data.tokenizer import load_tokenizer
@@ -175,7 +173,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_made(tmp_pa
 
 def python(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
     # the package is found from any folder, installed or not
-    env = os.environ | {"PYTHONPATH": str(Path(sphinx_jax.__file__).parents[1])}
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=env, timeout=100)
 
 

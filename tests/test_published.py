@@ -4,15 +4,14 @@ import os
 import subprocess
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from sphinx_jax.config import from_dict
 from sphinx_jax.recipe.runner import parse
 from sphinx_jax.recipe.smoke import nano, smoke
 
-ROOT = Path(__file__).parents[1]
 NAMES = ("sphinx_7b", "sphinx_1k", "sphinx_2k", "sphinx_tiny_1k", "sphinx_moe_1k")
 
 

@@ -5,12 +5,11 @@ import dataclasses
 import importlib
 import json
 import typing
-from pathlib import Path
 
 import numpy as np
 import pytest
 from annotated_types import BaseMetadata
-from conftest import tiny_config
+from conftest import ROOT, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +18,7 @@ from sphinx_jax.config import FAMILY, ConfigError, from_dict, to_dict
 from sphinx_jax.data.sources import PLAYGROUNDS, DataConfig
 from sphinx_jax.recipe import runner
 from sphinx_jax.recipe.recipe import MeshConfig, Recipe
-from sphinx_jax.recipe.runner import KINDS, parse
+from sphinx_jax.recipe.runner import STAGE_KINDS, parse
 from sphinx_jax.settings import Settings
 from sphinx_jax.train.settings import TrainStage
 
@@ -39,7 +38,7 @@ VALUES = {
         "chat": {"kind": "chat"},
     },
 }
-CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 NAN, INF = float("nan"), float("inf")
 
 
@@ -63,7 +62,7 @@ def refusal(values: dict) -> str:
 
 def test_there_is_a_stage_of_each_kind_to_change_and_all_are_right():
     assert parse(VALUES).settings.keys() == VALUES["stage"].keys()
-    assert {stage["kind"] for stage in VALUES["stage"].values()} == KINDS.keys()
+    assert {stage["kind"] for stage in VALUES["stage"].values()} == STAGE_KINDS.keys()
 
 
 @pytest.mark.parametrize(
@@ -236,7 +235,7 @@ def test_numbers_come_through_to_the_last_bit(rate):
 
 
 def _of(kind: str) -> tuple[type, str]:
-    return KINDS[kind].settings, f"stage.{kind}"
+    return STAGE_KINDS[kind].settings, f"stage.{kind}"
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("published",)])
@@ -261,7 +260,7 @@ def _classes() -> list[type]:
         MeshConfig,
         DataConfig,
         Recipe,
-        *(_of(kind)[0] for kind in KINDS),
+        *(_of(kind)[0] for kind in STAGE_KINDS),
     ]
 
 

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.command import plain_errors
-from sphinx_jax.measure import mix_benchmark
+from sphinx_jax.measure.peers import mix
 
 ROOT = Path(__file__).parents[1]
 DEVICE_RECIPES = ("sphinx_1k", "sphinx_tiny_1k")  # the largest of which a few layers fit is measured
@@ -84,7 +84,7 @@ def arguments() -> argparse.Namespace:
 
 
 def compare_mix(args: argparse.Namespace) -> Iterator[str]:
-    yield from mix_benchmark.measure(
+    yield from mix.measure(
         args.folder,
         Path(__file__).with_name("mix_weights.py"),
         layers=args.layers,
@@ -104,43 +104,43 @@ def compare_quantised(args: argparse.Namespace) -> Iterator[str]:
 
 def compare_train(args: argparse.Namespace) -> Iterator[str]:
     from sphinx_jax.config import DecoderConfig
-    from sphinx_jax.measure import benchmark, encoder_benchmark
+    from sphinx_jax.measure.peers import encoders, train
 
-    yield benchmark.HEADER
+    yield train.HEADER
     if args.what != "encoders":
         config = DecoderConfig(dim=args.dim, layers=args.layers, heads=args.dim // 64)
-        for pair in benchmark.decoder(config, args.batch, args.length, args.rounds):
+        for pair in train.decoder(config, args.batch, args.length, args.rounds):
             yield pair.line()
     if args.what != "decoder":
-        for pair in encoder_benchmark.encoders(args.views, args.rounds):
+        for pair in encoders.encoders(args.views, args.rounds):
             yield pair.line()
 
 
 def compare_generate(args: argparse.Namespace) -> Iterator[str]:
-    from sphinx_jax.measure import generate_benchmark
+    from sphinx_jax.measure.peers import generate
 
-    yield from generate_benchmark.measure(args.folder, args.rounds)
+    yield from generate.measure(args.folder, args.rounds)
 
 
 def measure_step(args: argparse.Namespace) -> Iterator[str]:
-    from sphinx_jax.measure import step_benchmark
+    from sphinx_jax.measure import step
 
-    yield from step_benchmark.measure(*stage_of(args.recipe), args.steps)
+    yield from step.measure(*stage_of(args.recipe), args.steps)
 
 
 def measure_saves(args: argparse.Namespace) -> Iterator[str]:
-    from sphinx_jax.measure import step_benchmark
+    from sphinx_jax.measure import step
 
-    yield from step_benchmark.measure_saves(*stage_of(args.recipe), args.steps, args.rounds, args.folder)
+    yield from step.measure_saves(*stage_of(args.recipe), args.steps, args.rounds, args.folder)
 
 
 def measure_device(args: argparse.Namespace) -> Iterator[str]:
-    from sphinx_jax.measure import device
+    from sphinx_jax.measure.device import checks
 
     sys.path.append(str(ROOT))
     recipes = {name: import_module(f"configs.{name}").get_config().to_dict() for name in DEVICE_RECIPES}
-    setting = device.Setting(str(ROOT / "tests" / "data"), recipes)
-    yield from device.run(setting, args.out, args.only, args.fresh)
+    setting = checks.Setting(str(ROOT / "tests" / "fixtures"), recipes)
+    yield from checks.run(setting, args.out, args.only, args.fresh)
 
 
 def stage_of(flags_given: list[str]) -> tuple[Any, str]:

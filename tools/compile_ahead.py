@@ -40,18 +40,16 @@ _TABLE = flags.DEFINE_string("table", None, "Add the rows that this file does no
 
 
 def main(argv: list[str]) -> None:
-    from sphinx_jax.measure import ahead_report
+    from sphinx_jax.measure.ahead import report
 
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; options begin with --")
     if _TABLE.value:
         sys.path.append(str(Path(__file__).parents[1]))  # its recipes are those of the configs beside this folder
-        return ahead_report.fill(_TABLE.value, lambda name: import_module(f"configs.{name}").get_config().to_dict())
+        return report.fill(_TABLE.value, lambda name: import_module(f"configs.{name}").get_config().to_dict())
     if CONFIG.value is None or not _TOPOLOGY.value:
         raise ValueError("give --config and --topology, e.g. --config configs/sphinx_1k.py --topology v5e:16x16")
-    ahead_report.report(
-        recipe_values(), _TOPOLOGY.value, flags.FLAGS.stage, largest=_LARGEST.value, as_json=_JSON.value
-    )
+    report.report(recipe_values(), _TOPOLOGY.value, flags.FLAGS.stage, largest=_LARGEST.value, as_json=_JSON.value)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from sphinx_jax.data.playground import Example, make_picture
 from sphinx_jax.data.playground.photos import SPLITS
-from sphinx_jax.data.playground.pictures import KINDS
+from sphinx_jax.data.playground.pictures import SCENES
 from sphinx_jax.data.playground.things import PLAIN_FACE, font
 from sphinx_jax.data.tasks import DOMAINS
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scene", choices=[kind.name for kind in KINDS], help="only this kind")
+    parser.add_argument("--scene", choices=[kind.name for kind in SCENES], help="only this kind")
     options = parser.parse_args()
     tiles = []
     for index in itertools.count(options.start):

@@ -13,7 +13,7 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.generate.load import last_checkpoint
 from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
-from sphinx_jax.model.quantise import KINDS, MATRICES, quantise
+from sphinx_jax.model.quantise import MATRICES, QTYPES, quantise
 from sphinx_jax.recipe.stages.mix import batches_of
 from sphinx_jax.recipe.stages.mix_choice import open_workdir
 from sphinx_jax.train.step import loss_sums
@@ -38,8 +38,8 @@ def losses(workdir: Path, split: str = "test") -> Iterator[tuple[str, float, flo
         return loss_sums(plan.bind(leaves), batch)
 
     with jax.set_mesh(run.mesh):
-        for kind in ("float32", *KINDS):
-            few = {p: quantise(p, x, kind) if p in MATRICES and kind in KINDS else x for p, x in leaves.items()}
+        for kind in ("float32", *QTYPES):
+            few = {p: quantise(p, x, kind) if p in MATRICES and kind in QTYPES else x for p, x in leaves.items()}
             total, count = sum(np.asarray(sums(few, batch)) for batch in batches)
             parts = [x for p in MATRICES for x in jax.tree.leaves(few[p])]
             bits = sum(x.size * (4 if x.dtype == jnp.uint4 else 8 * x.dtype.itemsize) for x in parts)

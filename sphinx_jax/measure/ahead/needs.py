@@ -1,0 +1,281 @@
+"""Ahead of time: the real steps of a recipe compiled for a machine that is not here, and what they would need of it.
+
+What the compiler says (memory, collectives) is per device and exact.  Seconds are a roofline: no kernel is timed.  A
+step cannot be faster than its FLOPs at the chip's peak, its bytes at the bandwidth of its memory, or what its
+collectives move at that of its links, and MFU cannot be higher than the FLOPs of the model over the longest of these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sphinx_jax.config import ModelConfig, unknown
+from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.generate import programs
+from sphinx_jax.measure.ahead.collectives import Collective, collectives, moved
+from sphinx_jax.measure.ahead.topologies import Chip, lowering_for
+from sphinx_jax.model import flops
+from sphinx_jax.model.blueprint import STACK, Leaves, blueprint
+from sphinx_jax.model.cache import AXES, Cache
+from sphinx_jax.model.views import normalise
+from sphinx_jax.recipe.recipe import PLAYGROUND, Recipe, mesh_of
+from sphinx_jax.sharding import partition_spec, row_ways
+from sphinx_jax.train.program import abstract_batches, abstract_kept, abstract_state, program
+from sphinx_jax.train.settings import TrainStage, shapes, throughput
+
+PROMPT, ANSWER = 512, 512  # text tokens of the prefill and decode steps
+
+
+@dataclass
+class Need:
+    """What one step needs of each device."""
+
+    what: str  # e.g. "train finetune"
+    fits: bool
+    peak_bytes: int
+    parameter_bytes: int
+    optimizer_bytes: int
+    flops: float  # of the model, by our own count
+    compute_seconds: float
+    memory_seconds: float
+    link_seconds: float
+    mfu_bound: float
+    collectives: list[Collective] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)  # that a device takes at a time
+    parts: dict[str, int] = field(default_factory=dict)  # of a batch, one after the other
+    largest: int | None = None  # rows of the first kind that a device could take at a time
+
+    @property
+    def roofline_seconds(self) -> float:
+        return max(self.compute_seconds, self.memory_seconds, self.link_seconds)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Everything that is not state: activations, gradients, gathered weights, buffers of collectives."""
+        return self.peak_bytes - self.parameter_bytes - self.optimizer_bytes
+
+
+def train_need(recipe: Recipe, name: str, devices: Sequence[jax.Device], chip: Chip, find_largest: bool) -> Need:
+    """What a training stage needs, at the batch of its recipe."""
+    s, mesh = recipe.settings[name], mesh_of(recipe, devices)
+    need = _compile_train(recipe.model, name, s, mesh, chip)
+    if find_largest:
+        need.largest = largest_rows(recipe.model, name, s, mesh, chip, need)
+    return need
+
+
+def largest_rows(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh, chip: Chip, known: Need) -> int:
+    """Rows of the stage's first kind that fit on a device at a time: memory grows by as much with each row.
+
+    Takes at most two compilations beside the one known: one to learn what a row costs, one to be sure.
+    """
+    kind, rows = next(iter(known.rows.items()))
+
+    def peak(count: int) -> int:
+        ways, batch = _ways(mesh), "batch" if kind == "image" else "text_batch"
+        # two parts of so many rows: with the sums of gradients that accumulation keeps
+        tried = dataclasses.replace(s, **{batch: 2 * count * ways, "accumulate": 1, "device_rows": count})
+        return _compile_train(model, name, tried, mesh, chip).peak_bytes
+
+    other = rows * 2 if known.fits else max(1, rows // 2)
+    if other == rows:
+        return rows if known.fits else 0
+    each = (peak(other) - known.peak_bytes) / (other - rows)
+    fixed = known.peak_bytes - each * rows
+    guess = max(1, int((chip.hbm - fixed) / each)) if each > 0 else max(rows, other)
+    sure = {count for count, fits in ((rows, known.fits), (other, fixed + each * other <= chip.hbm)) if fits}
+    if guess in sure or peak(guess) <= chip.hbm:
+        return guess
+    return max(sure, default=0)
+
+
+def _compile_train(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh, chip: Chip) -> Need:
+    made = program(model, name, s, mesh)
+    state = abstract_state(made, model, s, mesh)
+    tokenizer = load_tokenizer(PLAYGROUND / "tokenizer.model")  # rows have the same shapes with any
+    batches = abstract_batches(s, shapes(model, s), tokenizer, mesh)
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    parameters = _share({**state.trainable, **state.frozen})
+    slots = _share(state.optimizer)
+    worth = throughput(model, s).flops
+    again = worth if s.remat == "none" else worth + _recomputed(model, s)
+    passes = sum(made.parts.values()) * (3 if s.remat == "none" else 4)
+    traffic = _gathered(state.trainable, mesh, model) * passes + 3 * slots + 4 * _share(state.trainable)
+    need = _compile(f"train {name}", lambda: made.step.lower(state, batches, rate), mesh, chip, worth, again, traffic)
+    need.parameter_bytes, need.optimizer_bytes = parameters, slots
+    need.parts = made.parts
+    need.rows = {kind: size // _ways(mesh) // made.parts[kind] for kind, size in s.rows().items()}
+    return need
+
+
+def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -> dict[str, Need]:
+    """Prefill and one decode step of a batch with one prompt, and its picture, for every device that rows divide over.
+
+    Weights are in the compute dtype, the decoder's quantised where a stage has it so.
+    """
+    model, mesh = recipe.model, mesh_of(recipe, devices)
+    batch = _ways(mesh)
+    kinds = {getattr(s, "quantize", "") for s in recipe.settings.values()} - {""}
+    leaves = _apart(abstract_kept(model, mesh, blueprint(model).specs, next(iter(kinds), "")))
+    positions = model.image_positions + PROMPT + ANSWER
+
+    def array(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
+        spec = partition_spec(axes, shape, mesh)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    def prefill(leaves: Leaves, pixels: jax.Array | None, tokens: jax.Array, cache: Cache, start: jax.Array):
+        bound, visual = blueprint(model).bind(leaves), None
+        if pixels is not None:
+            visual, _ = bound.see(bound.encode(normalise(pixels)))
+        return bound.extend(tokens, cache, start, visual)[1]
+
+    rows = jax.tree.map(lambda x: array(x.shape, x.dtype, "batch", *x.shape[1:] and (None,)), programs.idle(batch))
+    table = array((2, model.decoder.vocab_size), jnp.int32, None, None)
+    count = array((), jnp.int32)
+    size = model.views.image_size if model.has_vision else 0
+    pixels = array((batch, size, size, 3), jnp.uint8, "batch", None, None, None) if size else None
+    sequence = model.image_positions + PROMPT
+    prompt = array((batch, sequence), jnp.int32, "batch", None)
+    shape = jax.eval_shape(lambda: Cache.empty(model.decoder, batch, positions, jnp.dtype(model.dtype)))
+    cache = jax.tree.map(lambda x: array(x.shape, x.dtype, *AXES), shape)
+    worth = {
+        "prefill": batch
+        * (
+            flops.decoder_forward(model.decoder, sequence, 1)
+            + (flops.image_forward(model, False) if model.has_vision else 0)
+        ),
+        "decode": batch * flops.decoder_token(model.decoder, positions),
+    }
+    weights = _gathered({p: x for p, x in leaves.items() if p.startswith("decoder/")}, mesh, model)
+    needs = {
+        "prefill": _compile(
+            "prefill",
+            lambda: jax.jit(prefill, donate_argnames="cache").lower(leaves, pixels, prompt, cache, rows.position),
+            mesh,
+            chip,
+            worth["prefill"],
+            worth["prefill"],
+            weights,
+        ),
+        "decode": _compile(
+            "decode",
+            lambda: programs.decode.lower(model, leaves, cache, rows, table, count, count),
+            mesh,
+            chip,
+            worth["decode"],
+            worth["decode"],
+            weights + _share(cache),
+        ),
+    }
+    # a step for one token does not touch the encoders, which stay where they are
+    beside = _share({p: x for p, x in leaves.items() if not p.startswith("decoder/")})
+    needs["decode"].peak_bytes += beside
+    needs["decode"].fits &= needs["decode"].peak_bytes <= chip.hbm
+    for need in needs.values():
+        need.parameter_bytes, need.rows = _share(leaves), {"image" if size else "text": 1}
+    return needs
+
+
+def _apart(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """What `blueprint.apart` makes of these."""
+
+    def layer(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = NamedSharding(x.sharding.mesh, PartitionSpec(*x.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=spec)
+
+    def layers(leaf: Any) -> tuple[Any, ...]:
+        return (jax.tree.map(layer, leaf),) * jax.tree.leaves(leaf)[0].shape[0]
+
+    return {path: layers(leaf) if path.startswith(STACK) else leaf for path, leaf in leaves.items()}
+
+
+def _compile(what: str, lower: Any, mesh: Mesh, chip: Chip, worth: float, work: float, traffic: float) -> Need:
+    """Lower and compile; `worth` and `work`: FLOPs of all devices, of the model and with what is computed again."""
+    devices = mesh.size
+    with jax.set_mesh(mesh), lowering_for(mesh):
+        lowered = lower()
+        try:
+            compiled = lowered.compile()
+            memory, found = compiled.memory_analysis(), collectives(compiled.as_text())
+            peak, fits = _peak(memory), True
+        except jax.errors.JaxRuntimeError as error:
+            peak, fits, found = _used(str(error)), False, []
+    compute = work / devices / chip.flops
+    need = Need(
+        what,
+        fits and peak <= chip.hbm,
+        peak,
+        0,
+        0,
+        worth / devices,
+        compute,
+        traffic / chip.bandwidth,
+        moved(found) / chip.links,
+        0.0,
+        found,
+    )
+    need.mfu_bound = need.flops / chip.flops / need.roofline_seconds
+    return need
+
+
+def _peak(memory: Any) -> int:
+    """Bytes on a device while a program runs: arguments, results that are not written over them, and the rest."""
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+
+
+def _used(error: str) -> int:
+    """Bytes that a program would have needed, from the compiler's refusal.  Raises RuntimeError for any other error."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|required for [^(]*\(([\d.]+)([KMGT])\)", error)
+    if not found:
+        raise RuntimeError(error)
+    number, unit = filter(None, found.groups())
+    return int(float(number) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[unit])
+
+
+def _ways(mesh: Mesh) -> int:
+    return row_ways(mesh)
+
+
+def _recomputed(model: ModelConfig, s: TrainStage) -> float:
+    """FLOPs of the decoder's forward pass, which rematerialisation repeats."""
+    total = 0.0
+    for kind, size in s.rows().items():
+        positions = s.text_length if kind == "text" else model.image_positions + s.length
+        total += size * flops.decoder_forward(model.decoder, positions, 0)
+    return total
+
+
+def _share(tree: Any) -> int:
+    """Bytes of abstract arrays on one device."""
+    sizes = (
+        math.prod(x.sharding.shard_shape(x.shape)) * jax.dtypes.itemsize_bits(x.dtype) for x in jax.tree.leaves(tree)
+    )
+    return sum(sizes) // 8
+
+
+def _gathered(leaves: Leaves, mesh: Mesh, model: ModelConfig) -> int:
+    """Bytes of leaves in the compute dtype on one device, as the layers multiply by them: whole along `fsdp`."""
+    specs = blueprint(model).specs
+    sizes = (
+        specs[p].size // (mesh.shape["tensor"] * (mesh.shape["expert"] if "expert" in specs[p].axes else 1))
+        for p in leaves
+    )
+    return sum(sizes) * jnp.dtype(model.dtype).itemsize
+
+
+def train_stages(recipe: Recipe, only: str | None = None) -> Iterator[str]:
+    """Names of a recipe's training stages."""
+    names = [name for name, s in recipe.settings.items() if isinstance(s, TrainStage)]
+    if only is not None and only not in names:
+        raise unknown("training stage", only, names)
+    yield from names if only is None else [only]

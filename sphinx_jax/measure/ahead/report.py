@@ -1,0 +1,157 @@
+"""What a recipe needs of a machine that is not here, for people and for programs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sphinx_jax.measure.ahead.needs import Need, inference_needs, train_need, train_stages
+from sphinx_jax.measure.ahead.topologies import GIB, Chip, open_topology
+from sphinx_jax.recipe.recipe import Recipe
+from sphinx_jax.recipe.runner import parse
+
+PODS = ("v5e:16x16", "v6e:8x8", "v5p:4x4x4")
+# the mixture of experts needs 31.8 GiB of each chip of v6e:8x8, which has 31.3
+TABLE = dict.fromkeys(("sphinx_7b", "sphinx_1k", "sphinx_tiny_1k"), PODS) | {
+    "sphinx_moe_1k": ("v5e:16x16", "v6e:8x16", "v5p:4x4x4")
+}
+
+
+def report(
+    values: dict[str, Any], topology: str, stage: str | None = None, *, largest: bool = True, as_json: bool = False
+) -> None:
+    """Print what a recipe (its plain data) needs on a topology, step by step as it is found."""
+    recipe = parse(values, origins=False)
+    names = list(train_stages(recipe, stage))
+    devices, chip = open_topology(topology)
+    train = []
+    for name in names:
+        train.append(train_need(recipe, name, devices, chip, largest))
+        print(text(chip, train[-1]), flush=True)
+    inference = inference_needs(recipe, devices, chip)
+    for need in inference.values():
+        print(text(chip, need), flush=True)
+    if as_json:
+        print(json.dumps(to_json(chip, train, inference)))
+
+
+def fill(path: str | Path, recipe_of: Callable[[str], dict[str, Any]]) -> None:
+    """Compile every row of `TABLE` that the file of JSON lines does not have, and draw the table beside it.
+
+    A row of a recipe that has changed since is compiled again.
+
+    Args:
+      recipe_of: the name of a recipe in `TABLE` -> its plain data, for `parse`.
+    """
+    path = Path(path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for config, topologies in TABLE.items():
+        recipe = parse(recipe_of(config), origins=False)
+        for topology in topologies:
+            wanted = [s for s in train_stages(recipe) if s != "continue_synthetic"]  # the same step as pretrain_real
+            for stage in (*wanted, "inference"):
+                key = {"config": config, "topology": topology, "stage": stage, "recipe": _digest(recipe, stage)}
+                if any(key.items() <= row.items() for row in rows):
+                    continue
+                rows = [r for r in rows if (r["config"], r["topology"], r["stage"]) != (config, topology, stage)]
+                print(f"{config} {stage} on {topology}", file=sys.stderr, flush=True)
+                devices, chip = open_topology(topology)
+                if stage == "inference":
+                    found = {kind: _entry(n) for kind, n in inference_needs(recipe, devices, chip).items()}
+                else:
+                    found = {"train": _entry(train_need(recipe, stage, devices, chip, False))}
+                rows.append({**key, "hbm_bytes": chip.hbm, **found})
+                path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+                path.with_suffix(".md").write_text(draw(rows))
+                jax.clear_caches()  # programs of the row before take gigabytes
+    path.with_suffix(".md").write_text(draw(rows))
+
+
+def _digest(recipe: Recipe, stage: str) -> str:
+    """Short for what a row depends on: model, mesh and the stage's settings (of `inference` model and mesh alone)."""
+    parts = (recipe.model, recipe.mesh, recipe.settings.get(stage))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of a table's file as Markdown."""
+    lines = [
+        "| recipe | step | topology | rows a device at a time | parts | parameters | optimizer | peak | of | at best | "
+        "MFU at most |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    recipes = list(TABLE)
+    for row in sorted(
+        rows, key=lambda r: (recipes.index(r["config"]), r["topology"], r["stage"] == "inference", r["stage"])
+    ):
+        for kind in ("train", "prefill", "decode"):
+            if kind not in row:
+                continue
+            e = row[kind]
+            each = ", ".join(f"{n} {name}" for name, n in e["rows"].items())
+            parts = ", ".join(str(n) for n in e["parts"].values()) or "–"
+            sizes = " | ".join(f"{e[key] / GIB:.2f}" for key in ("parameter_bytes", "optimizer_bytes", "peak_bytes"))
+            step = row["stage"] if kind == "train" else kind
+            lines.append(
+                f"| {row['config']} | {step} | {row['topology']} | {each} | {parts} | {sizes} | "
+                f"{row['hbm_bytes'] / GIB:.2f}{'' if e['fits'] else ' **does not fit**'} | "
+                f"{e['roofline_seconds'] * 1e3:,.1f} ms | {e['mfu_bound']:.0%} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def to_json(chip: Chip, train: Sequence[Need], inference: dict[str, Need]) -> dict[str, Any]:
+    """One object: of several training stages `train` is the one that needs most, `stages` has each."""
+    worst = {"train": max(train, key=lambda need: need.peak_bytes)} if train else {}
+    every = [*train, *inference.values()]
+    return {
+        "fits": all(need.fits for need in every),
+        "hbm_bytes": int(chip.hbm),
+        "peak_bytes": max(need.peak_bytes for need in every),
+        "steps": {kind: _entry(need) for kind, need in (worst | inference).items()},
+        "stages": {need.what.removeprefix("train "): _entry(need) for need in train},
+    }
+
+
+def _entry(need: Need) -> dict[str, Any]:
+    return {
+        "fits": need.fits,
+        "peak_bytes": need.peak_bytes,
+        "parameter_bytes": need.parameter_bytes,
+        "optimizer_bytes": need.optimizer_bytes,
+        "flops": need.flops,
+        "roofline_seconds": need.roofline_seconds,
+        "mfu_bound": need.mfu_bound,
+        "rows": need.rows,
+        "parts": need.parts,
+        "largest_rows": need.largest,
+        "collectives": [c._asdict() for c in need.collectives],
+    }
+
+
+def text(chip: Chip, need: Need) -> str:
+    """A few lines about one step."""
+    verdict = "fits" if need.fits else "DOES NOT FIT"
+    lines = [
+        f"{need.what}: {verdict}, {need.peak_bytes / GIB:.2f} of {chip.hbm / GIB:.2f} GiB a device",
+        f"  parameters {need.parameter_bytes / GIB:.2f}, optimizer {need.optimizer_bytes / GIB:.2f}, "
+        f"activations and buffers {need.activation_bytes / GIB:.2f} GiB",
+        "  "
+        + ", ".join(
+            f"{rows} {kind} rows a device at a time" + (f" x {need.parts[kind]} parts" if need.parts else "")
+            for kind, rows in need.rows.items()
+        )
+        + (f"; largest that fits: {need.largest}" if need.largest is not None else ""),
+        f"  {need.flops / 1e12:,.2f} TFLOP of the model a device; at best {need.roofline_seconds * 1e3:,.1f} ms "
+        f"(compute {need.compute_seconds * 1e3:,.1f}, memory {need.memory_seconds * 1e3:,.1f}, "
+        f"links {need.link_seconds * 1e3:,.1f}), MFU at most {need.mfu_bound:.0%}",
+    ]
+    for c in need.collectives[:8]:
+        lines.append(f"  {c.count:6,} x {c.kind} over {c.group}: {c.bytes / GIB:,.3f} GiB received")
+    return "\n".join(lines)

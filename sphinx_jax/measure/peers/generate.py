@@ -1,0 +1,221 @@
+"""Answers beside transformers on PyTorch: the same weights and prompts, greedy, each side in a process of its own.
+
+Both processes live through the whole comparison and work in turn. Times are those of reading prompts and of each token
+after them; 64 requests that arrive together are answered by the engine here, and there in padded batches, each of
+which runs until its longest answer ends.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig
+from sphinx_jax.measure.peers.train import HEADER, Pair
+from sphinx_jax.model.flops import best_seconds
+
+# the shapes of SmolLM2-135M
+DECODER = DecoderConfig(
+    dim=576, layers=30, heads=9, kv_heads=3, vocab_size=49152, hidden_dim=1536, tied_embeddings=True
+)
+PAIRS = ((48, 1), (48, 8), (922, 4))  # positions of a prompt, rows
+MORE = 16  # tokens whose time is taken
+REQUESTS = 64
+BATCHES = (16, 64)  # of the peer, of which the faster counts
+PEER = "transformers, sdpa"
+READ = 256 * 2**20  # bytes that are read to see how fast memory is
+
+
+class Side:
+    """A process that answers requests, a line of JSON each."""
+
+    def __init__(self, name: str, folder: Path):
+        command = [sys.executable, "-m", __name__, name, str(folder)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, **what: Any) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise ConfigError("a side of the comparison ended; what it said stands above")
+        return json.loads(line)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def measure(folder: Path, rounds: int, decoder: DecoderConfig = DECODER) -> Iterator[str]:
+    """Lines of the table; `folder` takes the weights, in our form and in theirs."""
+    _make(folder, decoder)
+    sides = {name: Side(name, folder) for name in ("ours", "theirs")}
+    try:
+        yield from _compare(sides, rounds, decoder.vocab_size)
+    finally:
+        for side in sides.values():
+            side.end()
+
+
+def _compare(sides: dict[str, Side], rounds: int, vocab: int) -> Iterator[str]:
+    rng = np.random.default_rng(0)
+    yield f"on {_processor()}; best of {rounds} rounds"
+    speed = sides["ours"].ask(work="read")["bytes"]
+    size = sides["ours"].ask(work="size")["bytes"]
+    yield HEADER
+    for length, rows in PAIRS:
+        prompts = rng.integers(3, vocab, (rows, length)).tolist()
+        reads, steps = (Pair(f"{what} {length} x {rows}", [], [], PEER) for what in ("prefill", "a token after"))
+        said: dict[str, list] = {}
+        for round_ in range(rounds + 1):  # the first compiles
+            for name, side in sides.items():
+                short, long = (side.ask(work="answer", prompts=prompts, most=n) for n in (1, 1 + MORE))
+                said[name] = long["tokens"]
+                if round_:
+                    getattr(reads, name).append(short["seconds"])
+                    getattr(steps, name).append((long["seconds"] - short["seconds"]) / MORE)
+        same = np.mean([a == b for a, b in zip(sum(said["ours"], []), sum(said["theirs"], []), strict=True)])
+        yield f"{reads.line()}; {same:.0%} of the tokens are the same"
+        yield steps.line()
+        if rows == 1:
+            rate = size / min(steps.ours)
+            yield f"{'':<28} weights at {rate / 1e9:.1f} GB/s, {rate / speed:.0%} of the {speed / 1e9:.1f} of a sum"
+    requests = [
+        {"prompt": rng.integers(3, vocab, rng.integers(16, 513)).tolist(), "most": int(rng.integers(4, 129))}
+        for _ in range(REQUESTS)
+    ]
+    many, tokens = Pair(f"{REQUESTS} requests at once", [], [], PEER), sum(r["most"] for r in requests)
+    for round_ in range(rounds + 1):
+        for name, side in sides.items():
+            found = side.ask(work="many", requests=requests)
+            if round_:
+                getattr(many, name).append(found["seconds"])
+    yield f"{many.line()}; {tokens / min(many.ours):.0f} and {tokens / min(many.theirs):.0f} tokens/s"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "a processor that does not say its name"
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "an unknown processor"
+    )
+
+
+def _make(folder: Path, decoder: DecoderConfig) -> None:
+    from sphinx_jax.checkpoint import store
+    from sphinx_jax.checkpoint.foreign import convert
+    from sphinx_jax.model.blueprint import blueprint
+    from sphinx_jax.sharding import make_mesh
+
+    if (folder / "theirs").exists():
+        return
+    model = ModelConfig("llama", decoder)
+    saved = store.save(folder / "ours", blueprint(model).init(make_mesh()), model, None, {"made_by": "benchmark"})
+    convert.from_checkpoint(saved, folder / "theirs", "hf", quiet=True)
+
+
+class Ours:
+    def __init__(self, folder: Path):
+        from sphinx_jax import from_pretrained
+        from sphinx_jax.generate.batch import Batch
+        from sphinx_jax.generate.pictures import Pictures
+        from sphinx_jax.generate.stops import Stops
+
+        model = from_pretrained(folder / "ours")
+        self.leaves, self.stops = model.leaves, Stops(_Wordless(), ())
+        pictures = Pictures(model.config, model.leaves)
+        self.batches = {
+            n: Batch(model.config, model.leaves, pictures, self.stops, model.mesh, n) for n in (1, 4, 8, 16)
+        }
+
+    def answer(self, prompts: Sequence[Sequence[int]], most: int) -> tuple[float, list[list[int]]]:
+        return self._run(self.batches[len(prompts)], [{"prompt": p, "most": most} for p in prompts])
+
+    def many(self, requests: Sequence[dict[str, Any]]) -> tuple[float, list[list[int]]]:
+        return self._run(self.batches[16], requests)
+
+    def _run(self, batch: Any, requests: Sequence[dict[str, Any]]) -> tuple[float, list[list[int]]]:
+        from sphinx_jax.generate.batch import Job, run
+
+        batch.forget()  # nothing is taken from the round before
+        jobs = [Job(list(r["prompt"]), r["most"], self.stops) for r in requests]
+        begun = time.perf_counter()
+        done = list(run(batch, jobs))
+        return time.perf_counter() - begun, [job.tokens for job in done]
+
+    def read(self) -> float:
+        """Bytes a second that a sum reads."""
+        import jax
+        import jax.numpy as jnp
+
+        array, total = jnp.ones(READ // 4, jnp.float32), jax.jit(jnp.sum)
+        return READ / best_seconds(total, array, rounds=10)
+
+    def size(self) -> int:
+        """Bytes that a token reads."""
+        import jax
+
+        return sum(x.nbytes for x in jax.tree.leaves(self.leaves))
+
+
+class Theirs:
+    def __init__(self, folder: Path):
+        import os
+
+        import torch
+        from transformers import LlamaForCausalLM
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        self.torch = torch
+        self.model = LlamaForCausalLM.from_pretrained(folder / "theirs", attn_implementation="sdpa", dtype="float32")
+
+    def answer(self, prompts: Sequence[Sequence[int]], most: int) -> tuple[float, list[list[int]]]:
+        longest = max(map(len, prompts))
+        padded = self.torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
+        mask = self.torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        settings = {"max_new_tokens": most, "min_new_tokens": most, "do_sample": False, "pad_token_id": 0}
+        begun = time.perf_counter()
+        with self.torch.inference_mode():
+            out = self.model.generate(input_ids=padded, attention_mask=mask, **settings)
+        return time.perf_counter() - begun, out[:, longest:].tolist()
+
+    def many(self, requests: Sequence[dict[str, Any]]) -> tuple[float, list[list[int]]]:
+        found = []
+        for size in BATCHES:
+            parts = [requests[at : at + size] for at in range(0, len(requests), size)]
+            answers = [self.answer([r["prompt"] for r in part], max(r["most"] for r in part)) for part in parts]
+            found.append((sum(seconds for seconds, _ in answers), [row for _, rows in answers for row in rows]))
+        return min(found)
+
+
+class _Wordless:
+    """A tokenizer of a model that has none: nothing ends an answer."""
+
+    eos_ids = ()
+
+    def pieces(self) -> list[bytes]:
+        return []
+
+
+def serve(name: str, folder: Path) -> None:
+    side = {"ours": Ours, "theirs": Theirs}[name](folder)
+    for line in sys.stdin:
+        what = json.loads(line)
+        work = what.pop("work")
+        found = getattr(side, work)(**what)
+        answer = {"bytes": found} if work in ("read", "size") else dict(zip(("seconds", "tokens"), found, strict=True))
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,106 @@
+"""What a training stage takes of people's own list, what it leaves out, and what is told before it begins."""
+
+import dataclasses
+import json
+import types
+
+import pytest
+from conftest import DATA, tiny_config
+from PIL import Image
+
+from sphinx_jax.command import LONGEST, shortened
+from sphinx_jax.config import ConfigError
+from sphinx_jax.data.rows import Shape
+from sphinx_jax.data.sources import Data, DataConfig
+from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.recipe.stages.evaluate import EvaluateStage, questions
+from sphinx_jax.train.settings import TrainStage, shapes
+from sphinx_jax.train.stage_data import check_usable, fitted, left_out, sources_of, with_rows, with_steps
+
+TALK = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "This."}]
+STAGE = TrainStage(start="fresh", epochs=1.0, batch=10, length=200, domains={"*": 1.0})
+TOKENIZER = load_tokenizer(DATA / "tokenizer.model")
+
+
+def listed(folder, pictures: int, texts: int, missing: int = 0, **keys) -> Data:
+    """People's own list, of some pictures that are there, some that are not, and some texts."""
+    Image.new("RGB", (32, 32), "red").save(folder / "a.png")
+    names = ["a.png"] * pictures + ["nowhere.png"] * missing
+    items = [{"image": str(folder / name), "conversations": TALK} | keys for name in names]
+    (folder / "x.json").write_text(json.dumps(items + [{"conversations": TALK}] * texts))
+    (folder / "x.yaml").write_text("META:\n  - {path: x.json}\n")
+    return Data(DataConfig(playground=None, meta={"train": str(folder / "x.yaml")}), folder)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "texts", "unit", "rows", "steps"),
+    [
+        (4, 6, 1, {"image": 4, "text": 6}, 1),
+        (20, 0, 1, {"image": 10}, 2),
+        (0, 15, 1, {"text": 10}, 2),
+        (40, 1, 1, {"image": 9, "text": 1}, 5),  # every picture is seen
+        (1, 40, 1, {"image": 1, "text": 9}, 5),  # and every text
+        (4, 6, 10, {"image": 10, "text": 10}, 1),  # no kind has less than a row on each device
+    ],
+)
+def test_a_step_takes_pictures_and_texts_in_the_proportion_of_the_list(tmp_path, pictures, texts, unit, rows, steps):
+    data = listed(tmp_path, pictures, texts)
+    s = with_rows(STAGE, data, unit)
+    assert s.rows() == rows
+    assert with_steps(s, sources_of(s, data), every=True).steps == steps
+    if len(rows) == 2:
+        share = texts / (pictures + texts)
+        assert (s.image_weight, s.text_weight) == pytest.approx((1 - share, share))
+
+
+def test_a_model_of_text_alone_leaves_pictures_out_and_says_how_many(tmp_path):
+    text_only = dataclasses.replace(
+        tiny_config(), views=None, clip=None, convnext=None, dinov2=None, blip2=None, qformer=None
+    )
+    data, s = listed(tmp_path, 4, 6), fitted(text_only, STAGE)
+    assert s.rows() == {"text": 10} and "4 of 10 items have pictures" in left_out(s, data, {})[0]
+    with pytest.raises(ConfigError, match="nothing is left to train on"):
+        fitted(text_only, dataclasses.replace(STAGE, text_batch=0))
+    with pytest.raises(ConfigError, match="has no text alone"):
+        sources_of(s, listed(tmp_path, 4, 0))
+
+
+def test_texts_that_a_stage_does_not_take_are_counted(tmp_path):
+    data = listed(tmp_path, 4, 6)
+    s = with_rows(dataclasses.replace(STAGE, text_batch=0), data, 1)
+    assert s.rows() == {"image": 10} and "6 of 10 items are text alone" in left_out(s, data, {})[0]
+
+
+@pytest.mark.parametrize(("missing", "length", "says"), [(6, 200, "6 of 10 items"), (0, 20, "4 of 4 items")])
+def test_a_list_of_no_use_is_told_before_the_first_step(tmp_path, missing, length, says):
+    data, s = listed(tmp_path, 4, 0, missing), dataclasses.replace(STAGE, text_batch=0, length=length)
+    with pytest.raises(ConfigError, match=rf"finetune: {says} tried.*unusable=") as error:
+        check_usable("finetune", s, data, sources_of(s, data), shapes(tiny_config(), s), TOKENIZER)
+    assert len(str(error.value)) <= LONGEST
+
+
+def test_a_share_that_is_allowed_is_let_be(tmp_path):
+    data, s = listed(tmp_path, 4, 0, 6), dataclasses.replace(STAGE, text_batch=0, unusable=0.6)
+    check_usable("finetune", s, data, sources_of(s, data), {"image": Shape(200, 32)}, TOKENIZER)
+
+
+def test_a_domain_that_matches_nothing_is_named_with_those_there_are(tmp_path):
+    data = listed(tmp_path, 2, 1, domain="cats")
+    with pytest.raises(ConfigError, match="of domain 'cast'; its domains are cats"):
+        data.items("train", "cast")
+    with pytest.raises(ConfigError, match="has no pictures; its 3 items are text alone"):
+        listed(tmp_path, 0, 3).items("train", "*")
+
+
+def test_a_list_without_tasks_asks_for_them_where_it_is_evaluated(tmp_path):
+    s = EvaluateStage(start="fresh", domains=("*",), split="train")
+    with pytest.raises(ConfigError, match='give items a "task"'):
+        questions(types.SimpleNamespace(data=listed(tmp_path, 2, 0)), s)
+    (tmp_path / "more").mkdir()
+    assert len(questions(types.SimpleNamespace(data=listed(tmp_path / "more", 2, 0, task="vqa")), s)) == 2
+
+
+def test_a_long_message_keeps_its_head_and_the_fix_at_its_end():
+    said = shortened("error: " + "names, " * 100 + "and so on; give another --workdir")
+    assert len(said) <= LONGEST and said.startswith("error: names") and said.endswith("; give another --workdir")
+    assert shortened("error: short\nand whole") == "error: short and whole"
