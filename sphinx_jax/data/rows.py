@@ -60,6 +60,11 @@ class Source:
         weighted = any(weight <= 0 for weight in self.task_weights.values())
         return np.array([i for i, item in enumerate(self.items) if not weighted or self._wanted(item)])
 
+    def spread(self, most: int) -> np.ndarray:
+        """Numbers of at most so many eligible items, from all over the data set."""
+        count = len(self.eligible)
+        return np.linspace(0, count - 1, min(most, count)).astype(int)
+
     def name_of(self, number: int) -> str:
         """What an eligible item is called: its data set, and its own id or number there."""
         index = int(self.eligible[number])

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,16 +102,21 @@ class Run:
         born = plan.specs.keys() - leaves.keys()
         return leaves | plan.init(self.mesh, self.recipe.seed, only=born) if born else leaves
 
-    def features(self, leaves: Leaves, split: str, domain: str) -> FeatureCache | None:
+    def features(
+        self, leaves: Leaves, split: str, domain: str, only: Sequence[int] | None = None
+    ) -> FeatureCache | None:
         """What the frozen encoders see in the pictures of one split and domain; made once and kept.
 
+        `only`: the numbers of the items that are asked for; None, all.
         None in a run of several processes, whose steps take pixels: the cache is for small machines.
         """
         if jax.process_count() > 1:
             return None
         items = self.data.items(split, domain)
-        folder = self.local / "features" / f"{domain}-{split}"
-        return cache_features(folder, items, leaves, self.recipe.model, f"encoding {domain} {split} pictures")
+        folder = self.local / "features" / (f"{domain}-{split}" + ("" if only is None else "-chosen"))
+        return cache_features(
+            folder, items, leaves, self.recipe.model, f"encoding {domain} {split} pictures", only=only
+        )
 
 
 def seconds(this: Run) -> dict[str, float]:

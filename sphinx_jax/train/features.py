@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +26,14 @@ from sphinx_jax.paths import write_whole
 from sphinx_jax.progress import progress
 
 _log = logging.getLogger(__name__)
-BAD = "bad.json"
+BAD, CHOSEN = "bad.json", "chosen.json"
 
 
 class FeatureCache:
-    """Features by item number, float16, memory-mapped: {"overview": (1, 1 + P, C), "crops": …, "queries": …}."""
+    """Features by item number, float16, memory-mapped: {"overview": (1, 1 + P, C), "crops": …, "queries": …}.
+
+    It may hold those of some items alone.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -37,6 +41,8 @@ class FeatureCache:
         files = {name: folder / f"{name}.npy" for name in Features._fields}
         self.arrays = {name: np.load(file, mmap_mode="r") for name, file in files.items() if file.exists()}
         self.bad: dict[int, str] = {int(i): why for i, why in json.loads((folder / BAD).read_text()).items()}
+        chosen = folder / CHOSEN
+        self._rows = {n: row for row, n in enumerate(json.loads(chosen.read_text()))} if chosen.exists() else None
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -49,7 +55,8 @@ class FeatureCache:
 
     def blank(self, index: int) -> dict[str, np.ndarray]:
         """What is stored, be it of a picture or of black in the place of a bad one."""
-        return {name: np.asarray(array[index]) for name, array in self.arrays.items()}
+        row = index if self._rows is None else self._rows[index]
+        return {name: np.asarray(array[row]) for name, array in self.arrays.items()}
 
     def __reduce__(self):
         return FeatureCache, (self.folder,)  # a worker process opens its own
@@ -83,35 +90,53 @@ def cache_features(
     config: ModelConfig,
     description: str,
     batch: int = 64,
+    only: Sequence[int] | None = None,
 ) -> FeatureCache:
     """Features of the pictures of `items`, read from `folder` when they are those of these encoders.
 
     A picture that cannot be read is noted: the stream skips and names its item.
 
+    Args:
+      only: the numbers of the items that are asked for; None, all.
+
     Raises:
       DiskFull: in one line.
     """
-    mark = {"encoders": fingerprint(leaves, config), "pictures": pictures_hash(items)}
+    numbers = range(len(items)) if only is None else [int(n) for n in only]
+    mark: dict[str, Any] = {
+        "encoders": fingerprint(leaves, config),
+        "pictures": pictures_hash([items[n] for n in numbers]),
+    }
+    if only is not None:
+        mark["chosen"] = numbers
     marker = folder / "complete.json"
     if marker.exists() and json.loads(marker.read_text()) == mark:
         return FeatureCache(folder)
     with told_when_full(folder):
         folder.mkdir(parents=True, exist_ok=True)
         marker.unlink(missing_ok=True)
-        _fill(folder, items, leaves, config, description, batch)
+        _fill(folder, items, numbers, leaves, config, description, batch)
+        if only is not None:
+            (folder / CHOSEN).write_text(json.dumps(numbers))
         write_whole(marker, json.dumps(mark).encode())
     return FeatureCache(folder)
 
 
 def _fill(
-    folder: Path, items: Sequence[Item], leaves: Leaves, config: ModelConfig, description: str, batch: int
+    folder: Path,
+    items: Sequence[Item],
+    numbers: Sequence[int],
+    leaves: Leaves,
+    config: ModelConfig,
+    description: str,
+    batch: int,
 ) -> None:
     bad: dict[int, str] = {}
     size, arrays, encode = need(config.views).image_size, {}, make_encode(config)
     encoders = {path: leaf for path, leaf in leaves.items() if matches(path, FROZEN)}
-    for start in progress(range(0, len(items), batch), desc=description, unit="batch"):
+    for start in progress(range(0, len(numbers), batch), desc=description, unit="batch"):
         pixels = np.zeros((batch, size, size, 3), np.uint8)
-        for row, index in enumerate(range(start, min(start + batch, len(items)))):
+        for row, index in enumerate(numbers[start : start + batch]):
             try:
                 pixels[row] = padded_resize(load_image(items[index].image or b""), size)
             except BadImage as error:
@@ -120,9 +145,9 @@ def _fill(
             if value is None:
                 continue
             if name not in arrays:
-                shape = (len(items), *value.shape[1:])
+                shape = (len(numbers), *value.shape[1:])
                 arrays[name] = _new_array(folder / f"{name}.npy", shape)
-            rows = min(batch, len(items) - start)
+            rows = min(batch, len(numbers) - start)
             arrays[name][start : start + rows] = np.asarray(value[:rows], np.float16)
     for array in arrays.values():
         array.flush()

@@ -50,8 +50,7 @@ class HeldOut:
 
     def batches(self, process: int, processes: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's share of each batch; turns of a picture are drawn alike at every look."""
-        total, size = len(self.source.eligible), self.size // processes
-        numbers = np.linspace(0, total - 1, min(self.items, total)).astype(int)
+        numbers, size = self.source.spread(self.items), self.size // processes
         rows = _Padded(Rows(self.source, self.tokenizer, self.shape), numbers)
         places = grain.MapDataset.range(-(-len(numbers) // self.size) * self.size).seed(0)
         # row by row: rows are made ahead, not batches
@@ -83,17 +82,19 @@ def look(
 ) -> dict[str, float]:
     """Mean cross-entropies in nats per token, by the names they have in the history.
 
-    `held_out/loss` is the mean over the data sets, by their weights; NaN where nothing in one of them can be used.
+    `held_out/loss` is the mean by their weights over the data sets of which something can be used; NaN, there is none.
     """
-    entry, means, total = {}, [], np.zeros((2, GROUPS))
+    entry, means, weights, total = {}, [], [], np.zeros((2, GROUPS))
     leaves = state.trainable | state.frozen
     for one in held:
         found = [sums(leaves, jax.tree.map(place, batch)) for batch in one.batches(process, processes)]
         summed = np.sum(jax.device_get(found), axis=0)  # (2, GROUPS)
         total += summed
         loss, count = summed.sum(axis=1)
-        means.append(float(loss / count) if count else float("nan"))
-        if len(held) > 1:
-            entry[f"held_out/{one.source.name}"] = means[-1]
-    entry["held_out/loss"] = float(np.average(means, weights=[one.weight for one in held]))
+        if count:
+            means.append(float(loss / count))
+            weights.append(one.weight)
+            if len(held) > 1:
+                entry[f"held_out/{one.source.name}"] = means[-1]
+    entry["held_out/loss"] = float(np.average(means, weights=weights)) if means else float("nan")
     return entry | by_group(Sums(*total), "held_out/")

@@ -123,7 +123,7 @@ def run(job: TrainJob) -> TrainState:
     line = _Line(name, settings.steps, job.quiet or not leader)
     data = job.data(start)
     window = _Window(start)
-    bad, left, waits, tracing = 0, None, False, False
+    bad, left, waits, blind, tracing = 0, None, False, False, False
     unusable: collections.Counter[str] = collections.Counter()
     used: collections.Counter[str]
     learnt, used = start > 0, collections.Counter()  # whether a step was of use; rows that were, by kind
@@ -186,6 +186,9 @@ def run(job: TrainJob) -> TrainState:
                 if looks:
                     looking = time.perf_counter()
                     entry |= job.held_out(state, place)
+                    if not math.isfinite(entry["held_out/loss"]) and leader and not blind:
+                        blind = True
+                        _log.warning("%s: step %d has no finite loss on held-out data, and is no best", name, step + 1)
                     saves = saves or (settings.keep == "best" and checkpoints.is_best(entry["held_out/loss"]))
                     entry["seconds"] += time.perf_counter() - looking
                 history.write(entry)

@@ -156,9 +156,7 @@ class Tried(NamedTuple):
 
 def tried(source: Source, tokenizer: Tokenizer, shape: Shape) -> Tried:
     """Try items from all over a source as rows are made of them; pictures are read, but not encoded."""
-    count = len(source.eligible)
-    numbers = np.linspace(0, count - 1, min(TRIED, count)).astype(int)
-    indices = [int(source.eligible[n]) for n in numbers]
+    indices = [int(source.eligible[n]) for n in source.spread(TRIED)]
     rows = Rows(source, tokenizer, shape)
     whole = Rows(source, tokenizer, dataclasses.replace(shape, length=sys.maxsize))
 
@@ -182,7 +180,7 @@ def tried(source: Source, tokenizer: Tokenizer, shape: Shape) -> Tried:
     return Tried(len(indices), len(reasons), next(iter(reasons), ""), sum(cut for _, cut in results))
 
 
-def check(
+def check_usable(
     name: str,
     s: TrainStage,
     data: Data,
@@ -264,7 +262,7 @@ def left_out(s: TrainStage, data: Data, sources: Mapping[str, Sequence[Source]])
     return found
 
 
-def describe(name: str, s: TrainStage, sources: Mapping[str, Sequence[Source]]) -> str:
+def trains_on(name: str, s: TrainStage, sources: Mapping[str, Sequence[Source]]) -> str:
     """The line that says what a stage trains on."""
     words: dict[str, Any] = {"image": "pictures", "text": "texts"}
     parts = [

@@ -20,12 +20,12 @@ from sphinx_jax.train.optimizer import learning_rate
 from sphinx_jax.train.program import program, start
 from sphinx_jax.train.settings import TrainStage, shapes, throughput
 from sphinx_jax.train.stage_data import (
-    check,
     check_features,
-    describe,
+    check_usable,
     fitted,
     held_out_sources,
     sources_of,
+    trains_on,
     with_rows,
     with_steps,
 )
@@ -43,12 +43,12 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     sources = sources_of(s, run.data)
     s = with_steps(s, sources, every=settings.text_batch == "auto")
     sizes, shaped = s.rows(), shapes(model, s)
-    check(name, s, run.data, sources, shaped, run.tokenizer)
+    check_usable(name, s, run.data, sources, shaped, run.tokenizer)
     held_sources = held_out_sources(name, s, run.data, shaped, run.tokenizer) if s.evaluate_every else {}
     if s.cache_features and s.domains:
-        for of_split, split in ((sources, s.split), (held_sources, s.held_out)):
+        for of_split, split, most in ((sources, s.split, None), (held_sources, s.held_out, s.held_out_items)):
             pictures = of_split.get("image", ())
-            of_split["image"] = [with_features(run, name, s, split, source, held[0]) for source in pictures]
+            of_split["image"] = [with_features(run, name, s, split, source, held[0], most) for source in pictures]
     # what counts for nothing is looked at all the same, where nothing else is held out
     weights = {"image": max(s.image_weight, 1e-9), "text": max(s.text_weight, 1e-9)}
     looked_at = [
@@ -64,7 +64,7 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
         for source in of_kind
     ]
     if not (run.quiet or run.data.config.playground):
-        print(describe(name, s, sources), flush=True)
+        print(trains_on(name, s, sources), flush=True)
     seeds = {"image": run.recipe.seed, "text": run.recipe.seed + 1}
 
     def stream(of: Callable[..., Sequence], kind: str) -> Sequence:
@@ -104,8 +104,12 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     loop.run(job)
 
 
-def with_features(run: Run, name: str, s: TrainStage, split: str, source: Source, leaves: Leaves) -> Source:
-    features = run.features(leaves, split, source.name)
+def with_features(
+    run: Run, name: str, s: TrainStage, split: str, source: Source, leaves: Leaves, most: int | None
+) -> Source:
+    """A source of pictures with what the encoders see in them, or in the `most` that are looked at."""
+    only = None if most is None else source.eligible[source.spread(most)]
+    features = run.features(leaves, split, source.name, only)
     if features is not None and not run.data.config.playground:
-        check_features(name, s, features.bad, len(source.items))
+        check_features(name, s, features.bad, len(features))
     return dataclasses.replace(source, features=features)
