@@ -111,7 +111,7 @@ def save_async(
             with told_when_full(folder.parent):
                 response.result()
                 if jax.process_index() == 0:
-                    describe(folder, config, tokenizer, recipe)
+                    write_beside(folder, config, tokenizer, recipe)
         except BaseException as error:  # noqa: BLE001 (raised again where the checkpoint is waited for)
             failed.append(error)
             if isinstance(error, DiskFull) and jax.process_index() == 0:
@@ -156,7 +156,7 @@ def missing(folder: Path) -> BadCheckpoint:
     return BadCheckpoint(f"{folder} does not exist; give a checkpoint's folder")
 
 
-def describe(folder: Path, config: ModelConfig | None, tokenizer: Tokenizer | None, recipe: dict[str, Any]) -> None:
+def write_beside(folder: Path, config: ModelConfig | None, tokenizer: Tokenizer | None, recipe: dict[str, Any]) -> None:
     """What a checkpoint holds beside its leaves; the recipe, last, makes it complete."""
     if config is not None:  # leaves of another program have none
         (folder / MODEL).write_text(model_config.to_json(config))

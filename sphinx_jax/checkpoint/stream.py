@@ -202,7 +202,7 @@ class Writer:
             )
         written = {path: (leaf.shape, leaf.chunk_shape) for path, leaf in self.leaves.items()}
         orbax_files.write_metadata(self.folder, written, tree)
-        store.describe(self.folder, config, tokenizer, recipe)
+        store.write_beside(self.folder, config, tokenizer, recipe)
         for left in (*self.folder.glob(f"{UNFINISHED}*"), *self._state.rglob("*.__lock")):
             left.unlink()
         return self.folder

@@ -221,21 +221,14 @@ def padded_resize(image: Image.Image, size: int) -> np.ndarray:
     return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def normalise(pixels: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 RGB to float32 with CLIP's mean and standard deviation; same shape."""
-    if pixels.dtype != np.uint8 or pixels.shape[-1:] != (3,):
-        raise ValueError(f"normalise takes (..., 3) uint8 pixels, not {pixels.shape} {pixels.dtype}")
-    # In this order, in float32: any other rounds differently from torchvision's ToTensor and Normalize.
-    values = pixels.astype(np.float32)
+def preprocess(image: Image.Image, size: int) -> np.ndarray:
+    """An RGB picture, from `load_image`, as the reference's encoders take it: (S, S, 3) float32, CLIP-normalised."""
+    # on the host, in this order: any other rounds differently from torchvision's ToTensor and Normalize
+    values = padded_resize(image, size).astype(np.float32)
     values /= np.float32(255)
     values -= np.float32(CLIP_MEAN)
     values /= np.float32(CLIP_STD)
     return values
-
-
-def preprocess(image: Image.Image, size: int) -> np.ndarray:
-    """An RGB picture, from `load_image`, as the reference's encoders take it: (S, S, 3) float32, CLIP-normalised."""
-    return normalise(padded_resize(image, size))
 
 
 def _check_size(size: int) -> None:

@@ -40,6 +40,12 @@ def split(path: str) -> tuple[str, str]:
     return ("".join(found.group(1, 2)), found[3]) if found else (path, "")
 
 
+def factors_of(path: str) -> tuple[str, str]:
+    """The leaves of a weight's low-rank addition, A and B: `…/q` -> (`…/lora/q/a`, `…/lora/q/b`)."""
+    parent, name = path.rsplit("/", 1)
+    return f"{parent}/lora/{name}/a", f"{parent}/lora/{name}/b"
+
+
 class Maps(nnx.Module):
     """Named linear maps, each a leaf of its own: `q`, and `bias/q`, `lora/q/a`, `lora/q/b` where configured."""
 

@@ -22,7 +22,7 @@ from sphinx_jax.sharding import partition_spec
 if TYPE_CHECKING:
     import qwix
 
-KINDS = ("int8", "nf4")
+QTYPES = ("int8", "nf4")
 GROUP = 64  # values that share a scale in nf4 (Dettmers et al. 2023)
 MATRICES = tuple(f"decoder/blocks/attention/{name}" for name in ATTENTION_MAPS) + tuple(
     f"decoder/blocks/ffn/{name}" for name in FFN_MAPS
@@ -31,8 +31,8 @@ MATRICES = tuple(f"decoder/blocks/attention/{name}" for name in ATTENTION_MAPS) 
 
 def check_kind(kind: str) -> None:
     """Raises ConfigError for a kind that is not known."""
-    if kind not in KINDS:
-        raise unknown("kind of quantisation", kind, KINDS)
+    if kind not in QTYPES:
+        raise unknown("kind of quantisation", kind, QTYPES)
 
 
 @functools.partial(jax.jit, static_argnames=("path", "kind"))
@@ -74,7 +74,7 @@ def requantise(leaf: jax.Array, scale: jax.Array, kind: str) -> qwix.QArray:
 
 
 def kind_of(leaf: qwix.QArray) -> str:
-    return leaf.qtype if leaf.qtype in KINDS else "int8"
+    return leaf.qtype if leaf.qtype in QTYPES else "int8"
 
 
 def whole(leaf: qwix.QArray, dtype: Any) -> jax.Array:

@@ -40,7 +40,7 @@ class Kind(NamedTuple):
     alone: bool = True  # one process carries it out
 
 
-KINDS = {
+STAGE_KINDS = {
     "train": Kind(TrainStage, train, alone=False),
     "encoders": Kind(EncodersStage, train_encoders),
     "assemble": Kind(AssembleStage, assemble),
@@ -71,10 +71,10 @@ def parse(values: dict[str, Any], *, origins: bool = True) -> Recipe:
             raise ConfigError(f"stage.{name}: the name of a stage must do for a folder")
         stage = dict(mapping(stage, f"stage.{name}"))
         kind = stage.pop("kind", None)
-        if str(kind) not in KINDS:
+        if str(kind) not in STAGE_KINDS:
             with of_field(f"stage.{name}.kind"):
-                raise unknown("kind of stage", str(kind), KINDS)
-        settings[name] = from_dict(stage, KINDS[kind].settings, f"stage.{name}")
+                raise unknown("kind of stage", str(kind), STAGE_KINDS)
+        settings[name] = from_dict(stage, STAGE_KINDS[kind].settings, f"stage.{name}")
     if "settings" in values:
         raise unknown("key of config", "settings", ("stage", *values.keys() - {"settings"}))
     recipe = from_dict({"stages": tuple(stages), **values, "settings": {}}, Recipe, "config")
@@ -145,11 +145,11 @@ def _carry_out(this: Run, only: str | None) -> None:
     for name in todo:
         started = time.time()
         kind = _kind(recipe.settings[name])
-        if jax.process_count() > 1 and KINDS[kind].alone:
+        if jax.process_count() > 1 and STAGE_KINDS[kind].alone:
             if not this.quiet:
                 print(f"{name} and what follows is for one process: run the same command there")
             break
-        KINDS[kind].function(this, name, recipe.settings[name])
+        STAGE_KINDS[kind].function(this, name, recipe.settings[name])
         if name in recipe.stages and jax.process_index() == 0:
             _mark(this, name, time.time() - started)
         barrier(f"done {name}")
@@ -178,7 +178,7 @@ def _check_origins(name: str, stage: Any, known: dict[str, Any], gone: bool = Tr
 
 
 def _kind(settings: Any) -> str:
-    return next(kind for kind, (cls, *_) in KINDS.items() if type(settings) is cls)
+    return next(kind for kind, (cls, *_) in STAGE_KINDS.items() if type(settings) is cls)
 
 
 def _mark(this: Run, name: str, spent: float) -> None:
@@ -202,7 +202,7 @@ def _settle(recipe: Recipe, workdir: Path) -> None:
     # words, and the settings of chat, which asks the finished model, change nothing that was made
     asked = ("title", "about", *(f"settings.{name}." for name, s in recipe.settings.items() if _kind(s) == "chat"))
     ahead = tuple(f"settings.{name}." for name in recipe.settings if not (workdir / name).exists())
-    # a setting that the workdir does not know came with a newer version
+    # a setting that the workdir does not know came with a newer version: from now on it counts
     changed = {k for k, value in before.items() if value != now_flat.get(k)}
     changed = sorted(k for k in changed if not k.startswith(asked))
     refused = [key for key in changed if not key.startswith(ahead)]
@@ -213,7 +213,7 @@ def _settle(recipe: Recipe, workdir: Path) -> None:
             + (f" (and {len(refused) - 1} more)" if len(refused) > 1 else "")
             + "; give another --workdir or delete this one"
         )
-    if changed:
+    if changed or now_flat.keys() - before.keys():
         write_whole(path, content)
 
 

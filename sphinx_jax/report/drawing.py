@@ -66,7 +66,7 @@ def verdict_text(score: float) -> str:
     return verdict(score) if math.isnan(score) else f"{verdict(score)} {score:.2f}"
 
 
-def describe(task: str, text: str) -> str:
+def readable(task: str, text: str) -> str:
     """An answer for reading: as it is, but a pose, which only a picture tells, by its number of keypoints."""
     text = text.strip()
     pose = parse_answer("pose", text) if task == "pose" else None
@@ -281,7 +281,7 @@ def _card(sample: Sample) -> _Card:
         ("expected", sample.answer, "#00785A"),
         ("said", sample.prediction, "#C4006B"),
     ):
-        shown = describe(sample.task, text) or "(nothing)"
+        shown = readable(sample.task, text) or "(nothing)"
         shown = f"{name}:\n{shown}" if "\n" in shown else f"{name}: {shown}"
         lines += [(line, body, colour) for line in wrap(shown, body, CELL, ANSWER_LINES)]
     return _Card(sample, annotate(sample), lines)

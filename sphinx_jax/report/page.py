@@ -16,7 +16,7 @@ import numpy as np
 
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.paths import write_whole
-from sphinx_jax.report.drawing import PARTLY, RIGHT, WRONG, Sample, annotate, describe, verdict, verdict_text
+from sphinx_jax.report.drawing import PARTLY, RIGHT, WRONG, Sample, annotate, readable, verdict, verdict_text
 from sphinx_jax.report.drawing import grid as draw_grid
 from sphinx_jax.report.plots import History, beta_figure, curves, held_out, loss_figure, score_figure, smooth
 from sphinx_jax.report.score_table import (
@@ -294,7 +294,7 @@ def _sample(sample: Sample) -> str:
     domain = sample.domain if sample.domain in DOMAINS else ""
     texts = "".join(
         f'<dt>{name}</dt><dd class="{style}" title="{html.escape(text)}">'
-        f"{html.escape(describe(sample.task, text)) or '<em>nothing</em>'}</dd>"
+        f"{html.escape(readable(sample.task, text)) or '<em>nothing</em>'}</dd>"
         for name, style, text in (
             ("expected", "expected", sample.answer),
             ("said", "said", sample.prediction),

@@ -25,7 +25,7 @@ from sphinx_jax.config import ConfigError
 from sphinx_jax.model.blueprint import matches
 from sphinx_jax.progress import progress
 from sphinx_jax.weight_mix.mixer import Mixer
-from sphinx_jax.weight_mix.settings import KINDS, Mix
+from sphinx_jax.weight_mix.settings import LEAF_KINDS, Mix
 from sphinx_jax.weight_mix.statistics import Unit, task_vectors, totals
 
 Pair = tuple[int, int]  # two sources, by their numbers from 0
@@ -90,7 +90,7 @@ class Cell:
     """One module of one layer of a stack (`decoder`, `encoders/clip`); outside the layers, of no stack.
 
     Args:
-      kind: one of `settings.KINDS`, or `other`.
+      kind: one of `settings.LEAF_KINDS`, or `other`.
     """
 
     stack: str
@@ -126,7 +126,8 @@ class Interference:
         """The sums of each kind of module, and of `all`, over the cells that a source changed."""
         changed = [cell for cell in self.cells if cell.sums.changed()]
         found = {
-            kind: [cell.sums for cell in changed if kind in (cell.kind, "all")] for kind in (*KINDS, "other", "all")
+            kind: [cell.sums for cell in changed if kind in (cell.kind, "all")]
+            for kind in (*LEAF_KINDS, "other", "all")
         }
         return {kind: reduce(add, sums) for kind, sums in found.items() if sums}
 
@@ -259,7 +260,7 @@ def _place(path: str, index: Index) -> tuple[str, int | None, str]:
 
 
 def _kind(path: str) -> str:
-    return next((kind for kind, patterns in KINDS.items() if matches(path, patterns)), "other")
+    return next((kind for kind, patterns in LEAF_KINDS.items() if matches(path, patterns)), "other")
 
 
 def _shortest(paths: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from sphinx_jax.checkpoint.foreign.names import Index
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.model.blueprint import blueprint
-from sphinx_jax.model.lora import split
+from sphinx_jax.model.lora import factors_of, split
 from sphinx_jax.weight_mix.sources import MixSource, Rows, finite
 
 
@@ -108,8 +108,7 @@ class Merged:
         weight = self._source.matrix(path, index, scratch)
         if path not in self.merged:
             return weight
-        parent, name = path.rsplit("/", 1)
-        a, b = (self._factor(f"{parent}/lora/{name}/{part}", index, scratch) for part in "ab")
+        a, b = (self._factor(factor, index, scratch) for factor in factors_of(path))
 
         def rows(start: int, stop: int) -> np.ndarray:
             own = finite(weight(start, stop), path, self.folder, self._allow)

@@ -26,7 +26,7 @@ from sphinx_jax.weight_mix.methods import METHODS
 
 MISSING = ("error", "take", "skip")
 # kinds of modules, by patterns of our paths
-KINDS = {
+LEAF_KINDS = {
     "attention": ("*/attention/*", "*/cross/*"),
     "ffn": ("*/ffn/*", "*/mlp/*"),
     "norms": ("*norm/*", "*norm_before/*"),
@@ -116,7 +116,7 @@ class Mix:
 def check_patterns(mix: Mix, paths: Collection[str]) -> None:
     """ConfigError if a table of values names a pattern that fits none of the leaves `paths` and no kind of module."""
     tables = [value for one in (mix.parameters, *mix.per_source) for value in one.values()]
-    check_fit(itertools.chain.from_iterable(map(_patterns, tables)), paths, KINDS)
+    check_fit(itertools.chain.from_iterable(map(_patterns, tables)), paths, LEAF_KINDS)
 
 
 def _patterns(setting: Any) -> Iterator[str]:
@@ -138,7 +138,7 @@ class Place:
     def value(self, setting: Any) -> Any:
         if isinstance(setting, Mapping):
             for pattern, value in setting.items():
-                if matches(self.path, KINDS.get(pattern, (pattern.replace("**", "*"),))):
+                if matches(self.path, LEAF_KINDS.get(pattern, (pattern.replace("**", "*"),))):
                     return self.value(value)
             raise ConfigError(f"no pattern of {', '.join(setting)} fits {self.path}; add '*' for the rest")
         if isinstance(setting, Sequence) and not isinstance(setting, str):

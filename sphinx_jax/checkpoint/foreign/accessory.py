@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from sphinx_jax.checkpoint.foreign import shards
 from sphinx_jax.checkpoint.foreign.accessory_config import TYPES, from_params, to_params
-from sphinx_jax.checkpoint.foreign.names import UNUSED, Name, accessory_names, check
+from sphinx_jax.checkpoint.foreign.names import UNUSED, Name, accessory_names, check_present
 from sphinx_jax.checkpoint.foreign.pth import Stored, Tensor, read_pth
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import FAMILY, ModelConfig, unknown
@@ -170,25 +170,7 @@ def checked_names(tensors: Mapping[str, Stored], config: ModelConfig, allow_miss
     """The published names of the model, in whichever layout of experts the tensors have, checked."""
     dense_experts = any(shards.EXPERT.fullmatch(key) for key in tensors)
     names = accessory_names(config, dense_experts)
-    return check(names, tensors, blueprint(config).specs, UNUSED, allow_missing, f"the model {config.name!r}")
-
-
-def read_leaves(
-    tensors: Mapping[str, Stored], config: ModelConfig, allow_missing: Iterable[str] = ()
-) -> dict[str, np.ndarray]:
-    """All leaves of a published model, whole in memory and in the files' dtypes; `allow_missing` as `check`."""
-    leaves, rows = {}, {}
-    for name in checked_names(tensors, config, allow_missing):
-        for path, array in zip(name.leaves, name.ours(tensors[name.foreign].read()), strict=True):
-            if name.index:
-                rows.setdefault(path, {})[name.index] = array
-            else:
-                leaves[path] = array
-    specs = blueprint(config).specs
-    while rows:
-        path, of = rows.popitem()
-        leaves[path] = np.stack([of[index] for index in sorted(of)]).reshape(specs[path].shape)
-    return leaves
+    return check_present(names, tensors, blueprint(config).specs, UNUSED, allow_missing, f"the model {config.name!r}")
 
 
 def unused(tensors: Mapping[str, Stored]) -> dict[str, Stored]:

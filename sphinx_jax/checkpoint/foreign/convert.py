@@ -257,7 +257,7 @@ def plan_lines(source: str | Path, form: str, shards: int = 1) -> Iterator[str]:
         names, files = accessory_write.tensor_names(config, shards), f"{shards} file(s)"
     else:
         config = huggingface_write.plain_config(config)
-        huggingface_write.describe(config.decoder, "float32")
+        huggingface_write.transformers_config(config.decoder, "float32")
         names, files = list(huggingface_names(config)), "files of up to 5 GB"
     specs = blueprint(config).specs
     for name in names:

@@ -18,7 +18,7 @@ import numpy as np
 
 from sphinx_jax.checkpoint.foreign.huggingface_config import DEFAULTS, check_config, complete, read_json
 from sphinx_jax.checkpoint.foreign.huggingface_names import huggingface_names
-from sphinx_jax.checkpoint.foreign.names import Name, check
+from sphinx_jax.checkpoint.foreign.names import Name, check_present
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ATTENTION_MAPS, FFN_MAPS, DecoderConfig, ModelConfig, MoeConfig
 from sphinx_jax.model.blueprint import blueprint
@@ -191,4 +191,4 @@ def is_folder(folder: Path) -> bool:
 
 def checked_names(tensors: Mapping[str, Tensor], config: ModelConfig) -> list[Name]:
     """The names of the decoder, checked against the files."""
-    return check(huggingface_names(config), tensors, blueprint(config).specs, UNUSED)
+    return check_present(huggingface_names(config), tensors, blueprint(config).specs, UNUSED)

@@ -15,7 +15,7 @@ from typing import Any
 from sphinx_jax.checkpoint.foreign.huggingface import Tensor, open_folder
 from sphinx_jax.checkpoint.foreign.huggingface_config import complete, read_json, require
 from sphinx_jax.checkpoint.foreign.huggingface_names import blip2_names, clip_names, convnext_names, dinov2_names
-from sphinx_jax.checkpoint.foreign.names import Name, check
+from sphinx_jax.checkpoint.foreign.names import Name, check_present
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import CLIP_MEAN, CLIP_STD, ConvNextConfig, ModelConfig, QFormerConfig, VitConfig, unknown
 from sphinx_jax.model.blueprint import blueprint
@@ -53,7 +53,9 @@ def open_encoder(kind: str, folder: str | Path, config: ModelConfig) -> tuple[li
     """
     source = _source(kind)
     tensors = _behind(source.prefixes, open_folder(folder))
-    names = check(source.names(config), tensors, blueprint(config).specs, source.unused, what=f"the encoder {kind}")
+    names = check_present(
+        source.names(config), tensors, blueprint(config).specs, source.unused, what=f"the encoder {kind}"
+    )
     return names, tensors
 
 

@@ -21,6 +21,7 @@ from sphinx_jax.data.conversation_form import generation_config
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.data.tokenizer_files import GENERATION
 from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.model.lora import factors_of
 
 Reader = Callable[[str, tuple[int, ...]], np.ndarray]
 """(leaf's path, place in its leading axes) -> the row there; the whole leaf at `()`."""
@@ -57,7 +58,7 @@ def write(
     if dtype not in WRITTEN:
         raise unknown("dtype", dtype, WRITTEN)
     plain = plain_config(config)
-    table = describe(plain.decoder, dtype)
+    table = transformers_config(plain.decoder, dtype)
     with staged(folder) as begun:
         ends = generation_config(None, ())
         if tokenizer is not None:
@@ -70,7 +71,7 @@ def write(
     return folder
 
 
-def describe(c: DecoderConfig, dtype: str) -> dict[str, Any]:
+def transformers_config(c: DecoderConfig, dtype: str) -> dict[str, Any]:
     """`config.json` of a decoder, in the form of transformers 4, which 5 reads too."""
     rope = None
     if c.rope_llama3 and c.rope_scaling:
@@ -125,8 +126,7 @@ def merging(reader: Reader, config: ModelConfig, plain: ModelConfig) -> Reader:
         row = reader(path, index)
         if row.shape != shape:
             raise BadCheckpoint(f"leaf {path} is {row.shape} at {index}, the config wants {shape}")
-        parent, name = path.rsplit("/", 1)
-        a, b = (f"{parent}/lora/{name}/{part}" for part in "ab")
+        a, b = factors_of(path)
         if a not in there:
             return row
         low, high = (reader(part, index).astype(np.float32) for part in (a, b))

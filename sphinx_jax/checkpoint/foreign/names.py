@@ -48,7 +48,7 @@ class Name:
         return einops.rearrange(array, f"{right} -> {left}", **self.sizes)
 
 
-def check(
+def check_present(
     names: Iterable[Name],
     tensors: Mapping[str, Any],
     specs: Mapping[str, Any],

@@ -31,7 +31,7 @@ class Kind:
     shares: tuple[float, float]  # real, synthetic
 
 
-KINDS = (
+SCENES = (
     Kind("things", things_scene, questions.things_plan, (0.70, 0.68)),
     Kind("single", single_scene, questions.single_plan, (0.06, 0.06)),
     Kind("text", text_scene, documents.text_plan, (0.08, 0.09)),
@@ -70,8 +70,8 @@ def make_picture(seed: int, split: str, domain: str, index: int) -> Example:
         raise ValueError(f"playground seed {seed} and index {index}: give numbers from 0")
     key = [seed, SPLITS.index(split), DOMAINS.index(domain), index]
     drawing, asking = np.random.default_rng([*key, 0]), np.random.default_rng([*key, 1])
-    shares = np.array([kind.shares[DOMAINS.index(domain)] for kind in KINDS])
-    kind = KINDS[int(drawing.choice(len(KINDS), p=shares / shares.sum()))]
+    shares = np.array([kind.shares[DOMAINS.index(domain)] for kind in SCENES])
+    kind = SCENES[int(drawing.choice(len(SCENES), p=shares / shares.sum()))]
     scene = kind.draw(drawing, domain, split)
     turns = ask_all(scene, asking, kind.plan(asking))
     name = f"{domain}-{split}-{seed}-{index:06d}"

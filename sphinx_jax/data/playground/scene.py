@@ -10,8 +10,6 @@ from sphinx_jax.data.playground.canvas import Canvas, finish
 from sphinx_jax.data.playground.things import Thing
 from sphinx_jax.data.tasks import Box, LayoutRegion, Pose, TextRegion
 
-KINDS = ("things", "single", "text", "page", "person", "chart")
-
 PLACES = ("top left", "top right", "bottom left", "bottom right", "centre")
 """The places that questions ask for; captions also know `left`, `right`, `top` and `bottom`."""
 
