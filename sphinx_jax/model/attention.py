@@ -6,7 +6,7 @@ holds the scores.  What a kernel does not do (masks that are data, float32), or 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import einops
 import jax
@@ -19,6 +19,7 @@ from sphinx_jax.sharding import has_cudnn_attention, partition_spec, platform
 MASKED = -1e30  # finite, so that a row that sees nothing gives numbers and not NaN
 LANES = 128  # width of a TPU's registers, to which the splash kernel's blocks keep
 SPLASH_BLOCK = 512  # longest, in positions
+KEY_BLOCK = 128  # positions whose scores a CPU holds at once
 
 Implementation = Literal["xla", "cudnn"]  # of jax.nn.dot_product_attention
 
@@ -61,19 +62,52 @@ def attend_cached(
     """Attention to a cache, whose positions beyond a query's own are not seen; the softmax runs in float32.
 
     q (B, T, N, H) at `positions` (B, T); keys, values (B, K, S, H) as `model.cache` keeps them.  Returns (B, T, N, H).
+
+    A CPU takes the keys block by block, as flash attention does, and none beyond the last position that is asked for:
+    scores of all keys leave its caches.  Of an accelerator a loop would take more than it saves.
     """
-    length, kv_heads = q.shape[1], keys.shape[1]
+    length, kv_heads, room = q.shape[1], keys.shape[1], keys.shape[2]
+    block = min(KEY_BLOCK, room) if platform() == "cpu" else room
     q = einops.rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k (g t) h", k=kv_heads)
-    scores = jnp.einsum("bkmh,bksh->bkms", q, keys).astype(jnp.float32)
-    seen = jnp.arange(keys.shape[2]) <= positions[..., None]  # (B, T, S)
-    scores = einops.rearrange(scores, "b k (g t) s -> b k g t s", t=length)
-    scores = jnp.where(seen[:, None, None], scores, MASKED)
-    exponents = jnp.exp(scores - scores.max(-1, keepdims=True))
-    total = exponents.sum(-1, keepdims=True)
-    exponents = einops.rearrange(exponents, "b k g t s -> b k (g t) s")
-    out = jnp.einsum("bkms,bksh->bkmh", exponents.astype(values.dtype), values)
-    out = einops.rearrange(out, "b k (g t) h -> b k g t h", t=length) / total.astype(values.dtype)
-    return einops.rearrange(out, "b k g t h -> b t (k g) h")
+
+    def add(number: jax.Array | int, so_far: Merged) -> Merged:
+        """Attention to one more block of keys."""
+        first = number * block
+        start = jnp.minimum(first, room - block)  # the last block may reach back into the one before
+        some = [jax.lax.dynamic_slice_in_dim(x, start, block, axis=2) for x in (keys, values)]
+        at = start + jnp.arange(block)
+        seen = (at <= positions[..., None]) & (at >= first)  # (B, T, S)
+        scores = jnp.einsum("bkmh,bksh->bkms", q, some[0]).astype(jnp.float32)
+        scores = einops.rearrange(scores, "b k (g t) s -> b k g t s", t=length)
+        scores = einops.rearrange(jnp.where(seen[:, None, None], scores, MASKED), "b k g t s -> b k (g t) s")
+        highest = jnp.maximum(so_far.highest, scores.max(-1))
+        exponents, kept = jnp.exp(scores - highest[..., None]), jnp.exp(so_far.highest - highest)
+        out = jnp.einsum("bkms,bksh->bkmh", exponents.astype(values.dtype), some[1])
+        return Merged(
+            highest,
+            so_far.total * kept + exponents.sum(-1),
+            so_far.out * kept[..., None].astype(out.dtype) + out,
+        )
+
+    nothing = jnp.zeros(q.shape[:3], jnp.float32)
+    state = Merged(nothing + MASKED, nothing, jnp.zeros(q.shape, values.dtype))
+    if block == room:
+        state = add(0, state)
+    else:
+        state = jax.lax.fori_loop(0, positions.max() // block + 1, add, state)
+    out = state.out / state.total[..., None].astype(values.dtype)
+    return einops.rearrange(out, "b k (g t) h -> b t (k g) h", t=length)
+
+
+class Merged(NamedTuple):
+    """Attention to some keys: numerators and denominator of the softmax, both times exp(-highest).
+
+    Of (B, K, G · T) queries.
+    """
+
+    highest: jax.Array  # score, float32
+    total: jax.Array  # float32
+    out: jax.Array  # (…, H)
 
 
 def _on_shards(q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None) -> jax.Array:
