@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.generate import programs
-from sphinx_jax.generate.jobs import Job, Reading, Slot
+from sphinx_jax.generate.jobs import Job, Reading, Slot, in_common
 from sphinx_jax.generate.pictures import Pictures
 from sphinx_jax.generate.programs import NOTHING, STEPS, Rows
 from sphinx_jax.generate.sizes import Sizes
@@ -93,7 +93,8 @@ class Batch:
             # what the frames of the error hold is not kept with it
             traceback.clear_frames(error.__traceback__)
             for sequence in running:
-                sequence.error, sequence.seen = error, None
+                if not sequence.done:
+                    sequence.error, sequence.seen = error, None
 
     def _drop_cancelled(self) -> None:
         for slot in self._slots:
@@ -115,14 +116,16 @@ class Batch:
         count = next(p for p in reversed(self.sizes.prompts) if p <= room)
         self._entering = [self.waiting[i] for i in range(count)]
         self._look(self._entering)
+        self._entering = self._first_of_each(self._entering)
+        count = next(p for p in reversed(self.sizes.prompts) if p <= len(self._entering))
 
         def positions(count: int) -> int:
             return self.sizes.room(max(s.need for s in self._entering[:count]))
 
         count = max(p for p in self.sizes.prompts if p <= count and p in self.sizes.together(positions(p)))
         chosen = self._entering = self._entering[:count]
-        for _ in chosen:
-            self.waiting.popleft()
+        for sequence in chosen:
+            self.waiting.remove(sequence)
         larger = self._cache is not None and positions(count) < self._cache.positions
         if larger and not self.active and not any(self._best_source(s)[0] for s in chosen):
             self._cache, self._slots, free = None, [], []  # of what was longer, nothing goes on
@@ -136,7 +139,7 @@ class Batch:
             free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
             slot = source if source in free else min(free, key=lambda i: self._slots[i].used)
             if source is not None:
-                reading.cache = programs.copy_row(reading.cache, cache, np.int32(source), np.int32(row))
+                reading.cache = programs.copy_row(reading.cache, cache, source, row)
             state = self.stops.after(0, *sequence.tokens)
             # nothing can be taken from it until it is read: what it shares lies with those that are being read
             self._slots[slot] = Slot(sequence, [], sequence.named, next(self._ticks), state)
@@ -150,6 +153,20 @@ class Batch:
         new = [s for s in chosen if s.picture is not None and s.seen is None]
         for sequence, seen in zip(new, self.pictures.see([need(s.picture) for s in new]), strict=True):
             sequence.seen = seen
+
+    def _first_of_each(self, chosen: Sequence[Job]) -> list[Job]:
+        """Those to be read now: of prompts that begin alike (questions about one picture, several answers to one
+        question) the first, where it is worth a pass of its own that the others take the beginning over from it."""
+        now: list[Job] = []
+        saved = 0
+        for sequence in chosen:
+            held = self._best_source(sequence)[0]
+            shared = max((in_common(s.ids, s.named, sequence.ids[:-1], sequence.named) for s in now), default=0)
+            if shared < max(SHARED, held + 1):
+                now.append(sequence)
+            else:
+                saved += shared - held
+        return now if saved > self.sizes.overhead else list(chosen)
 
     def _best_source(self, sequence: Job) -> tuple[int, int | None]:
         """How many positions of a sequence a slot holds already, and which."""
@@ -179,16 +196,19 @@ class Batch:
     def _take(self, rows: list[int], positions: int) -> None:
         """Lay the cache out anew: these rows; one that is named again is free."""
         assert self._cache is not None
-        self._cache = programs.resized(self._cache, np.array(rows, np.int32), positions)
+        self._cache = programs.resized(self._cache, rows, positions)
         first = {row: i for i, row in reversed(list(enumerate(rows)))}
         self._slots = [self._slots[row] if first[row] == i else Slot() for i, row in enumerate(rows)]
 
     def _read(self) -> None:
-        """One piece of the prompts that are being read; those that are read take their slots."""
+        """One piece of the prompts that are being read; those that are read take their slots.
+
+        A last token that is left alone is read as answers are continued.
+        """
         reading = self._reading
         assert reading is not None and self._cache is not None
         count, room = len(reading.sequences), reading.cache.positions
-        if reading.left > 0:
+        if reading.left > 1:
             size = self.sizes.piece(reading.left, count, room)
             tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
             for row, (sequence, begin) in enumerate(zip(reading.sequences, reading.begin, strict=True)):
@@ -197,14 +217,34 @@ class Batch:
                 piece = sequence.ids[start[row] : start[row] + size]
                 tokens[row, : len(piece)] = piece
             visual = self._visual(reading.sequences) if (tokens < 0).any() else None
-            reading.cache = programs.prefill(self.config, self.leaves, reading.cache, tokens, start, visual)
+            reading.cache, hidden = programs.prefill(self.config, self.leaves, reading.cache, tokens, start, visual)
+            self._begin(hidden, start)
             reading.read += size
-        if reading.left > 0:
+        if reading.left > 1:
             return
         self._reading = None
-        for row, slot in enumerate(reading.slots):
-            self._cache = programs.copy_row(self._cache, reading.cache, np.int32(row), np.int32(slot))
-            self._slots[slot].ids = reading.sequences[row].ids[:-1]
+        for row, (number, sequence) in enumerate(zip(reading.slots, reading.sequences, strict=True)):
+            self._cache = programs.copy_row(self._cache, reading.cache, row, number)
+            slot = self._slots[number]
+            slot.ids = sequence.ids[:-1]
+            if sequence.done:
+                slot.sequence, sequence.seen = None, None
+
+    def _begin(self, hidden: jax.Array, start: np.ndarray) -> None:
+        """The first tokens of those whose prompts end with the piece that is being read from `start` (P,) on."""
+        reading = need(self._reading)
+        last = np.array([len(s.ids) for s in reading.sequences], np.int32) - 1 - start
+        ends = [row for row, at in enumerate(last) if 0 <= at < hidden.shape[1] and row not in reading.begun]
+        if not ends:
+            return
+        rows = self._rows(reading.slots, [reading.slots[row] for row in ends])
+        inside = np.clip(last, 0, hidden.shape[1] - 1)
+        rows, *made = programs.begin(self.config, self.leaves, hidden, inside, rows, self._table)
+        states, tokens, chances = (np.asarray(x) for x in (rows.state, *made))
+        for row in ends:
+            self._slots[reading.slots[row]].state = int(states[row])
+            reading.sequences[row].add(int(tokens[row]), float(chances[row]))
+            reading.begun.add(row)
 
     def _visual(self, sequences: Sequence[Job]) -> tuple[jax.Array, ...]:
         one = next(s.seen for s in sequences if s.seen is not None)
@@ -225,7 +265,7 @@ class Batch:
             steps = SOON
         enough = max(1, len(active) // 4) if waiting else len(active)
         assert self._cache is not None
-        arguments = (self._rows(), self._table, np.int32(steps), np.int32(enough))
+        arguments = (self._rows(range(len(self._slots)), active), self._table, np.int32(steps), np.int32(enough))
         self._cache, rows, *new = programs.decode(self.config, self.leaves, self._cache, *arguments)
         states, made, chances = (np.asarray(x) for x in (rows.state, *new))
         for i, sequence in zip(active, sequences, strict=True):
@@ -260,26 +300,29 @@ class Batch:
                     yield f"reading {count} x {size} of {positions}"
                     tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
                     cache = programs.empty(config, count, positions)
-                    programs.prefill(config, self.leaves, cache, tokens, start, seen)
+                    _, hidden = programs.prefill(config, self.leaves, cache, tokens, start, seen)
+                    programs.begin(config, self.leaves, hidden, start, programs.idle(count), self._table)
             for rows, more in itertools.zip_longest(sizes.rows, sizes.rows[1:]):
                 yield f"continuing {rows} of {positions}"
                 cache, arguments = programs.empty(config, rows, positions), (self._table, *[np.int32(1)] * 2)
                 cache, *_ = programs.decode(config, self.leaves, cache, programs.idle(rows), *arguments)
                 for fewer in (p for p in sizes.positions if p <= positions):
                     for count in sizes.together(fewer):
-                        cache = programs.copy_row(cache, programs.empty(config, count, fewer), *[np.int32(0)] * 2)
-                        programs.copy_row(programs.empty(config, count, fewer), cache, *[np.int32(0)] * 2)
+                        cache = programs.copy_row(cache, programs.empty(config, count, fewer), 0, 0)
+                        programs.copy_row(programs.empty(config, count, fewer), cache, 0, 0)
                 if larger:
-                    programs.resized(cache, np.arange(rows, dtype=np.int32), larger)
+                    programs.resized(cache, range(rows), larger)
                 if more:
-                    grown = programs.resized(cache, np.zeros(more, np.int32), positions)
-                    programs.resized(grown, np.zeros(rows, np.int32), positions)
+                    grown = programs.resized(cache, [0] * more, positions)
+                    programs.resized(grown, [0] * rows, positions)
 
-    def _rows(self) -> Rows:
-        rows, active = programs.idle(len(self._slots)), set(self.active)
-        for i, slot in enumerate(self._slots):
+    def _rows(self, slots: Sequence[int], going: Collection[int]) -> Rows:
+        """The rows of these slots, of which those `going` are to say something."""
+        rows = programs.idle(len(slots))
+        for i, number in enumerate(slots):
+            slot = self._slots[number]
             rows.position[i] = len(slot.ids)
-            if i not in active or (s := slot.sequence) is None:
+            if number not in going or (s := slot.sequence) is None:
                 continue
             ids = s.ids
             rows.token[i], rows.position[i], rows.said[i] = ids[-1], len(ids) - 1, len(s.said)

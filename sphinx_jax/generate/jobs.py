@@ -88,10 +88,14 @@ class Slot:
 
     def shares(self, ids: Sequence[int], picture: str | None) -> int:
         """How many of these positions it holds."""
-        pairs = zip(self.ids, ids, strict=False)
-        same = picture is not None and picture == self.picture
-        apart = (i for i, (a, b) in enumerate(pairs) if a != b or (a < 0 and not same))
-        return next(apart, min(len(self.ids), len(ids)))
+        return in_common(self.ids, self.picture, ids, picture)
+
+
+def in_common(ids: Sequence[int], picture: str | None, others: Sequence[int], other: str | None) -> int:
+    """How many positions two sequences begin with alike, each with the name of its picture."""
+    same = picture is not None and picture == other
+    apart = (i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b or (a < 0 and not same))
+    return next(apart, min(len(ids), len(others)))
 
 
 @dataclass
@@ -103,7 +107,8 @@ class Reading:
     begin: list[int]  # positions that were there before
     cache: Cache
     read: int = 0  # since then, of each
+    begun: set[int] = field(default_factory=set)  # rows whose first token is there
 
     @property
     def left(self) -> int:
-        return max(len(s.ids) - 1 - begin for s, begin in zip(self.sequences, self.begin, strict=True)) - self.read
+        return max(len(s.ids) - begin for s, begin in zip(self.sequences, self.begin, strict=True)) - self.read

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ from jaxtyping import Array, Float, Int32
 
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.generate.sampling import Rule, sample
-from sphinx_jax.model.blueprint import Leaves, blueprint
+from sphinx_jax.model.blueprint import Leaves, blueprint, layer_blueprint, layer_leaves
 from sphinx_jax.model.cache import AXES, Cache
 from sphinx_jax.model.embedding_mix import Features
+from sphinx_jax.model.layers import ready
+from sphinx_jax.model.rope import Rotation
 from sphinx_jax.sharding import constrain
 
 NOTHING = -1  # where a row has ended: no token
@@ -50,18 +53,77 @@ def empty(config: ModelConfig, rows: int, positions: int) -> Cache:
     return Cache.empty(config.decoder, rows, positions, jnp.dtype(config.dtype))
 
 
-@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
 def prefill(
     config: ModelConfig,
     leaves: Leaves,
     cache: Cache,
-    tokens: Int32[Array, "P T"],
-    start: Int32[Array, " P"],
+    tokens: Int32[np.ndarray, "P T"],
+    start: Int32[np.ndarray, " P"],
     visual: tuple[Float[Array, "W D"], ...] | None,
-) -> Cache:
-    """Read tokens (P, T), pictures' positions among them (`SphinxModel.extend`), from position `start` (P,) on."""
-    seen = None if visual is None else jnp.stack(visual)
-    return blueprint(config).bind(leaves).extend(tokens, cache, start, seen)[1]
+) -> tuple[Cache, Float[Array, "P T D"]]:
+    """Read tokens (P, T), pictures' positions among them (`SphinxModel.extend`), from position `start` (P,) on.
+
+    Takes the cache over. Returns it with them, and what the last layer makes of them (P, T, D).
+
+    One program for all layers, called for each: a whole prompt's would take as many times longer to compile.
+    """
+    x, positions, by = _enter(config, leaves, tokens, start, visual)
+    layers = []
+    for number, (keys, values) in enumerate(zip(*cache, strict=True)):
+        x, *layer = _through(config, layer_leaves(leaves, number), x, keys, values, positions, by)
+        layers.append(layer)
+    return Cache(*zip(*layers, strict=True)), x
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _enter(config: ModelConfig, leaves: Leaves, tokens: jax.Array, start: jax.Array, visual: Any) -> Any:
+    model = blueprint(config).bind(leaves)
+    positions, by = model.decoder.places(start, tokens.shape[1])
+    return model.read(tokens, None if visual is None else jnp.stack(visual)), positions, by
+
+
+@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("x", "keys", "values"))
+def _through(
+    config: ModelConfig, leaves: Leaves, x: jax.Array, keys: Any, values: Any, positions: jax.Array, by: Rotation
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    block: Any = ready(layer_blueprint(config.decoder).bind(leaves), x.dtype)
+    x, ((keys, values), _) = block(constrain(x, "batch", None, None), by, cache=(keys, values), positions=positions)
+    return x, keys, values
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def begin(
+    config: ModelConfig,
+    leaves: Leaves,
+    hidden: Float[Array, "P T D"],
+    last: Int32[Array, " P"],
+    rows: Rows,
+    table: Int32[Array, "states V"],
+) -> tuple[Rows, Int32[Array, " P"], Float[Array, " P"]]:
+    """The first token of each answer, from what the last layer made of its prompt (`prefill`) at `last` (P,).
+
+    Returns the rows after it, tokens and log-probabilities.
+    """
+    decoder = blueprint(config).bind(leaves).decoder
+    at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    rows, new, chance = _choose(decoder, decoder.norm(at_last), jax.tree.map(jnp.asarray, rows), table)
+    return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), (rows, new, chance))
+
+
+def _choose(decoder: Any, hidden: jax.Array, rows: Rows, table: jax.Array) -> tuple[Rows, jax.Array, jax.Array]:
+    """Hidden states (B, D) -> the rows with a token more, the token (`NOTHING` where a row has ended), its chance."""
+    logits = constrain(decoder.logits(hidden), "batch", None)
+    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(rows.key), impl="threefry2x32"), rows.said)
+    new, chance = sample(logits, keys, rows.rule)
+    alive, reached = rows.left > 0, table[rows.state, new]
+    rows = rows._replace(
+        token=jnp.where(alive, new, rows.token),
+        position=rows.position + alive,
+        state=jnp.where(alive, reached, rows.state),
+        said=rows.said + alive,
+        left=jnp.where(alive & (reached != len(table) - 1), rows.left - 1, 0),
+    )
+    return rows, jnp.where(alive, new, NOTHING), chance
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
@@ -83,7 +145,7 @@ def decode(
       Cache and rows after them, the new tokens (B, STEPS), `NOTHING` where there is none, and their log-probabilities.
     """
     model = blueprint(config).bind(leaves)
-    batch, stopped = len(rows.token), len(table) - 1
+    batch = len(rows.token)
     begun = (jnp.asarray(rows.left) > 0).sum()
 
     def going(state):
@@ -94,20 +156,8 @@ def decode(
     def one(state):
         step, cache, rows, out, chances = state
         hidden, cache = model.extend(rows.token[:, None], cache, rows.position)
-        logits = constrain(model.decoder.logits(hidden[:, 0]), "batch", None)
-        keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.key, impl="threefry2x32"), rows.said)
-        new, chance = sample(logits, keys, rows.rule)
-        alive = rows.left > 0
-        reached = table[rows.state, new]
-        rows = rows._replace(
-            token=jnp.where(alive, new, rows.token),
-            position=rows.position + alive,
-            state=jnp.where(alive, reached, rows.state),
-            said=rows.said + alive,
-            left=jnp.where(alive & (reached != stopped), rows.left - 1, 0),
-        )
-        out = out.at[:, step].set(jnp.where(alive, new, NOTHING))
-        return step + 1, cache, rows, out, chances.at[:, step].set(chance)
+        rows, new, chance = _choose(model.decoder, hidden[:, 0], rows, table)
+        return step + 1, cache, rows, out.at[:, step].set(new), chances.at[:, step].set(chance)
 
     rows = jax.tree.map(jnp.asarray, rows)
     nothing = jnp.full((batch, STEPS), NOTHING), jnp.zeros((batch, STEPS), jnp.float32)
@@ -116,26 +166,26 @@ def decode(
     return cache, *jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), (rows, out, chances))
 
 
+def copy_row(into: Cache, of: Cache, row: int, to: int) -> Cache:
+    """Row `to` of one cache, which is taken over, becomes `row` of another, as far as both have positions."""
+    return jax.tree.map(lambda into, of: _copy_row(into, of, np.int32(row), np.int32(to)), into, of)
+
+
 @functools.partial(jax.jit, donate_argnames=("into",))
-def copy_row(into: Cache, of: Cache, row: Int32[Array, ""], to: Int32[Array, ""]) -> Cache:
-    """Row `to` of one cache becomes `row` of another, as far as both have positions."""
+def _copy_row(into: jax.Array, of: jax.Array, row: jax.Array, to: jax.Array) -> jax.Array:
+    held = jax.lax.dynamic_slice_in_dim(of, row, 1)[:, :, : into.shape[2]]
+    return jax.lax.dynamic_update_slice(into, held, (to, 0, 0, 0))
 
-    def one(into: jax.Array, of: jax.Array) -> jax.Array:
-        held = jax.lax.dynamic_slice_in_dim(of, row, 1)[:, :, : into.shape[2]]
-        return jax.lax.dynamic_update_slice(into, held, (to, 0, 0, 0))
 
-    return jax.tree.map(one, into, of)
+def resized(cache: Cache, rows: Sequence[int], positions: int) -> Cache:
+    """These rows of a cache, in this order, with room for so many positions."""
+    return jax.tree.map(lambda x: _resized(x, np.array(rows, np.int32), positions), cache)
 
 
 @functools.partial(jax.jit, static_argnames=("positions",))
-def resized(cache: Cache, rows: Int32[Array, " B"], positions: int) -> Cache:
-    """These rows of a cache, in this order, with room for so many positions."""
-
-    def one(x: jax.Array) -> jax.Array:
-        room = ((0, 0), (0, 0), (0, max(0, positions - x.shape[2])), (0, 0))
-        return constrain(jnp.pad(x[rows, :, :positions], room), *AXES)
-
-    return jax.tree.map(one, cache)
+def _resized(x: jax.Array, rows: jax.Array, positions: int) -> jax.Array:
+    room = ((0, 0), (0, 0), (0, max(0, positions - x.shape[2])), (0, 0))
+    return constrain(jnp.pad(x[rows, :, :positions], room), *AXES)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sphinx_jax.sharding import platform
 
-POSITIONS = (256, 2)  # of a cache: the fewest, and what they grow by
+POSITIONS = 256  # of a cache, at least
 READING = 4096  # positions of the prompts that are read together
 
 
@@ -27,12 +27,13 @@ class Sizes:
     def of(cls, slots: int, max_positions: int) -> Sizes:
         """Finer on a CPU, where each row and token costs its share, than where a pass costs the same up to hundreds."""
         cpu = platform() == "cpu"
-        least, factor = POSITIONS
+        pieces = (16, 32, 48, 64, 96, 128, 192, 256) if cpu else (64, 256, 1024)
         return cls(
             _ladder(1, slots, 2 if cpu else 4),
-            tuple(p for p in (1, 4, 16) if p <= slots),
-            tuple(sorted({min(p, max_positions) for p in ((16, 64, 256) if cpu else (64, 256, 1024))})),
-            _ladder(min(least, max_positions), max_positions, factor),
+            tuple(p for p in ((1, 2, 4, 8, 16) if cpu else (1, 4, 16)) if p <= slots),
+            tuple(sorted({min(p, max_positions) for p in pieces})),
+            # a CPU does not attend to what is empty
+            _ladder(min(POSITIONS, max_positions), max_positions, 4 if cpu else 2),
             READING,
             16 if cpu else 256,
         )

@@ -20,7 +20,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from sphinx_jax.config import ConfigError, ModelConfig, family, need
+from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig, family, need
+from sphinx_jax.model.decoder import Block
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.model.layers import Turned, turned
 from sphinx_jax.model.lora import BASE
@@ -185,6 +186,17 @@ class Blueprint:
 def blueprint(config: ModelConfig) -> Blueprint:
     """The blueprint of a SPHINX model."""
     return Blueprint(lambda rngs: SphinxModel(config, rngs=rngs))
+
+
+@functools.cache
+def layer_blueprint(config: DecoderConfig) -> Blueprint:
+    """The blueprint of one layer of the decoder, whose leaves are those of `layer_leaves`."""
+    return Blueprint(lambda rngs: Block(config, rngs=rngs))
+
+
+def layer_leaves(leaves: dict[str, Any], layer: int) -> dict[str, Any]:
+    """Those of one layer of the decoder, of leaves that lie `apart`."""
+    return {path.removeprefix(STACK): leaf[layer] for path, leaf in leaves.items() if path.startswith(STACK)}
 
 
 def held_dtypes(config: ModelConfig, frozen: Iterable[str] = ("*",)) -> dict[str, str]:

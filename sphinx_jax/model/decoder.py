@@ -125,8 +125,7 @@ class Decoder(nnx.Module):
         What a row holds from `start` on is written over, and positions beyond start + T are not looked at. A row's
         start + T is at most S.
         """
-        positions = start[:, None] + jnp.arange(x.shape[1])
-        by = self._rotation(positions)
+        positions, by = self.places(start, x.shape[1])
         x, layers = run_stack(
             self.blocks,
             constrain(x, "batch", None, None),
@@ -134,6 +133,11 @@ class Decoder(nnx.Module):
             per_layer=list(zip(*cache, strict=True)),
         )
         return self.norm(x), Cache(*zip(*(layer for layer, _ in layers), strict=True))
+
+    def places(self, start: Int[Array, " B"], length: int) -> tuple[Int[Array, "B T"], Rotation]:
+        """Positions (B, T) from `start` (B,) on, and what turns queries and keys there."""
+        positions = start[:, None] + jnp.arange(length)
+        return positions, self._rotation(positions)
 
     def _rotation(self, positions: jax.Array) -> Rotation:
         c = self.config

@@ -174,6 +174,12 @@ def _ready(params: nnx.State, dtype: jnp.dtype) -> nnx.State:
     return jax.tree.map(one, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
+def ready(block: nnx.Module, dtype: jnp.dtype) -> nnx.Module:
+    """A block whose matrices are in the compute dtype, as `run_stack` has it."""
+    graphdef, params = nnx.split(block)
+    return nnx.merge(graphdef, _ready(params, dtype))
+
+
 def run_stack(
     blocks: nnx.Module, x: Any, call: Callable, per_layer: Sequence[Any] | None = None, remat: str = "none"
 ) -> tuple[Any, Any]:

@@ -156,11 +156,15 @@ class SphinxModel(nnx.Module):
 
         A negative token, -1 - w, is position w of the row's picture, `visual` (B, W, D) as `see` gives it.
         """
+        return self.decoder.extend(self.read(tokens, visual), cache, start)
+
+    def read(self, tokens: Int[Array, "B T"], visual: Float[Array, "B W D"] | None = None) -> Float[Array, "B T D"]:
+        """Tokens and pictures' positions, as `extend` takes them -> (B, T, D) embedded."""
         x = self.decoder.embed(jnp.maximum(tokens, 0), jnp.dtype(self.config.dtype))
-        if visual is not None:
-            picked = jnp.take_along_axis(visual, jnp.maximum(-1 - tokens, 0)[..., None], axis=1)
-            x = jnp.where(tokens[..., None] < 0, picked.astype(x.dtype), x)
-        return self.decoder.extend(x, cache, start)
+        if visual is None:
+            return x
+        picked = jnp.take_along_axis(visual, jnp.maximum(-1 - tokens, 0)[..., None], axis=1)
+        return jnp.where(tokens[..., None] < 0, picked.astype(x.dtype), x)
 
     def see(self, features: Features) -> tuple[Float[Array, "B W D"], Bool[Array, "B W"]]:
         """Features of a batch -> what the decoder reads of each picture, and which of its positions it reads."""
