@@ -133,8 +133,8 @@ class Batch:
         cache = self._cache
         assert cache is not None
         reading = Reading(chosen, [], [], programs.empty(self.config, count, positions(count)))
-        for row, sequence in enumerate(chosen):
-            shared, source = self._best_source(sequence)
+        sources = [self._best_source(sequence) for sequence in chosen]  # before one of them takes another's place
+        for row, (sequence, (shared, source)) in enumerate(zip(chosen, sources, strict=True)):
             # the slot that has the most in common, if it is free; else the one that was left the longest ago
             free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
             slot = source if source in free else min(free, key=lambda i: self._slots[i].used)

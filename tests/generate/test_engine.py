@@ -257,6 +257,45 @@ def test_questions_about_a_picture_look_at_it_once(seeing, monkeypatch):
     assert texts == [seeing.respond([[q, None]], shown[0], max_new_tokens=6, temperature=0.0) for q in asked]
 
 
+def test_questions_that_come_together_read_their_picture_once(seeing, monkeypatch):
+    read, prefill = [], programs.prefill
+    monkeypatch.setattr(programs, "prefill", lambda *a: read.append(a[3].copy()) or prefill(*a))
+    asked = [f"what is {word}" for word in ("it", "there", "on", "left", "new", "red")]
+    picture, other, _ = pictures(40)
+    fresh = Sphinx(seeing.config, dict(seeing.leaves), TOKENIZER, seeing.mesh)
+    texts = fresh.respond_many(picture, asked, max_new_tokens=4, temperature=0.0)
+    assert sum((piece == -1).sum() for piece in read) == 1, "position 0 of the picture"
+    assert texts == fresh.respond_many(picture, asked, max_new_tokens=4, temperature=0.0)
+    assert sum((piece == -1).sum() for piece in read) == 1
+    assert texts == [seeing.respond([[q, None]], picture, max_new_tokens=4, temperature=0.0) for q in asked]
+    read.clear()
+    mixed = [Request(question, shown, 4, temperature=0.0) for question in asked for shown in (picture, other)]
+    engine = Engine(seeing, slots=16)
+    together = [said.tokens for (said,) in engine.map(mixed)]
+    assert sum((piece == -1).sum() for piece in read) == 2
+    assert together == [said.tokens for request in mixed for (said,) in Engine(seeing, slots=1).map([request])]
+
+
+def test_answers_to_one_question_read_it_once(model, monkeypatch):
+    read, prefill = [], programs.prefill
+    monkeypatch.setattr(programs, "prefill", lambda *a: read.append(a[3].size) or prefill(*a))
+    question = "one two three four five six seven eight nine ten " * 3
+    request = Request(question, max_new_tokens=8, temperature=2.0, top_p=1.0, n=6)
+    (said,) = Engine(model, slots=8).map([request])
+    assert sum(read) < 1.6 * len(TOKENIZER.encode(question, bos=True))
+    alone = [Engine(model).map([dataclasses.replace(request, seed=i, n=1)]) for i in range(6)]
+    assert [s.tokens for s in said] == [s.tokens for one in alone for (s,) in one]
+
+
+def test_prompts_of_all_lengths_end_where_they_end(model):
+    """Read together, in pieces: the first tokens come when each has been read, not all."""
+    lengths = [1, 2, 5, 15, 16, 17, 30, 47, 60, 90]
+    asked = [Request(" ".join(["no"] * n), max_new_tokens=1 + n % 3, temperature=0.0) for n in lengths]
+    together = [said for (said,) in Engine(model, slots=16).map(asked)]
+    for request, said in zip(asked, together, strict=True):
+        assert said.tokens == by_hand(model, request.prompt, request.max_new_tokens)
+
+
 def test_another_picture_is_another_answer_whatever_it_is_called(seeing, tmp_path):
     engine, file = Engine(seeing, slots=1), tmp_path / "same.png"
     pixels = np.array(pictures(40)[0])

@@ -1,0 +1,53 @@
+"""Attention to a cache, beside the softmax of all scores in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sphinx_jax.model.attention import KEY_BLOCK, attend_cached
+
+
+def whole(q, keys, values, positions):
+    """In float64, a query at a time."""
+    out = np.zeros(q.shape)
+    for b, t, n in np.ndindex(q.shape[:3]):
+        k = n // (q.shape[2] // keys.shape[1])
+        length = positions[b, t] + 1
+        scores = keys[b, k, :length].astype(np.float64) @ q[b, t, n] / np.sqrt(q.shape[3])
+        weights = np.exp(scores - scores.max())
+        out[b, t, n] = weights @ values[b, k, :length] / weights.sum()
+    return out
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([1, 60, KEY_BLOCK, KEY_BLOCK + 1, 2 * KEY_BLOCK, 300, 3 * KEY_BLOCK - 1]),
+    st.integers(1, 5),
+    st.data(),
+)
+def test_keys_are_all_seen_once_and_none_beyond_a_position(room, length, data):
+    length = min(length, room)
+    start = np.array(data.draw(st.lists(st.integers(0, room - length), min_size=2, max_size=2)))
+    rng = np.random.default_rng(room + length)
+    q, keys, values = (
+        rng.normal(size=(2, *shape)).astype(np.float32) for shape in ((length, 4, 8), *[(2, room, 8)] * 2)
+    )
+    positions = start[:, None] + np.arange(length)
+    for b, at in enumerate(start):  # what an earlier sequence left there is not seen, whatever it is
+        keys[b, :, at + length :] = values[b, :, at + length :] = 1e4
+    found = jax.jit(attend_cached)(*map(jnp.asarray, (q, keys, values, positions)))
+    np.testing.assert_allclose(found, whole(q, keys, values, positions), atol=2e-6)
+
+
+def test_a_row_does_not_depend_on_how_far_others_are():
+    """To the last bit: sampled answers are the same whatever else is answered."""
+    rng = np.random.default_rng(0)
+    q, keys, values = (
+        jnp.asarray(rng.normal(size=(2, *s)), jnp.float32) for s in ((1, 4, 8), (2, 1000, 8), (2, 1000, 8))
+    )
+    attend = jax.jit(attend_cached)
+    near = attend(q, keys, values, jnp.array([[40], [41]]))
+    far = attend(q, keys, values, jnp.array([[40], [999]]))
+    np.testing.assert_array_equal(near[0], far[0])
