@@ -161,7 +161,7 @@ class Batch:
         saved = 0
         for sequence in chosen:
             held = self._best_source(sequence)[0]
-            shared = max((in_common(s.ids, s.named, sequence.ids[:-1], sequence.named) for s in now), default=0)
+            shared = max((in_common(s.ids, s.named, sequence.before, sequence.named) for s in now), default=0)
             if shared < max(SHARED, held + 1):
                 now.append(sequence)
             else:
@@ -170,7 +170,7 @@ class Batch:
 
     def _best_source(self, sequence: Job) -> tuple[int, int | None]:
         """How many positions of a sequence a slot holds already, and which."""
-        ids = sequence.ids[:-1]
+        ids = sequence.before
         shared, slot = max(
             ((slot.shares(ids, sequence.named), -i) for i, slot in enumerate(self._slots) if not self._is_read(i)),
             default=(0, 0),
@@ -219,6 +219,7 @@ class Batch:
             visual = self._visual(reading.sequences) if (tokens < 0).any() else None
             reading.cache, hidden = programs.prefill(self.config, self.leaves, reading.cache, tokens, start, visual)
             self._begin(hidden, start)
+            self._judge(hidden, start)
             reading.read += size
         if reading.left > 1:
             return
@@ -227,6 +228,8 @@ class Batch:
             self._cache = programs.copy_row(self._cache, reading.cache, row, number)
             slot = self._slots[number]
             slot.ids = sequence.ids[:-1]
+            if sequence.judged_from:
+                sequence.ended = sequence.ended or "judged"
             if sequence.done:
                 slot.sequence, sequence.seen = None, None
 
@@ -234,7 +237,8 @@ class Batch:
         """The first tokens of those whose prompts end with the piece that is being read from `start` (P,) on."""
         reading = need(self._reading)
         last = np.array([len(s.ids) for s in reading.sequences], np.int32) - 1 - start
-        ends = [row for row, at in enumerate(last) if 0 <= at < hidden.shape[1] and row not in reading.begun]
+        open_ = [row for row, s in enumerate(reading.sequences) if row not in reading.begun and not s.judged_from]
+        ends = [row for row in open_ if 0 <= last[row] < hidden.shape[1]]
         if not ends:
             return
         rows = self._rows(reading.slots, [reading.slots[row] for row in ends])
@@ -245,6 +249,23 @@ class Batch:
             self._slots[reading.slots[row]].state = int(states[row])
             reading.sequences[row].add(int(tokens[row]), float(chances[row]))
             reading.begun.add(row)
+
+    def _judge(self, hidden: jax.Array, start: np.ndarray) -> None:
+        """Of those to be judged: how likely is what follows the positions of the piece that is being read."""
+        sequences, length = need(self._reading).sequences, hidden.shape[1]
+        following = np.full((len(sequences), length), NOTHING, np.int32)
+        for row, sequence in enumerate(sequences):
+            if sequence.judged_from:
+                # a piece may read again what was judged
+                first = sequence.judged_at + len(sequence.judged)
+                tokens = sequence.ids[max(first, start[row] + 1) : start[row] + 1 + length]
+                place = max(first - start[row] - 1, 0)
+                following[row, place : place + len(tokens)] = tokens
+        if (following == NOTHING).all():
+            return
+        chances = np.asarray(programs.judge(self.config, self.leaves, hidden, np.maximum(following, 0)))
+        for sequence, those, wanted in zip(sequences, chances, following != NOTHING, strict=True):
+            sequence.judged += those[wanted].tolist()
 
     def _visual(self, sequences: Sequence[Job]) -> tuple[jax.Array, ...]:
         one = next(s.seen for s in sequences if s.seen is not None)
@@ -302,6 +323,7 @@ class Batch:
                     cache = programs.empty(config, count, positions)
                     _, hidden = programs.prefill(config, self.leaves, cache, tokens, start, seen)
                     programs.begin(config, self.leaves, hidden, start, programs.idle(count), self._table)
+                    programs.judge(config, self.leaves, hidden, tokens)
             for rows, more in itertools.zip_longest(sizes.rows, sizes.rows[1:]):
                 yield f"continuing {rows} of {positions}"
                 cache, arguments = programs.empty(config, rows, positions), (self._table, *[np.int32(1)] * 2)

@@ -229,6 +229,34 @@ class Engine:
             if not done:
                 self.advance([job for answer in ahead.values() for job in answer.jobs])
 
+    def score(
+        self, texts: Sequence[Sequence[int]], begins: Sequence[int], images: Iterable[ImageSource | Picture | None]
+    ) -> list[list[float]]:
+        """Log-probabilities of the tokens of each text (BOS first) from number `begin` on, after all before them.
+
+        Raises:
+          BadArgument: a text takes more positions than there are.
+        """
+        jobs = []
+        for number, (text, begin, image) in enumerate(zip(texts, begins, images, strict=False)):
+            picture = self._picture(image)
+            taken, room = len(text), self.config.decoder.max_positions
+            taken += self.config.image_positions if picture else 0
+            if taken > room:
+                raise arguments.BadArgument(f"prompt {number} and its continuation take {taken} positions of {room}")
+            jobs.append(Job(list(text), 0, self.stops, picture=picture, judged_from=begin))
+        self._batch.waiting.extend(jobs)
+        try:
+            while rest := [job for job in jobs if not job.done]:
+                self.advance(rest)
+        finally:
+            for job in jobs:
+                job.cancelled = True
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+        return [job.judged for job in jobs]
+
     def warm_up(self, quiet: bool = False) -> None:
         """Compile all programs before the first request: no request waits for a compilation then.
 

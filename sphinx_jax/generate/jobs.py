@@ -19,6 +19,8 @@ class Job:
       most: tokens that may follow.
       seen: what the decoder reads of its picture, from the time the prompt is read on.
       said: tokens, and the log-probability of each.
+      judged_from: where it is not continued but judged: the number of the first token of `text` that is.
+      judged: log-probabilities of the tokens from there on.
     """
 
     text: list[int]
@@ -32,7 +34,9 @@ class Job:
     cancelled: bool = False
     said: list[tuple[int, float]] = field(default_factory=list)
     state: int = 0  # of its own stops
-    ended: str = ""  # why: stop, length, cancelled
+    judged_from: int = 0
+    judged: list[float] = field(default_factory=list)
+    ended: str = ""  # why: stop, length, cancelled, judged
     error: BaseException | None = None
 
     @property
@@ -43,6 +47,16 @@ class Job:
     def ids(self) -> list[int]:
         """The whole sequence; -1 - w is position w of the picture."""
         return self.text[:1] + (self.seen.ids if self.seen else []) + self.text[1:] + self.tokens
+
+    @property
+    def before(self) -> list[int]:
+        """As much of `ids` as need not be read where it is held already: what follows it has to be."""
+        return self.ids[: self.judged_at - 1] if self.judged_from else self.ids[:-1]
+
+    @property
+    def judged_at(self) -> int:
+        """The position of the first token that is judged."""
+        return self.judged_from + (len(self.seen.ids) if self.seen else 0)
 
     @property
     def named(self) -> str | None:

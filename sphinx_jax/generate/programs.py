@@ -21,6 +21,7 @@ from sphinx_jax.model.rope import Rotation
 from sphinx_jax.sharding import constrain
 
 NOTHING = -1  # where a row has ended: no token
+JUDGED = 16  # positions of each prompt whose logits are there at once
 STEPS = 32  # tokens a row that the device makes at most before the host looks
 
 
@@ -108,6 +109,22 @@ def begin(
     at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     rows, new, chance = _choose(decoder, decoder.norm(at_last), jax.tree.map(jnp.asarray, rows), table)
     return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), (rows, new, chance))
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def judge(
+    config: ModelConfig, leaves: Leaves, hidden: Float[Array, "P T D"], following: Int32[Array, "P T"]
+) -> Float[Array, "P T"]:
+    """Log-probabilities of the tokens that follow each position, from what the last layer made of it (`prefill`)."""
+    decoder = blueprint(config).bind(leaves).decoder
+
+    def one(at: tuple[jax.Array, jax.Array]) -> jax.Array:
+        logits = decoder.logits(decoder.norm(at[0]))
+        return jnp.take_along_axis(logits, at[1][:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+
+    # logits of all positions at once would be the largest array there is
+    chances = jax.lax.map(one, (hidden.swapaxes(0, 1), following.T), batch_size=JUDGED).T
+    return constrain(chances, None, None)
 
 
 def _choose(decoder: Any, hidden: jax.Array, rows: Rows, table: jax.Array) -> tuple[Rows, jax.Array, jax.Array]:

@@ -141,11 +141,7 @@ class Sphinx:
         for i, (begin, all_) in enumerate(zip(begins, whole, strict=True)):
             if begin >= len(all_):
                 raise arguments.BadArgument(f"continuations[{i}] {continuations[i]!r} adds no token to its prompt")
-        tokens, lengths = pad_prompts(whole)
-        features = None if images is None else self.features(images)
-        with jax.set_mesh(self.mesh):
-            scores = _token_scores(self.config, self.leaves, tokens, features)
-        return [float(row[b - 1 : n - 1].sum()) for row, b, n in zip(np.asarray(scores), begins, lengths, strict=True)]
+        return [sum(chances) for chances in self.engine.score(whole, begins, images or itertools.repeat(None))]
 
     def encode_prompt(self, prompt: str) -> list[int]:
         return self.tokenizer.encode(prompt, bos=True)
@@ -153,15 +149,6 @@ class Sphinx:
 
 def round_up(number: int, step: int = BUCKET) -> int:
     return -(-number // step) * step
-
-
-def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Token lists -> right-padded (B, T) int32, and their lengths (B,)."""
-    lengths = np.array([len(p) for p in prompts], np.int32)
-    tokens = np.zeros((len(prompts), round_up(int(lengths.max()))), np.int32)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    return tokens, lengths
 
 
 def _shared(start: Sequence[int], whole: Sequence[int]) -> int:
@@ -172,11 +159,3 @@ def _shared(start: Sequence[int], whole: Sequence[int]) -> int:
 @functools.partial(jax.jit, static_argnames=("config",))
 def _logits(config: ModelConfig, leaves: Leaves, tokens: jax.Array, pixels: jax.Array | None) -> jax.Array:
     return blueprint(config).bind(leaves).logits(tokens, pixels)
-
-
-@functools.partial(jax.jit, static_argnames=("config",))
-def _token_scores(config: ModelConfig, leaves: Leaves, tokens: jax.Array, features: Features | None) -> jax.Array:
-    """(B, T) -> (B, T − 1) log-probability of each next token."""
-    model = blueprint(config).bind(leaves)
-    logits = jax.nn.log_softmax(model.decoder.logits(model.hidden(tokens, features)[0][:, :-1]))
-    return jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]

@@ -287,6 +287,30 @@ def test_answers_to_one_question_read_it_once(model, monkeypatch):
     assert [s.tokens for s in said] == [s.tokens for one in alone for (s,) in one]
 
 
+def test_scores_are_those_of_the_whole_text(model, seeing):
+    """Of any lengths, beside answers, and of many ends of one beginning."""
+    begin = "one two three four five six seven eight nine ten " * 3
+    prompts = [begin] * 5 + WORDS + ["no " * 80]
+    ends = [" a", " red star", " no", " what is it", " x"] + [" and so on " * n for n in range(1, 7)]
+    answer = model.engine.submit(Request("a", max_new_tokens=30, temperature=0.0))
+    found = model.score(prompts, ends)
+    assert answer.wait()[0].tokens == by_hand(model, "a", 30)
+    for prompt, end, score in zip(prompts, ends, found, strict=True):
+        start, ids = (TOKENIZER.encode(text, bos=True) for text in (prompt, prompt + end))
+        assert ids[: len(start)] == start
+        chances = jax.nn.log_softmax(model.logits(np.array([ids]))[0])
+        expected = sum(float(chances[i - 1, ids[i]]) for i in range(len(start), len(ids)))
+        assert score == pytest.approx(expected, rel=1e-4)
+    shown = pictures(40)[:2]
+    several = seeing.score(WORDS[:4], [" star", " it", " a b c", " d"], [*shown, *shown])
+    assert several == [
+        pytest.approx(seeing.score([prompt], [end], [image])[0], rel=1e-5)
+        for prompt, end, image in zip(WORDS, (" star", " it", " a b c", " d"), [*shown, *shown], strict=False)
+    ]
+    with pytest.raises(BadArgument, match="prompt 1 and its continuation take 4.. positions of 300"):
+        model.score(["a", "no " * 140], [" b", " b"])
+
+
 def test_prompts_of_all_lengths_end_where_they_end(model):
     """Read together, in pieces: the first tokens come when each has been read, not all."""
     lengths = [1, 2, 5, 15, 16, 17, 30, 47, 60, 90]
