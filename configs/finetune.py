@@ -20,7 +20,7 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.config import FAMILY, ConfigError, family, to_dict, unknown
 from sphinx_jax.model.blueprint import FROZEN
 from sphinx_jax.model.lora import BASE
-from sphinx_jax.model.quantise import KINDS
+from sphinx_jax.model.quantise import QTYPES
 from sphinx_jax.paths import located
 
 
@@ -70,9 +70,9 @@ def get_config(what: str = "") -> ConfigDict:
                 raise ConfigError(f"lora={rank}: the rank is a number, e.g. lora=16")
             c.model.decoder.lora_rank = int(rank)
             stage |= {"frozen": (*FROZEN, *BASE), "rate": 2e-4}  # †
-        elif name in KINDS:
+        elif name in QTYPES:
             stage["quantize"] = name
         else:
-            raise unknown("option of configs/finetune.py", option, ("lora=16", *KINDS))
+            raise unknown("option of configs/finetune.py", option, ("lora=16", *QTYPES))
     c.stage = {"finetune": stage, "chat": {"kind": "chat"}}
     return c

@@ -112,7 +112,7 @@ def born(config: ModelConfig, seed: int = 0) -> dict[str, jax.Array]:
 
 
 def read_published(tensors, config: ModelConfig, allow_missing=()) -> dict[str, np.ndarray]:
-    """All leaves of a published model, whole in memory and in the files' dtypes; `allow_missing` as `check`."""
+    """All leaves of a published model, whole in memory and in the files' dtypes; `allow_missing` as `check_present`."""
     from sphinx_jax.checkpoint.foreign.accessory import checked_names
     from sphinx_jax.model.blueprint import blueprint
 

@@ -60,6 +60,9 @@ def arguments() -> argparse.Namespace:
     generate = kinds.add_parser("generate", help="our answers beside transformers + PyTorch")
     generate.add_argument("--folder", type=Path, required=True, help="where 1.1 GB of weights are made, and kept")
     generate.add_argument("--rounds", type=int, default=3, help="of which the best counts (default: %(default)s)")
+    generate.add_argument(
+        "--requests", type=int, default=64, help="that arrive together; 0 leaves that out (default: %(default)s)"
+    )
     of_recipe = "also takes --config, --config.key=value, --stage and --smoke, as python -m sphinx_jax.main"
     step = kinds.add_parser(
         "step", help=f"the training step of a recipe; {of_recipe}", description=of_recipe, allow_abbrev=False
@@ -119,7 +122,7 @@ def compare_train(args: argparse.Namespace) -> Iterator[str]:
 def compare_generate(args: argparse.Namespace) -> Iterator[str]:
     from sphinx_jax.measure.peers import generate
 
-    yield from generate.measure(args.folder, args.rounds)
+    yield from generate.measure(args.folder, args.rounds, args.requests)
 
 
 def measure_step(args: argparse.Namespace) -> Iterator[str]:

@@ -77,7 +77,8 @@ class Batch:
                 for _ in pieces:
                     if not (self._reading or self._admit()):
                         break
-                    self._read()
+                    if self._read():  # who has his answer already is told before others are read
+                        break
                 self._continue()
         except BaseException as error:
             running = [slot.sequence for slot in self._slots if slot.sequence is not None]
@@ -93,8 +94,9 @@ class Batch:
             # what the frames of the error hold is not kept with it
             traceback.clear_frames(error.__traceback__)
             for sequence in running:
+                sequence.seen = None
                 if not sequence.done:
-                    sequence.error, sequence.seen = error, None
+                    sequence.error = error
 
     def _drop_cancelled(self) -> None:
         for slot in self._slots:
@@ -103,8 +105,10 @@ class Batch:
         for i in self.active:
             if (sequence := self._slots[i].sequence) is not None and sequence.done:
                 self._slots[i].sequence, sequence.seen = None, None
-        for sequence in [s for s in list(self.waiting) if s.cancelled]:
-            sequence.ended, sequence.seen = "cancelled", None
+        for sequence in [s for s in list(self.waiting) if s.cancelled or s.done]:
+            sequence.seen = None
+            if not sequence.done:
+                sequence.ended = "cancelled"
             self.waiting.remove(sequence)
 
     def _admit(self) -> bool:
@@ -144,7 +148,7 @@ class Batch:
             # nothing can be taken from it until it is read: what it shares lies with those that are being read
             self._slots[slot] = Slot(sequence, [], sequence.named, next(self._ticks), state)
             reading.slots.append(slot)
-            reading.begin.append(shared)
+            reading.held.append(shared)
         self._reading, self._entering = reading, []
         return True
 
@@ -157,22 +161,22 @@ class Batch:
     def _first_of_each(self, chosen: Sequence[Job]) -> list[Job]:
         """Those to be read now: of prompts that begin alike (questions about one picture, several answers to one
         question) the first, where it is worth a pass of its own that the others take the beginning over from it."""
-        now: list[Job] = []
+        now: list[tuple[Job, list[int]]] = []
         saved = 0
         for sequence in chosen:
-            held = self._best_source(sequence)[0]
-            shared = max((in_common(s.ids, s.named, sequence.before, sequence.named) for s in now), default=0)
+            held, before = self._best_source(sequence)[0], sequence.before
+            shared = max((in_common(ids, s.named, before, sequence.named) for s, ids in now), default=0)
             if shared < max(SHARED, held + 1):
-                now.append(sequence)
+                now.append((sequence, sequence.ids))
             else:
                 saved += shared - held
-        return now if saved > self.sizes.overhead else list(chosen)
+        return [sequence for sequence, _ in now] if saved > self.sizes.overhead else list(chosen)
 
     def _best_source(self, sequence: Job) -> tuple[int, int | None]:
         """How many positions of a sequence a slot holds already, and which."""
-        ids = sequence.before
+        before = sequence.before
         shared, slot = max(
-            ((slot.shares(ids, sequence.named), -i) for i, slot in enumerate(self._slots) if not self._is_read(i)),
+            ((slot.shares(before, sequence.named), -i) for i, slot in enumerate(self._slots) if not self._is_read(i)),
             default=(0, 0),
         )
         return (shared, -slot) if shared >= SHARED else (0, None)
@@ -200,10 +204,10 @@ class Batch:
         first = {row: i for i, row in reversed(list(enumerate(rows)))}
         self._slots = [self._slots[row] if first[row] == i else Slot() for i, row in enumerate(rows)]
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
         """One piece of the prompts that are being read; those that are read take their slots.
 
-        A last token that is left alone is read as answers are continued.
+        A last token that is left alone is read as answers are continued.  Returns whether something has ended with it.
         """
         reading = self._reading
         assert reading is not None and self._cache is not None
@@ -211,9 +215,9 @@ class Batch:
         if reading.left > 1:
             size = self.sizes.piece(reading.left, count, room)
             tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
-            for row, (sequence, begin) in enumerate(zip(reading.sequences, reading.begin, strict=True)):
+            for row, (sequence, held) in enumerate(zip(reading.sequences, reading.held, strict=True)):
                 # a piece that would not fit into the cache reads again what lies before it
-                start[row] = min(begin + reading.read, room - size)
+                start[row] = min(held + reading.read, room - size)
                 piece = sequence.ids[start[row] : start[row] + size]
                 tokens[row, : len(piece)] = piece
             visual = self._visual(reading.sequences) if (tokens < 0).any() else None
@@ -222,7 +226,7 @@ class Batch:
             self._judge(hidden, start)
             reading.read += size
         if reading.left > 1:
-            return
+            return False
         self._reading = None
         for row, (number, sequence) in enumerate(zip(reading.slots, reading.sequences, strict=True)):
             self._cache = programs.copy_row(self._cache, reading.cache, row, number)
@@ -232,6 +236,7 @@ class Batch:
                 sequence.ended = sequence.ended or "judged"
             if sequence.done:
                 slot.sequence, sequence.seen = None, None
+        return any(sequence.done for sequence in reading.sequences)
 
     def _begin(self, hidden: jax.Array, start: np.ndarray) -> None:
         """The first tokens of those whose prompts end with the piece that is being read from `start` (P,) on."""

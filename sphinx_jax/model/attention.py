@@ -63,14 +63,14 @@ def attend_cached(
 
     q (B, T, N, H) at `positions` (B, T); keys, values (B, K, S, H) as `model.cache` keeps them.  Returns (B, T, N, H).
 
-    A CPU takes the keys block by block, as flash attention does, and none beyond the last position that is asked for:
+    A CPU takes the keys block by block, as flash attention does, and none beyond the last position of the longest row:
     scores of all keys leave its caches.  Of an accelerator a loop would take more than it saves.
     """
     length, kv_heads, room = q.shape[1], keys.shape[1], keys.shape[2]
     block = min(KEY_BLOCK, room) if platform() == "cpu" else room
     q = einops.rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k (g t) h", k=kv_heads)
 
-    def add(number: jax.Array | int, so_far: Merged) -> Merged:
+    def add(number: jax.Array | int, so_far: Attended) -> Attended:
         """Attention to one more block of keys."""
         first = number * block
         start = jnp.minimum(first, room - block)  # the last block may reach back into the one before
@@ -83,23 +83,23 @@ def attend_cached(
         highest = jnp.maximum(so_far.highest, scores.max(-1))
         exponents, kept = jnp.exp(scores - highest[..., None]), jnp.exp(so_far.highest - highest)
         out = jnp.einsum("bkms,bksh->bkmh", exponents.astype(values.dtype), some[1])
-        return Merged(
+        return Attended(
             highest,
             so_far.total * kept + exponents.sum(-1),
-            so_far.out * kept[..., None].astype(out.dtype) + out,
+            so_far.out * kept[..., None] + out,
         )
 
     nothing = jnp.zeros(q.shape[:3], jnp.float32)
-    state = Merged(nothing + MASKED, nothing, jnp.zeros(q.shape, values.dtype))
+    state = Attended(nothing + MASKED, nothing, jnp.zeros(q.shape, jnp.float32))
     if block == room:
         state = add(0, state)
     else:
         state = jax.lax.fori_loop(0, positions.max() // block + 1, add, state)
-    out = state.out / state.total[..., None].astype(values.dtype)
+    out = (state.out / state.total[..., None]).astype(values.dtype)
     return einops.rearrange(out, "b k (g t) h -> b t (k g) h", t=length)
 
 
-class Merged(NamedTuple):
+class Attended(NamedTuple):
     """Attention to some keys: numerators and denominator of the softmax, both times exp(-highest).
 
     Of (B, K, G · T) queries.
@@ -107,7 +107,7 @@ class Merged(NamedTuple):
 
     highest: jax.Array  # score, float32
     total: jax.Array  # float32
-    out: jax.Array  # (…, H)
+    out: jax.Array  # (…, H) float32
 
 
 def _on_shards(q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None) -> jax.Array:

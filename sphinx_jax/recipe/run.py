@@ -113,7 +113,8 @@ class Run:
         if jax.process_count() > 1:
             return None
         items = self.data.items(split, domain)
-        folder = self.local / "features" / (f"{domain}-{split}" + ("" if only is None else "-chosen"))
+        chosen = "" if only is None else f"-{hashlib.sha256(str(list(only)).encode()).hexdigest()[:8]}"
+        folder = self.local / "features" / f"{domain}-{split}{chosen}"
         return cache_features(
             folder, items, leaves, self.recipe.model, f"encoding {domain} {split} pictures", only=only
         )

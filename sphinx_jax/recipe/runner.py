@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -218,6 +219,7 @@ def _settle(recipe: Recipe, workdir: Path) -> None:
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict):
+    """By path; a stage's settings whole, be they mappings."""
+    if isinstance(tree, dict) and not re.fullmatch(r"settings\.[^.]+\.[^.]+\.", path):
         return {k: v for name, sub in tree.items() for k, v in _flat(sub, f"{path}{name}.").items()}
     return {path.rstrip("."): tree}

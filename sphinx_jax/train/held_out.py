@@ -28,7 +28,9 @@ class _Padded(grain.transforms.RandomMap):
         self.rows, self.numbers = rows, numbers
 
     def random_map(self, place: int, rng: np.random.Generator) -> Row:
-        return self.rows.random_map(self.numbers[place], rng) if place < len(self.numbers) else self.rows.masked(0)
+        if place < len(self.numbers):
+            return self.rows.random_map(self.numbers[place], rng)
+        return self.rows.masked(int(self.rows.source.eligible[self.numbers[0]]))  # of which there are features
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ class HeldOut:
         rows = _Padded(Rows(self.source, self.tokenizer, self.shape), numbers)
         places = grain.MapDataset.range(-(-len(numbers) // self.size) * self.size).seed(0)
         # row by row: rows are made ahead, not batches
-        share = places.random_map(rows)[process::processes].to_iter_dataset(grain.ReadOptions(THREADS, 2 * size))
+        share = places.random_map(rows)[process::processes].to_iter_dataset(
+            grain.ReadOptions(THREADS, max(THREADS, 2 * size))
+        )
         for batch in share.batch(size):
             batch.pop("skipped")
             yield batch

@@ -311,6 +311,14 @@ def test_scores_are_those_of_the_whole_text(model, seeing):
         model.score(["a", "no " * 140], [" b", " b"])
 
 
+def test_a_step_is_short_also_where_answers_are(model):
+    engine = Engine(model, slots=2)
+    answers = [engine.submit(Request(word, max_new_tokens=1)) for word in WORDS * 3]
+    engine._batch.step()
+    assert 1 <= sum(answer.done for answer in answers) <= 2
+    assert all(answer.wait() for answer in answers)
+
+
 def test_prompts_of_all_lengths_end_where_they_end(model):
     """Read together, in pieces: the first tokens come when each has been read, not all."""
     lengths = [1, 2, 5, 15, 16, 17, 30, 47, 60, 90]

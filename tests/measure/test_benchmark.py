@@ -1,5 +1,7 @@
 """The benchmark beside PyTorch: it measures two sides that compute the same, and refuses others."""
 
+import dataclasses
+
 import pytest
 
 pytest.importorskip("torch")
@@ -42,3 +44,13 @@ def test_encoders_are_timed_where_they_see_the_same(monkeypatch):
     monkeypatch.setattr(encoders, "_ours", wrong)
     with pytest.raises(train.Apart, match="CLIP: features differ"):
         next(encoders.encoders(2, 1, width=64, layers=2))
+
+
+def test_both_sides_give_the_same_answers(tmp_path, monkeypatch):
+    from sphinx_jax.measure.peers import generate
+
+    monkeypatch.setattr(generate, "PAIRS", ((20, 1), (20, 4)))
+    small = dataclasses.replace(SMALL, max_positions=1024, tied_embeddings=True)
+    lines = list(generate.measure(tmp_path, 1, 5, small))
+    assert sum(line.endswith("100% of the tokens are the same") for line in lines) == 2, lines
+    assert lines[-1].startswith("5 requests at once") and lines[-1].endswith("tokens/s")

@@ -194,6 +194,14 @@ def test_a_setting_that_a_newer_version_brought_counts_from_then_on(workdir):
         runner.run(runner.parse(changed), workdir, quiet=True)
 
 
+def test_a_mapping_that_has_grown_is_another_setting(workdir):
+    changed = copy.deepcopy(values())
+    before = changed["stage"]["finetune"].get("tasks")
+    changed["stage"]["finetune"]["tasks"] = {**(before or {}), "vqa": 3.0}
+    with pytest.raises(ValueError, match=r"was made with settings.finetune.tasks = "):
+        runner.run(runner.parse(changed), workdir, quiet=True)
+
+
 def test_the_trained_model_answers_about_a_picture(workdir, capsys):
     picture = Run(runner.parse(values()), workdir).data.items("test", "real")[0].image
     model = sphinx_jax.from_pretrained(workdir)

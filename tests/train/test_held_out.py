@@ -1,5 +1,7 @@
 """The loss on held-out data while a stage trains, and the checkpoint that it chooses."""
 
+import dataclasses
+import io
 import json
 import math
 import os
@@ -11,6 +13,7 @@ import pytest
 from conftest import DATA, born, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.command import Stopped
@@ -23,6 +26,7 @@ from sphinx_jax.recipe.runner import parse
 from sphinx_jax.report.plots import held_out as curve
 from sphinx_jax.report.plots import loss_figure
 from sphinx_jax.train import loop
+from sphinx_jax.train.features import cache_features
 from sphinx_jax.train.held_out import HeldOut, look, make_sums
 from sphinx_jax.train.history import read_history
 from sphinx_jax.train.settings import TrainStage
@@ -56,10 +60,25 @@ def test_the_loss_is_that_of_the_same_items_whatever_the_batch(size):
     both = look([held("a", items), held("b", items[:1])], sums, 0, 1, state, place)
     assert both["held_out/a"] == found["held_out/loss"]
     assert both["held_out/loss"] == pytest.approx((both["held_out/a"] + both["held_out/b"]) / 2)
-    broken = [Item(None, [("Say.", "yes")], system=7)]
+    broken = [Item(None, [("word " * 200, "yes")])]
     rest = look([held("a", items), held("broken", broken)], sums, 0, 1, state, place)
     assert rest["held_out/loss"] == found["held_out/loss"] and "held_out/broken" not in rest
     assert math.isnan(look([held("broken", broken)], sums, 0, 1, state, place)["held_out/loss"])
+
+
+def test_items_without_a_wanted_task_need_no_features(tmp_path):
+    config = tiny_config()
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(picture, "PNG")
+    tasks = ["caption", "vqa", "vqa", "caption", "vqa"]
+    items = [Item(picture.getvalue(), (("What?", "red"),), (task,), id=str(i)) for i, task in enumerate(tasks)]
+    source = Source("mine", items, task_weights={"caption": 0.0})
+    only = source.eligible[source.spread(3)]
+    assert only.tolist() == [1, 2, 4]
+    cached = cache_features(tmp_path, items, born(config), config, "encoding", batch=2, only=only)
+    held = HeldOut(dataclasses.replace(source, features=cached), TOKENIZER, Shape(160, 32, turns=1), size=2, items=3)
+    learnt = [row.any() for batch in held.batches(0, 1) for row in batch["loss_mask"]]
+    assert learnt == [True, True, True, False]
 
 
 class _Tokens:

@@ -120,7 +120,8 @@ def _compile_train(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh, chi
 def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -> dict[str, Need]:
     """Prefill and one decode step of a batch with one prompt, and its picture, for every device that rows divide over.
 
-    Weights are in the compute dtype, the decoder's quantised where a stage has it so.
+    Weights are in the compute dtype, the decoder's quantised where a stage has it so.  A prompt is taken whole, in one
+    program with the encoders; the engine reads it in pieces, layer by layer, which needs less.
     """
     model, mesh = recipe.model, mesh_of(recipe, devices)
     batch = _ways(mesh)

@@ -27,7 +27,6 @@ DECODER = DecoderConfig(
 )
 PAIRS = ((48, 1), (48, 8), (922, 4))  # positions of a prompt, rows
 MORE = 16  # tokens whose time is taken
-REQUESTS = 64
 BATCHES = (16, 64)  # of the peer, of which the faster counts
 PEER = "transformers, sdpa"
 READ = 256 * 2**20  # bytes that are read to see how fast memory is
@@ -54,18 +53,21 @@ class Side:
         self._process.wait()
 
 
-def measure(folder: Path, rounds: int, decoder: DecoderConfig = DECODER) -> Iterator[str]:
-    """Lines of the table; `folder` takes the weights, in our form and in theirs."""
+def measure(folder: Path, rounds: int, requests: int, decoder: DecoderConfig = DECODER) -> Iterator[str]:
+    """Lines of the table; `folder` takes the weights, in our form and in theirs.
+
+    `requests` arrive together, of prompts and answers of many lengths.
+    """
     _make(folder, decoder)
     sides = {name: Side(name, folder) for name in ("ours", "theirs")}
     try:
-        yield from _compare(sides, rounds, decoder.vocab_size)
+        yield from _compare(sides, rounds, requests, decoder.vocab_size)
     finally:
         for side in sides.values():
             side.end()
 
 
-def _compare(sides: dict[str, Side], rounds: int, vocab: int) -> Iterator[str]:
+def _compare(sides: dict[str, Side], rounds: int, requests: int, vocab: int) -> Iterator[str]:
     rng = np.random.default_rng(0)
     yield f"on {_processor()}; best of {rounds} rounds"
     speed = sides["ours"].ask(work="read")["bytes"]
@@ -88,14 +90,16 @@ def _compare(sides: dict[str, Side], rounds: int, vocab: int) -> Iterator[str]:
         if rows == 1:
             rate = size / min(steps.ours)
             yield f"{'':<28} weights at {rate / 1e9:.1f} GB/s, {rate / speed:.0%} of the {speed / 1e9:.1f} of a sum"
-    requests = [
+    if not requests:
+        return
+    asked = [
         {"prompt": rng.integers(3, vocab, rng.integers(16, 513)).tolist(), "most": int(rng.integers(4, 129))}
-        for _ in range(REQUESTS)
+        for _ in range(requests)
     ]
-    many, tokens = Pair(f"{REQUESTS} requests at once", [], [], PEER), sum(r["most"] for r in requests)
+    many, tokens = Pair(f"{requests} requests at once", [], [], PEER), sum(r["most"] for r in asked)
     for round_ in range(rounds + 1):
         for name, side in sides.items():
-            found = side.ask(work="many", requests=requests)
+            found = side.ask(work="many", requests=asked)
             if round_:
                 getattr(many, name).append(found["seconds"])
     yield f"{many.line()}; {tokens / min(many.ours):.0f} and {tokens / min(many.theirs):.0f} tokens/s"
