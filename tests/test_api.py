@@ -113,6 +113,10 @@ NO_IMAGE = "an image must be a path, bytes or a PIL image, not "
         (lambda m: m.stream(["a"]), "prompt must be a string, not ['a']"),
         (lambda m: m.stream("a", 3), NO_IMAGE + "int"),
         (
+            lambda m: m.respond([["a", None]], max_tokens=5),
+            "unknown setting 'max_tokens'; did you mean 'max_new_tokens'?",
+        ),
+        (
             lambda m: m.stream("a", temperature=None),
             "temperature must be a number of at least 0 (which is greedy), not None",
         ),

@@ -112,7 +112,7 @@ def _read(source: str | PathLike[str]) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise BadImage(f"{name} does not exist; check the path and the data set's root") from None
+        raise BadImage(f"{name} does not exist; check the path") from None
     except OSError as error:
         raise BadImage(f"{name} cannot be read: {error.strerror or _reason(error)}") from None
     except Exception as error:

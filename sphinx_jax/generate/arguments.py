@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from reprlib import repr as short
 from typing import Any
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sphinx_jax.config import ModelConfig, need
+from sphinx_jax.config import ModelConfig, need, unknown
 from sphinx_jax.data.image import BadImage, ImageSource
 
 
@@ -30,6 +30,12 @@ _SAMPLING = {
 }
 STOP_LENGTH = 128
 _TURNS = "turns must be [[question, answer], …, [question, None]]"
+
+
+def check_known(settings: Collection[str], known: Collection[str]) -> None:
+    for name in settings:
+        if name not in known:
+            raise BadArgument(str(unknown("setting", name, known)))
 
 
 def check_sampling(**settings: Any) -> dict[str, Any]:

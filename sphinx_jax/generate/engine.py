@@ -128,13 +128,13 @@ class Answer:
     def __iter__(self) -> Iterator[str | list[str]]:
         for job in self.jobs:
             job.streamed = True
-        said = None
+        said: list[str] | None = [""] * len(self.jobs)
         try:
             while True:
                 done = [job.done for job in self.jobs]  # before the tokens: another thread may add to them
                 texts = [job.stops.text(job.tokens, whole) for job, whole in zip(self.jobs, done, strict=True)]
                 self._raise()
-                if texts != said:
+                if texts != said or (all(done) and not any(texts)):  # an answer may be empty
                     said = texts
                     yield texts[0] if self._single else list(texts)
                 if all(done):

@@ -105,6 +105,7 @@ class Sphinx:
         Returns:
           A text for each prompt; with n > 1 a list of n texts.
         """
+        arguments.check_known(settings, Settings.__annotations__)
         prompts = arguments.check_texts("prompts", prompts)
         given = arguments.check_images(self.config, images, prompts)
         pictures = itertools.repeat(None) if given is None else given
@@ -118,6 +119,7 @@ class Sphinx:
 
         Settings are those of `generate`.
         """
+        arguments.check_known(settings, Settings.__annotations__)
         images = arguments.check_images(self.config, None if image is None else [image], [prompt])
         return iter(self.engine.submit(Request(prompt, images[0] if images else None, **settings)))
 
