@@ -27,7 +27,7 @@ the brackets, several lists in one answer, and
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 COCO_KEYPOINTS = (
     "nose",
@@ -91,12 +91,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Box:
-    """A box by its edges, left, top, right, bottom; `x1 <= x2`, `y1 <= y2`; in pixels or relative."""
+    """A box by its edges, left, top, right, bottom; `x1 <= x2`, `y1 <= y2`; in pixels or relative.
+
+    `confidence` is how sure a model is of it, from 0 to 1, where one found it.
+    """
 
     x1: float
     y1: float
     x2: float
     y2: float
+    confidence: float | None = field(default=None, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not (self.x1 <= self.x2 and self.y1 <= self.y2):

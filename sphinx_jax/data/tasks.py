@@ -274,7 +274,8 @@ class PaddedSquare:
 def _move(value: Any, move_x: Callable[[float], float], move_y: Callable[[float], float]) -> Any:
     match value:
         case Box():
-            return Box(move_x(value.x1), move_y(value.y1), move_x(value.x2), move_y(value.y2))
+            x1, y1, x2, y2 = move_x(value.x1), move_y(value.y1), move_x(value.x2), move_y(value.y2)
+            return replace(value, x1=x1, y1=y1, x2=x2, y2=y2)
         case Point():
             return Point(move_x(value.x), move_y(value.y))
         case Pose():

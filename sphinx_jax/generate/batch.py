@@ -136,7 +136,8 @@ class Batch:
         self._make_room(len(self._slots) - len(free) + count, positions(count))
         cache = self._cache
         assert cache is not None
-        reading = Reading(chosen, [], [], programs.empty(self.config, count, positions(count)))
+        ends = [len(sequence.ids) for sequence in chosen]
+        reading = Reading(chosen, ends, [], [], programs.empty(self.config, count, positions(count)))
         sources = [self._best_source(sequence) for sequence in chosen]  # before one of them takes another's place
         for row, (sequence, (shared, source)) in enumerate(zip(chosen, sources, strict=True)):
             # the slot that has the most in common, if it is free; else the one that was left the longest ago
@@ -231,7 +232,7 @@ class Batch:
         for row, (number, sequence) in enumerate(zip(reading.slots, reading.sequences, strict=True)):
             self._cache = programs.copy_row(self._cache, reading.cache, row, number)
             slot = self._slots[number]
-            slot.ids = sequence.ids[:-1]
+            slot.ids = sequence.ids[: reading.ends[row] - (row not in reading.begun)]
             if sequence.judged_from:
                 sequence.ended = sequence.ended or "judged"
             if sequence.done:
@@ -241,19 +242,31 @@ class Batch:
     def _begin(self, hidden: jax.Array, start: np.ndarray) -> None:
         """The first tokens of those whose prompts end with the piece that is being read from `start` (P,) on."""
         reading = need(self._reading)
-        last = np.array([len(s.ids) for s in reading.sequences], np.int32) - 1 - start
+        last = np.array(reading.ends, np.int32) - 1 - start
         open_ = [row for row, s in enumerate(reading.sequences) if row not in reading.begun and not s.judged_from]
         ends = [row for row in open_ if 0 <= last[row] < hidden.shape[1]]
         if not ends:
             return
-        rows = self._rows(reading.slots, [reading.slots[row] for row in ends])
+        self._choose(hidden, last, [slot if row in ends else None for row, slot in enumerate(reading.slots)])
+        reading.begun.update(ends)
+
+    def _choose(self, hidden: jax.Array, last: np.ndarray, slots: Sequence[int | None]) -> None:
+        """The next token of the sequences in these slots, from what the last layer made of them at `last` (P,)."""
+        going = [slot for slot in slots if slot is not None]
+        rows = self._rows([slot or 0 for slot in slots], going)
+        allowed = self._allowed([None if slot is None else self._slots[slot].sequence for slot in slots])
         inside = np.clip(last, 0, hidden.shape[1] - 1)
-        rows, *made = programs.begin(self.config, self.leaves, hidden, inside, rows, self._table)
+        rows, *made = programs.begin(self.config, self.leaves, hidden, inside, rows, self._table, allowed)
         states, tokens, chances = (np.asarray(x) for x in (rows.state, *made))
-        for row in ends:
-            self._slots[reading.slots[row]].state = int(states[row])
-            reading.sequences[row].add(int(tokens[row]), float(chances[row]))
-            reading.begun.add(row)
+        for row, slot in enumerate(slots):
+            if slot is not None and (sequence := self._slots[slot].sequence) is not None:
+                sequence.add(int(tokens[row]), float(chances[row]))
+                forced = sequence.guide is not None  # tokens that the device does not know of
+                self._slots[slot].state = self.stops.after(0, *sequence.tokens) if forced else int(states[row])
+
+    def _allowed(self, sequences: Sequence[Job | None]) -> np.ndarray | None:
+        """(P, V) bool: the tokens that each may go on with; None, any."""
+        return None
 
     def _judge(self, hidden: jax.Array, start: np.ndarray) -> None:
         """Of those to be judged: how likely is what follows the positions of the piece that is being read."""
@@ -327,12 +340,13 @@ class Batch:
                     tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
                     cache = programs.empty(config, count, positions)
                     _, hidden = programs.prefill(config, self.leaves, cache, tokens, start, seen)
-                    programs.begin(config, self.leaves, hidden, start, programs.idle(count), self._table)
+                    allowed = self._allowed([None] * count)
+                    programs.begin(config, self.leaves, hidden, start, programs.idle(count), self._table, allowed)
                     programs.judge(config, self.leaves, hidden, tokens)
             for rows, more in itertools.zip_longest(sizes.rows, sizes.rows[1:]):
                 yield f"continuing {rows} of {positions}"
-                cache, arguments = programs.empty(config, rows, positions), (self._table, *[np.int32(1)] * 2)
-                cache, *_ = programs.decode(config, self.leaves, cache, programs.idle(rows), *arguments)
+                self._warm_going_on(rows, positions, visual)
+                cache = programs.empty(config, rows, positions)
                 for fewer in (p for p in sizes.positions if p <= positions):
                     for count in sizes.together(fewer):
                         cache = programs.copy_row(cache, programs.empty(config, count, fewer), 0, 0)
@@ -342,6 +356,10 @@ class Batch:
                 if more:
                     grown = programs.resized(cache, [0] * more, positions)
                     programs.resized(grown, [0] * rows, positions)
+
+    def _warm_going_on(self, rows: int, positions: int, visual: jax.Array | None) -> None:
+        cache, few = programs.empty(self.config, rows, positions), np.int32(1)
+        programs.decode(self.config, self.leaves, cache, programs.idle(rows), self._table, few, few)
 
     def _rows(self, slots: Sequence[int], going: Collection[int]) -> Rows:
         """The rows of these slots, of which those `going` are to say something."""

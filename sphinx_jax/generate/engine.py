@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,11 +13,14 @@ import jax
 from jax.sharding import Mesh
 
 from sphinx_jax.config import ModelConfig
+from sphinx_jax.data.answer_grammar import of_task
 from sphinx_jax.data.conversation import STOP
 from sphinx_jax.data.image import ImageSource
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import arguments
 from sphinx_jax.generate.batch import Batch
+from sphinx_jax.generate.guide import Guides
+from sphinx_jax.generate.guided import Guided
 from sphinx_jax.generate.jobs import Job
 from sphinx_jax.generate.pictures import Picture, Pictures
 from sphinx_jax.generate.stops import Stops
@@ -57,6 +61,8 @@ class Request:
       top_k: the most likely tokens that are chosen from; 0: all.
       stop: texts that end the answer too, beside the template's own and the end of the sequence.
       n: answers; the i-th is the one that `seed + i` gives.
+      task: of `data.answer_grammar.TASKS`, to whose form the answer keeps.
+      grammar: to which the answer keeps, in Lark's form with a rule `answer`; `data.answer_grammar` writes some.
 
     Raises:
       BadArgument: one line on what cannot be used.
@@ -71,6 +77,8 @@ class Request:
     seed: int = 0
     stop: Sequence[str] = ()
     n: int = 1
+    task: str = ""
+    grammar: str = ""
 
     def __post_init__(self):
         kinds = {"max_new_tokens": int, "temperature": float, "top_p": float, "top_k": int, "seed": int, "n": int}
@@ -78,6 +86,13 @@ class Request:
         given = arguments.check_sampling(**{name: getattr(self, name) for name in kinds})
         # of any kind of number, Python's own
         plain: dict[str, Any] = {name: kind(given[name]) for name, kind in kinds.items()}
+        for name in ("task", "grammar"):
+            arguments.check_text(name, getattr(self, name))
+        if self.task and self.grammar:
+            raise arguments.BadArgument("give task or grammar, not both")
+        if self.task:
+            object.__setattr__(self, "grammar", of_task(self.task))
+            object.__setattr__(self, "task", "")
         for name, value in (plain | {"stop": tuple(arguments.check_stop(self.stop))}).items():
             object.__setattr__(self, name, value)
 
@@ -92,6 +107,8 @@ class Settings(TypedDict, total=False):
     seed: int
     stop: Sequence[str]
     n: int
+    task: str
+    grammar: str
 
 
 class Said(NamedTuple):
@@ -178,7 +195,8 @@ class Engine:
         self.slots, self.queue = slots, queue
         self.stops = Stops(self.tokenizer, [STOP])
         self.pictures = Pictures(model.config, model.leaves)
-        self._batch = Batch(model.config, model.leaves, self.pictures, self.stops, model.mesh, slots)
+        self._made_of = model.config, model.leaves, self.pictures, self.stops, model.mesh, slots
+        self._batch = Batch(*self._made_of)
         self._lock = threading.Lock()
 
     def submit(self, request: Request) -> Answer:
@@ -190,10 +208,11 @@ class Engine:
         """
         if request.n > self.queue:
             raise arguments.BadArgument(f"n {request.n} is more than the {self.queue} that the engine's queue holds")
-        if sum(not job.cancelled for job in list(self._batch.waiting)) + request.n > self.queue:
+        waiting = [job for batch in self._batches for job in list(batch.waiting)]
+        if sum(not job.cancelled for job in waiting) + request.n > self.queue:
             raise QueueFull(f"{self.queue} requests wait already; try again later, or give the engine a longer queue=")
         jobs = self._jobs(request)
-        self._batch.waiting.extend(jobs)
+        (self._guided if request.grammar else self._batch).waiting.extend(jobs)
         return Answer(self, jobs, request.n == 1)
 
     def map(self, requests: Iterable[Request]) -> Iterator[list[Said]]:
@@ -257,13 +276,29 @@ class Engine:
                 raise job.error
         return [job.judged for job in jobs]
 
-    def warm_up(self, quiet: bool = False) -> None:
+    @functools.cached_property
+    def _guided(self) -> Guided:
+        """Answers that keep to a grammar; made for the first of them."""
+        return Guided(*self._made_of)
+
+    @functools.cached_property
+    def _guides(self) -> Guides:
+        return Guides(self.tokenizer, STOP)
+
+    @property
+    def _batches(self) -> list[Batch]:
+        return [self._batch, *([self._guided] if "_guided" in vars(self) else [])]
+
+    def warm_up(self, quiet: bool = False, grammars: bool = False) -> None:
         """Compile all programs before the first request: no request waits for a compilation then.
 
         A second process finds them in JAX's compilation cache, where one is set.
+
+        Args:
+          grammars: also those of answers that keep to one.
         """
         with self._lock, jax.set_mesh(self.mesh), progress(desc="compiling", unit=" programs", disable=quiet) as bar:
-            for name in self._batch.warm_up():
+            for name in (self._guided if grammars else self._batch).warm_up():
                 bar.set_postfix_str(name)
                 bar.update()
 
@@ -272,7 +307,8 @@ class Engine:
         before = [(len(job.said), job.done) for job in jobs]
         with self._lock:
             if before == [(len(job.said), job.done) for job in jobs]:
-                self._batch.step()
+                for batch in self._batches:
+                    batch.step()
 
     def _picture(self, image: ImageSource | Picture | None) -> Picture | None:
         if image is None:
@@ -285,7 +321,11 @@ class Engine:
         stops = self.stops.and_texts(r.stop) if r.stop else self.stops
         rule = r.temperature, r.top_p, min(r.top_k, self.config.decoder.vocab_size)
         picture = self._picture(r.image)
-        return [Job(list(prompt), r.max_new_tokens, stops, rule, r.seed + i, picture) for i in range(r.n)]
+        jobs = [Job(list(prompt), r.max_new_tokens, stops, rule, r.seed + i, picture) for i in range(r.n)]
+        for job in jobs if r.grammar else ():
+            job.guide = self._guides.guide(r.grammar)
+            job.force()
+        return jobs
 
     def fitted(self, prompt: str, with_picture: bool, new_tokens: int) -> list[int]:
         """The tokens of a prompt, cut at its beginning where they leave no room for an answer."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sphinx_jax.config import need
+from sphinx_jax.generate.guide import Guide
 from sphinx_jax.generate.pictures import Picture, Seen
 from sphinx_jax.generate.stops import Stops
 from sphinx_jax.model.cache import Cache
@@ -35,6 +37,7 @@ class Job:
     said: list[tuple[int, float]] = field(default_factory=list)
     state: int = 0  # of its own stops
     judged_from: int = 0
+    guide: Guide | None = None  # through its grammar
     judged: list[float] = field(default_factory=list)
     ended: str = ""  # why: stop, length, cancelled, judged
     error: BaseException | None = None
@@ -73,13 +76,29 @@ class Job:
         return len(self.text) + (len(self.seen.ids) if self.seen else 0) + self.most
 
     def add(self, token: int, logprob: float) -> None:
-        """Take one more token, unless it has ended."""
-        if not self.done:
-            self.said.append((token, logprob))
-            self._end(self.stops.after(self.state, token))
+        """Take one more token, unless it has ended, and those that must follow it."""
+        if self.done:
+            return
+        self.said.append((token, logprob))
+        self._end(self.stops.after(self.state, token))
+        if self.guide is not None:
+            self.guide.take(token)
+            self.force()
+
+    def force(self) -> None:
+        """Take the tokens that its grammar leaves no choice of."""
+        guide = need(self.guide)
+        for token in guide.forced():
+            if not self.done:
+                self.said.append((token, 0.0))
+                self._end(self.stops.after(self.state, token))
+        if guide.ended:
+            self.ended = self.ended or "stop"
 
     def settle(self) -> None:
         """Whatever `add` was at when it was interrupted."""
+        if self.guide is not None:
+            self.guide.restart(self.tokens)
         self._end(self.stops.after(0, *self.tokens))
 
     def _end(self, state: int) -> None:
@@ -124,6 +143,7 @@ class Reading:
     """Prompts that are being read together, each for the slot it will take."""
 
     sequences: list[Job]
+    ends: list[int]  # positions that are to be read of each
     slots: list[int]
     held: list[int]  # positions of each that were there before
     cache: Cache
@@ -132,4 +152,4 @@ class Reading:
 
     @property
     def left(self) -> int:
-        return max(len(s.ids) - held for s, held in zip(self.sequences, self.held, strict=True)) - self.read
+        return max(end - held for end, held in zip(self.ends, self.held, strict=True)) - self.read

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.generate.sampling import Rule, sample
@@ -100,14 +100,17 @@ def begin(
     last: Int32[Array, " P"],
     rows: Rows,
     table: Int32[Array, "states V"],
+    allowed: Bool[Array, "P V"] | None = None,
 ) -> tuple[Rows, Int32[Array, " P"], Float[Array, " P"]]:
     """The first token of each answer, from what the last layer made of its prompt (`prefill`) at `last` (P,).
+
+    `allowed` are those that it is chosen among, and of which its log-probability is.
 
     Returns the rows after it, tokens and log-probabilities.
     """
     decoder = blueprint(config).bind(leaves).decoder
     at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    rows, new, chance = _choose(decoder, decoder.norm(at_last), jax.tree.map(jnp.asarray, rows), table)
+    rows, new, chance = _choose(decoder, decoder.norm(at_last), jax.tree.map(jnp.asarray, rows), table, allowed)
     return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), (rows, new, chance))
 
 
@@ -127,9 +130,13 @@ def judge(
     return constrain(chances, None, None)
 
 
-def _choose(decoder: Any, hidden: jax.Array, rows: Rows, table: jax.Array) -> tuple[Rows, jax.Array, jax.Array]:
+def _choose(
+    decoder: Any, hidden: jax.Array, rows: Rows, table: jax.Array, allowed: jax.Array | None = None
+) -> tuple[Rows, jax.Array, jax.Array]:
     """Hidden states (B, D) -> the rows with a token more, the token (`NOTHING` where a row has ended), its chance."""
     logits = constrain(decoder.logits(hidden), "batch", None)
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, -jnp.inf)
     keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(rows.key), impl="threefry2x32"), rows.said)
     new, chance = sample(logits, keys, rows.rule)
     alive, reached = rows.left > 0, table[rows.state, new]

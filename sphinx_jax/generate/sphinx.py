@@ -18,6 +18,7 @@ from sphinx_jax.data.image import ImageSource
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import arguments
 from sphinx_jax.generate.engine import Engine, Request, Settings
+from sphinx_jax.generate.located import Located
 from sphinx_jax.generate.pictures import Picture, Pictures
 from sphinx_jax.model.blueprint import Leaves, apart, blueprint
 from sphinx_jax.model.embedding_mix import Features
@@ -26,7 +27,7 @@ from sphinx_jax.sharding import make_mesh
 BUCKET = 32  # text lengths are rounded up to this where a whole text is looked at, so few programs are compiled
 
 
-class Sphinx:
+class Sphinx(Located):
     """A model with its tokenizer: logits, answers, scores."""
 
     def __init__(self, config: ModelConfig, leaves: Leaves, tokenizer: Tokenizer | None, mesh: Mesh | None = None):
@@ -99,8 +100,8 @@ class Sphinx:
         Args:
           images: one for each prompt.
           logprobs: give back a `Said` in place of each text: with tokens, their log-probabilities and why it ended.
-          settings: `max_new_tokens` (512), `temperature` (0.1), `top_p` (0.75), `top_k`, `seed`, `stop` and `n`, as
-            `Request` has them.
+          settings: `max_new_tokens` (512), `temperature` (0.1), `top_p` (0.75), `top_k`, `seed`, `stop`, `n`, `task`,
+            `grammar`, as `Request` has them.
 
         Returns:
           A text for each prompt; with n > 1 a list of n texts.

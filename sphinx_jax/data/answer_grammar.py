@@ -1,0 +1,77 @@
+"""What the answers of a task may be, as grammars in Lark's form, which `generate.guide` holds answers to.
+
+They are narrower than what `data.grammar` reads: an answer that keeps to one is what its formatter would write.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sphinx_jax.data.grammar import COCO_KEYPOINTS, NO_BOX
+from sphinx_jax.settings import unknown
+
+_NUMBERS = r"""
+box: "[" NUMBER ", " NUMBER ", " NUMBER ", " NUMBER "]"
+several: "[" four (";" four)+ "]"
+four: NUMBER "," NUMBER "," NUMBER "," NUMBER
+boxes: box | several
+NUMBER: /0\.[0-9][0-9]|1\.00/
+"""
+# words with single blanks between them, without what would end a phrase or an answer
+_PHRASE = r"""
+PHRASE: /[^\s\p{Cc}<>\[\]#]+( [^\s\p{Cc}<>\[\]#]+)*/
+"""
+_REGIONS = f"""answer: region (", " region)* | "{NO_BOX}"
+region: "<p>" PHRASE "</p>" box
+{_NUMBERS}{_PHRASE}"""
+
+TASKS = {
+    "rec": "answer: box" + _NUMBERS,
+    "relation": "answer: box" + _NUMBERS,
+    "detection": f'answer: boxes | "{NO_BOX}"' + _NUMBERS,
+    "text_detection": f'answer: boxes | "{NO_BOX}"' + _NUMBERS,
+    "text_spotting": _REGIONS,
+    "layout": _REGIONS,
+    "grounded_caption": rf"""answer: (WORDS? grounded)+ WORDS?
+grounded: "<p>" PHRASE "</p>" boxes
+WORDS: /[^<>\[\]\n#]+/
+{_NUMBERS}{_PHRASE}""",
+    "pose": rf"""answer: "[" keypoint (";" keypoint){{{len(COCO_KEYPOINTS) - 1}}} "]"
+keypoint: NUMBER "," NUMBER | "-"
+NUMBER: /0\.[0-9][0-9]|1\.00/
+""",
+    "multiple_choice": "answer: /[A-Z]/",
+    "yes_no": 'answer: "yes" | "no"',
+}
+"""A rule `answer` for each task whose answers have a form, and the rules below it."""
+
+
+def of_task(task: str) -> str:
+    """Raises ConfigError for a task whose answers have no form."""
+    if task not in TASKS:
+        raise unknown("task with a grammar", task, TASKS)
+    return TASKS[task]
+
+
+def has_boxes(grammar: str) -> bool:
+    """Whether it is a grammar with boxes, of a task."""
+    return _NUMBERS in grammar
+
+
+def of_choices(choices: Sequence[str]) -> str:
+    """One of these texts."""
+    return "answer: " + " | ".join(json.dumps(choice) for choice in choices)
+
+
+def of_regex(pattern: str) -> str:
+    """A text that a regular expression (of Rust's kind, without look-around) matches whole."""
+    escaped = re.sub(r"(?<!\\)/", r"\\/", pattern)
+    return f"answer: /{escaped}/"
+
+
+def of_schema(schema: dict[str, Any]) -> str:
+    """A text of JSON that keeps to a schema, without blanks that it does not need."""
+    return f"answer: %json {json.dumps(schema | {'x-guidance': {'whitespace_flexible': False}})}"

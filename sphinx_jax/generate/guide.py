@@ -1,0 +1,156 @@
+"""Answers that keep to a grammar: at each place the tokens that fit, and those that can be nothing else.
+
+llguidance follows the grammar; what it does not know is that a box has its corners in order.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sphinx_jax.data.answer_grammar import has_boxes
+from sphinx_jax.data.tokenizer import Tokenizer
+
+KEPT = 64  # grammars that are remembered
+_LARGEST = "0.99"
+
+
+class BadGrammar(ValueError):
+    """A grammar that is none."""
+
+
+class Guides:
+    """Grammars over the tokens of a tokenizer.
+
+    Args:
+      stop: the text that ends an answer, beside the end of the sequence.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: str):
+        import llguidance
+
+        self.pieces, self.stop = tokenizer.pieces(), stop
+        self.ends = set(tokenizer.eos_ids)
+        self._tokens = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Vocabulary(tokenizer, self.pieces)))
+        self._matcher = functools.lru_cache(KEPT)(self._compiled)
+
+    def guide(self, grammar: str) -> Guide:
+        """A guide through one answer; `grammar` has a rule `answer`, in Lark's form.
+
+        Raises:
+          BadGrammar: in one line.
+        """
+        return Guide(self, self._matcher(grammar).deep_copy(), has_boxes(grammar))
+
+    def _compiled(self, grammar: str) -> Any:
+        import json
+
+        import llguidance
+
+        # the model says when an answer that could go on ends; the blank is the one that conversations have there
+        whole = f'start: " "? answer {json.dumps(self.stop)}?\n{grammar}'
+        try:
+            matcher = llguidance.LLMatcher(self._tokens, llguidance.LLMatcher.grammar_from_lark(whole))
+        except ValueError as error:
+            raise BadGrammar(f"the grammar cannot be used: {_first_line(error)}") from None
+        if matcher.is_error():
+            raise BadGrammar(f"the grammar cannot be used: {_first_line(matcher.get_error())}")
+        return matcher
+
+
+class Guide:
+    """Where an answer is in its grammar."""
+
+    def __init__(self, guides: Guides, matcher: Any, boxes: bool):
+        self._guides, self._matcher, self._boxes = guides, matcher, boxes
+        self._text = b""
+
+    def restart(self, tokens: Sequence[int]) -> None:
+        """Be where these tokens lead."""
+        self._matcher.reset()
+        self._text = b""
+        for token in tokens:
+            self.take(token)
+
+    def take(self, token: int) -> None:
+        self._text += self._guides.pieces[token]
+        self._matcher.consume_token(token)
+
+    def forced(self) -> list[int]:
+        """The tokens that must follow, already taken."""
+        found: list[int] = [] if self.ended else self._matcher.compute_ff_tokens()
+        for token in found:
+            self.take(token)
+        return found
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing may follow but the end."""
+        if self._matcher.is_stopped():
+            return True
+        if not self._matcher.is_accepting():
+            return False
+        stop, pieces = self._guides.stop.encode(), self._guides.pieces
+        return all(t in self._guides.ends or stop.startswith(pieces[t]) for t in self._fitting())
+
+    def allowed(self) -> np.ndarray:
+        """(V,) bool: the tokens that may follow, at least one."""
+        mask = np.zeros(len(self._guides.pieces), bool)
+        fitting = self._fitting()
+        if self._boxes:
+            fitting = [t for t in fitting if _in_order(self._text, self._guides.pieces[t])] or fitting
+        mask[fitting] = True
+        return mask
+
+    def _fitting(self) -> list[int]:
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        return np.unpackbits(bits, bitorder="little")[: len(self._guides.pieces)].nonzero()[0].tolist()
+
+
+class _Vocabulary:
+    """A tokenizer as llguidance takes it."""
+
+    def __init__(self, tokenizer: Tokenizer, pieces: list[bytes]):
+        self._tokenizer = tokenizer
+        self._befores = [(text, tokenizer.encode(text)) for text in ("\n", "]", ",", "a")]
+        self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
+        self.special_token_ids = [i for i, piece in enumerate(pieces) if not piece]
+        # what spells nothing must not be an empty text
+        self.tokens = [piece or b"\xff<%d>" % i for i, piece in enumerate(pieces)]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Tokens of a text that something stands before: sentencepiece begins one with a blank of its own."""
+        text = text.decode(errors="replace") if isinstance(text, bytes) else text
+        for before, tokens in self._befores:
+            whole = self._tokenizer.encode(before + text)
+            if whole[: len(tokens)] == tokens:  # they did not merge
+                return whole[len(tokens) :]
+        return self._tokenizer.encode(text)
+
+
+def _in_order(text: bytes, piece: bytes) -> bool:
+    """Whether the corners of the box that a text is at, if it is at one, can still be in order with this piece."""
+    begin = text.rfind(b"[") + 1
+    if not begin or b"]" in text[begin:]:
+        return True
+    begin += text[begin:].rfind(b";") + 1
+    numbers = (text + piece)[begin:].split(b"]")[0].split(b";")[0].split(b",")
+    return all(_most(numbers[i]) >= float(numbers[i - 2]) for i in (2, 3) if i < len(numbers))
+
+
+def _most(number: bytes) -> float:
+    """The largest number of two decimals within 1 that begins like this."""
+    text = number.decode(errors="replace").strip()
+    if not text or text.startswith("1"):
+        return 1.0
+    try:
+        return float(text + _LARGEST[len(text) :])
+    except ValueError:
+        return 1.0
+
+
+def _first_line(error: Any) -> str:
+    return str(error).strip().splitlines()[0][:200]

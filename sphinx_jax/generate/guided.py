@@ -1,0 +1,82 @@
+"""Answers that keep to grammars, continued token by token: each is chosen among those that fit, which the host says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from sphinx_jax.generate import programs
+from sphinx_jax.generate.batch import BUSY, Batch
+from sphinx_jax.generate.jobs import Job
+
+FED = (1, 4, 16)  # tokens that are read at once: the one that was chosen, and those that had to follow it
+
+
+class Guided(Batch):
+    """A batch whose sequences have guides.
+
+    What a grammar leaves no choice of is not chosen but read with what was, in one pass.
+    """
+
+    def _allowed(self, sequences: Sequence[Job | None]) -> np.ndarray:
+        allowed = np.ones((len(sequences), self.config.decoder.vocab_size), bool)
+        for row, sequence in zip(allowed, sequences, strict=True):
+            if sequence is not None and sequence.guide is not None and not sequence.done:
+                row[:] = False
+                fitting = sequence.guide.allowed()
+                row[: len(fitting)] = fitting
+        return allowed
+
+    def _continue(self) -> None:
+        for _ in range(1 if any(job.streamed for job in self._jobs()) else BUSY):
+            if self.active:
+                self._pass()
+
+    def _jobs(self) -> list[Job]:
+        return [job for i in self.active if (job := self._slots[i].sequence) is not None]
+
+    def _pass(self) -> None:
+        """Read what was added to each sequence, and choose the next token of those that are read whole."""
+        active, cache = self.active, self._cache
+        assert cache is not None
+        count, room = len(self._slots), cache.positions
+        pending = {i: len(job.ids) - len(self._slots[i].ids) for i, job in zip(active, self._jobs(), strict=True)}
+        sizes = _sizes(room)
+        size = next((s for s in sizes if s >= max(pending.values())), sizes[-1])
+        tokens, start, last = np.zeros((count, size), np.int32), np.zeros(count, np.int32), np.zeros(count, np.int32)
+        for i, slot in enumerate(self._slots):
+            # where a piece would not fit what lies before it is read again; who is idle keeps what is not written over
+            start[i] = min(len(slot.ids), room - size)
+            slot.ids = slot.ids[: start[i]]
+            if i in pending and slot.sequence is not None:
+                piece = slot.sequence.ids[start[i] : start[i] + size]
+                tokens[i, : len(piece)] = piece
+                last[i] = len(slot.sequence.ids) - 1 - start[i]
+        seen = [slot.sequence for slot in self._slots if slot.sequence is not None]
+        visual = None
+        if (tokens < 0).any():
+            one = self._visual(seen)[0]
+            visual = tuple(one if s.sequence is None else self._visual([s.sequence])[0] for s in self._slots)
+        self._cache, hidden = programs.prefill(self.config, self.leaves, cache, tokens, start, visual)
+        for i, job in zip(active, self._jobs(), strict=True):
+            self._slots[i].ids = job.ids[: start[i] + size]
+        self._choose(hidden, last, [i if i in pending and last[i] < size else None for i in range(count)])
+        for i in active:
+            if (sequence := self._slots[i].sequence) is not None and sequence.done:
+                self._slots[i].sequence, sequence.seen = None, None
+            self._slots[i].used = next(self._ticks)
+
+    def _warm_going_on(self, rows: int, positions: int, visual: jax.Array | None) -> None:
+        nobody, place = self._allowed([None] * rows), np.zeros(rows, np.int32)
+        for size in _sizes(positions):
+            for seen in [None] if visual is None else [None, (visual,) * rows]:
+                cache, tokens = programs.empty(self.config, rows, positions), np.zeros((rows, size), np.int32)
+                _, hidden = programs.prefill(self.config, self.leaves, cache, tokens, place, seen)
+                idle = programs.idle(rows)
+                programs.begin(self.config, self.leaves, hidden, place, idle, self._table, nobody)
+
+
+def _sizes(positions: int) -> list[int]:
+    return [size for size in FED if size <= positions]

@@ -1,0 +1,217 @@
+"""Answers that keep to grammars: whatever is chosen among what fits reads back; the engine chooses the likeliest."""
+
+import json
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from conftest import DATA, born
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sphinx_jax import Engine, Request, Sphinx
+from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig
+from sphinx_jax.data.answer_grammar import TASKS, of_choices, of_regex, of_schema, of_task
+from sphinx_jax.data.conversation import STOP
+from sphinx_jax.data.tasks import Box, PaddedSquare, format_answer, parse_answer
+from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.generate.arguments import BadArgument
+from sphinx_jax.generate.engine import Said
+from sphinx_jax.generate.guide import BadGrammar, Guides
+from sphinx_jax.generate.located import confidences, places, question
+from sphinx_jax.recipe.recipe import PLAYGROUND
+
+TOKENIZERS = {name: load_tokenizer(path) for name, path in {"letters": DATA, "numbers": PLAYGROUND}.items()}
+GUIDES = {name: Guides(tokenizer, STOP) for name, tokenizer in TOKENIZERS.items()}
+
+
+def walk(kind: str, grammar: str, choose, most: int = 500) -> str | None:
+    """An answer of tokens that are chosen among those that fit; None where it grows too long."""
+    guide, tokens = GUIDES[kind].guide(grammar), []
+    tokens += guide.forced()
+    while not guide.ended:
+        allowed = np.flatnonzero(guide.allowed())
+        assert len(allowed)
+        token = int(choose(allowed))
+        if token in TOKENIZERS[kind].eos_ids:
+            break
+        guide.take(token)
+        tokens += [token, *guide.forced()]
+        if len(tokens) > most:
+            return None
+    text = b"".join(TOKENIZERS[kind].pieces()[t] for t in tokens).decode()
+    return text.split(STOP)[0].strip(" ")
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("task", TASKS)
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_whatever_fits_is_what_the_task_would_write(kind, task, seed):
+    rng = np.random.default_rng(seed)
+    text = walk(kind, of_task(task), rng.choice)
+    if text is None:
+        return
+    if task == "yes_no":
+        assert text in ("yes", "no")
+        return
+    value = parse_answer(task, text)
+    if task == "grounded_caption":
+        assert value and all(format_answer(task, [one]) in text for one in value)
+    else:
+        assert format_answer(task, value) == text
+    for corners in re.findall(",".join([r" ?([01]\.[0-9]{2})"] * 4), text):
+        x1, y1, x2, y2 = map(float, corners)
+        assert x1 <= x2 and y1 <= y2
+
+
+def test_corners_come_in_order():
+    """A model that wants the largest first gets as close as boxes allow."""
+    pieces = TOKENIZERS["numbers"].pieces()
+    wanted = iter([b"0.90", b"0.80", b"0.10", b"0.20"])
+
+    def choose(allowed):
+        if any(b"[" in pieces[t] for t in allowed):
+            return next(t for t in allowed if b"[" in pieces[t])
+        number = float(next(wanted))
+        fitting = {float(pieces[t]): t for t in allowed if pieces[t][:1].isdigit() and len(pieces[t]) == 4}
+        return fitting[min(fitting, key=lambda found: abs(found - number))]
+
+    assert walk("numbers", of_task("rec"), choose) == "[0.90, 0.80, 0.90, 0.80]"
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_other_grammars(kind):
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        assert walk(kind, of_choices(["a cat", 'a "dog"', "a\\b"]), rng.choice) in ("a cat", 'a "dog"', "a\\b")
+        text = walk(kind, of_regex(r"[0-9]{2}/[a-c]+x"), rng.choice)
+        assert text is None or (text[2] == "/" and text.endswith("x"))
+        schema = {"type": "object", "properties": {"a": {"enum": [1, 22]}, "b": {"type": "boolean"}}}
+        schema |= {"required": ["a", "b"], "additionalProperties": False}
+        assert json.loads(walk(kind, of_schema(schema), rng.choice)).keys() == {"a", "b"}
+
+
+@pytest.fixture(scope="module")
+def model(mesh) -> Sphinx:
+    tokenizer = TOKENIZERS["letters"]
+    given = {"dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "vocab_size": tokenizer.vocab_size, "hidden_dim": 64}
+    config = ModelConfig("text", DecoderConfig(**given, max_positions=300))
+    leaves = {path: 8 * leaf if path.endswith(("output", "embedding")) else leaf for path, leaf in born(config).items()}
+    return Sphinx(config, leaves, tokenizer, mesh)
+
+
+def by_hand(model: Sphinx, prompt: str, grammar: str, most: int) -> tuple[list[int], list[float]]:
+    """The likeliest token of those that fit, of the whole text looked at anew for each; and their probabilities."""
+    ids, guide = TOKENIZERS["letters"].encode(prompt, bos=True), GUIDES["letters"].guide(grammar)
+    said = guide.forced()
+    chances = [0.0] * len(said)
+    while len(said) < most and not guide.ended:
+        logits = np.where(guide.allowed(), model.logits(np.array([ids + said]))[0, -1], -np.inf)
+        token = int(logits.argmax())
+        chances.append(float(jax.nn.log_softmax(logits)[token]))
+        said.append(token)
+        guide.take(token)
+        if token in TOKENIZERS["letters"].eos_ids:
+            break
+        forced = guide.forced()
+        said += forced
+        chances += [0.0] * len(forced)
+    return said[:most], chances[:most]
+
+
+def test_the_likeliest_that_fits_is_chosen_whoever_else_is_answered(model):
+    grammars = [of_task("rec"), of_task("pose"), of_choices(["red star", "red moon", "no"]), of_task("layout")]
+    asked = [
+        Request("one two three " * (1 + i), max_new_tokens=20 + 7 * i, temperature=0.0, grammar=grammars[i % 4])
+        for i in range(9)
+    ]
+    free = [Request("red star", max_new_tokens=9, temperature=0.0) for _ in range(3)]
+    engine = Engine(model, slots=4)
+    found = list(engine.map([r for pair in zip(asked, [*free, *asked[:6]], strict=True) for r in pair]))
+    (alone,) = Engine(model).map(free[:1])
+    assert [said[0].tokens for said in found[1:6:2]] == [alone[0].tokens] * 3
+    for request, (said,) in zip(asked, found[::2], strict=True):
+        tokens, chances = by_hand(model, request.prompt, request.grammar, request.max_new_tokens)
+        assert said.tokens == tokens
+        np.testing.assert_allclose(said.logprobs, chances, atol=2e-4)
+
+
+def test_answers_of_a_grammar_are_streamed_sampled_and_cancelled(model):
+    engine = Engine(model, slots=2)
+    asked = Request("a", task="rec", max_new_tokens=60, temperature=2.0, seed=3)
+    texts = list(engine.submit(asked))
+    assert format_answer("rec", parse_answer("rec", texts[-1])) == texts[-1]
+    assert all(b.startswith(a.strip()) for a, b in zip(texts, texts[1:], strict=False)) and len(texts) > 2
+    (again,) = engine.submit(asked).wait()
+    assert again.text == texts[-1] and again.ended == "stop"
+    several = engine.submit(Request("a", task="rec", max_new_tokens=60, temperature=3.0, top_p=1.0, n=3)).wait()
+    assert len({said.text for said in several}) > 1
+    left = engine.submit(Request("a", task="pose", max_new_tokens=250, temperature=0.0))
+    next(iter(left))
+    assert [said.ended for said in left.wait()] == ["cancelled"]
+    assert engine.submit(Request("a", max_new_tokens=60, grammar=of_choices(["only"]))).wait()[0].text == "only"
+
+
+def test_nothing_is_compiled_after_warm_up(mesh, tiny):
+    """With pictures too, in a model that sees."""
+    seeing = Sphinx(tiny, born(tiny), TOKENIZERS["letters"], mesh)
+    engine = Engine(seeing, slots=2)
+    engine.warm_up(quiet=True, grammars=True)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
+    counted = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: counted.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
+    )
+    for n, task in enumerate(["rec", "layout", "yes_no"]):
+        engine.submit(Request("what " * (1 + 9 * n), picture, 30 + n, task=task, n=1 + n)).wait()
+    assert not counted
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "told"),
+    [
+        ({"task": "recc"}, ConfigError, "unknown task with a grammar 'recc'; did you mean 'rec'?"),
+        ({"task": "rec", "grammar": "answer: box"}, BadArgument, "give task or grammar, not both"),
+        ({"grammar": "answer: nowhere"}, BadGrammar, "the grammar cannot be used: .*nowhere"),
+        ({"grammar": "gibberish"}, BadGrammar, "the grammar cannot be used"),
+        ({"grammar": 3}, BadArgument, "grammar must be a string, not 3"),
+    ],
+)
+def test_a_grammar_that_is_none_is_told_and_the_engine_lives_on(model, settings, kind, told):
+    engine = Engine(model, slots=2)
+    with pytest.raises(kind, match=told) as error:
+        engine.submit(Request("a", max_new_tokens=60, **settings))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    assert engine.submit(Request("a", max_new_tokens=60, task="rec")).wait()
+
+
+def test_confidence_is_of_the_tokens_that_were_chosen():
+    tokenizer = TOKENIZERS["numbers"]
+    text = "<p>red</p>[0.10, 0.20, 0.30, 0.40], <p>blue</p>[0.10,0.20,0.30,0.40;0.50,0.60,0.70,0.80]"
+    tokens = tokenizer.encode("\n" + text)[len(tokenizer.encode("\n")) :]
+    pieces = tokenizer.pieces()
+    halves = iter([0.5] * 4 + [0.9] * 4 + [1 / 4, 1, 1 / 4, 1])
+    chances = [math.log(next(halves)) if pieces[t][:1] == b"0" else 0.0 for t in tokens]
+    found = list(confidences(Said(text, tokens, chances, "stop"), pieces))
+    assert found == pytest.approx([0.5, 0.9, 1 / 4])  # a certain choice looks as one that was forced
+
+
+def test_places_are_those_of_the_picture():
+    picture = Image.new("RGB", (200, 100))
+    asked, _ = question("rec", picture, "pixels", phrase="red star")
+    tokenizer = TOKENIZERS["numbers"]
+    tokens = tokenizer.encode("[0.10, 0.30, 0.55, 0.95]")
+    said = Said("[0.10, 0.30, 0.55, 0.95]", tokens, [0.0] * len(tokens), "stop")
+    (box,) = places(asked, said, tokenizer.pieces())
+    assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((20, 10, 110, 100)) and box.confidence == 1
+    padded, _ = question("rec", picture, "padded", phrase="red star")
+    assert places(padded, said, tokenizer.pieces()) == [Box(0.10, 0.30, 0.55, 0.95)]
+    inside, _ = question("pose", picture, "pixels", box=PaddedSquare(200, 100).to_pixels(Box(0.25, 0.5, 0.5, 0.75)))
+    assert "[0.25, 0.50, 0.50, 0.75]" in inside.text
+    assert places(asked, Said("[0.1", tokens[:3], [0.0] * 3, "length"), tokenizer.pieces()) == []
+    with pytest.raises(BadArgument, match="frame must be pixels .* or padded"):
+        question("rec", picture, "inches", phrase="x")
