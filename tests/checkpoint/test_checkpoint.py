@@ -140,7 +140,7 @@ def test_a_save_that_fails_says_so_where_it_is_waited_for(tmp_path, monkeypatch)
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(store, "describe", full)
+    monkeypatch.setattr(store, "write_beside", full)
     wait = store.save_async(tmp_path / "c", born(CONFIG, seed=3), CONFIG, None, {})
     with pytest.raises(OSError, match="no space left"):
         wait()

@@ -191,7 +191,7 @@ def test_a_checkpoint_that_found_no_room_leaves_none(tmp_path, monkeypatch):
         (tmp_path / "4.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
         raise ValueError(FULL)
 
-    monkeypatch.setattr(store, "describe", full)
+    monkeypatch.setattr(store, "write_beside", full)
     with pytest.raises(disk.DiskFull, match=f"the disk of {tmp_path} is too full"):
         store.save(tmp_path / "4", born(CONFIG), CONFIG, None, {})
     assert not list(tmp_path.iterdir())
