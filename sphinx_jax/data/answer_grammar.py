@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sphinx_jax.data.grammar import COCO_KEYPOINTS, NO_BOX
-from sphinx_jax.settings import unknown
+from sphinx_jax.settings import ConfigError, unknown
 
 _NUMBERS = r"""
 box: "[" NUMBER ", " NUMBER ", " NUMBER ", " NUMBER "]"
@@ -63,12 +63,15 @@ def has_boxes(grammar: str) -> bool:
 
 def of_choices(choices: Sequence[str]) -> str:
     """One of these texts."""
+    if not choices or not all(choices):
+        raise ConfigError("choices must be texts, at least one")
     return "answer: " + " | ".join(json.dumps(choice) for choice in choices)
 
 
 def of_regex(pattern: str) -> str:
     """A text that a regular expression (of Rust's kind, without look-around) matches whole."""
-    escaped = re.sub(r"(?<!\\)/", r"\\/", pattern)
+    # a slash would end it; what follows a backslash is escaped already
+    escaped = re.sub(r"\\.|/", lambda found: r"\/" if found[0] == "/" else found[0], pattern, flags=re.DOTALL)
     return f"answer: /{escaped}/"
 
 

@@ -260,9 +260,8 @@ class Batch:
         states, tokens, chances = (np.asarray(x) for x in (rows.state, *made))
         for row, slot in enumerate(slots):
             if slot is not None and (sequence := self._slots[slot].sequence) is not None:
+                self._slots[slot].state = int(states[row])
                 sequence.add(int(tokens[row]), float(chances[row]))
-                forced = sequence.guide is not None  # tokens that the device does not know of
-                self._slots[slot].state = self.stops.after(0, *sequence.tokens) if forced else int(states[row])
 
     def _allowed(self, sequences: Sequence[Job | None]) -> np.ndarray | None:
         """(P, V) bool: the tokens that each may go on with; None, any."""

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import jax
 from jax.sharding import Mesh
 
-from sphinx_jax.config import ModelConfig
-from sphinx_jax.data.answer_grammar import of_task
+from sphinx_jax.config import ModelConfig, unknown
+from sphinx_jax.data.answer_grammar import TASKS
 from sphinx_jax.data.conversation import STOP
 from sphinx_jax.data.image import ImageSource
 from sphinx_jax.data.tokenizer import Tokenizer
@@ -62,7 +62,8 @@ class Request:
       stop: texts that end the answer too, beside the template's own and the end of the sequence.
       n: answers; the i-th is the one that `seed + i` gives.
       task: of `data.answer_grammar.TASKS`, to whose form the answer keeps.
-      grammar: to which the answer keeps, in Lark's form with a rule `answer`; `data.answer_grammar` writes some.
+      grammar: to which the answer keeps, in Lark's form with a rule `answer`; `data.answer_grammar` writes some. An
+        answer that spells the stop text ends there all the same.
 
     Raises:
       BadArgument: one line on what cannot be used.
@@ -91,7 +92,9 @@ class Request:
         if self.task and self.grammar:
             raise arguments.BadArgument("give task or grammar, not both")
         if self.task:
-            object.__setattr__(self, "grammar", of_task(self.task))
+            if self.task not in TASKS:
+                raise arguments.BadArgument(str(unknown("task with a grammar", self.task, TASKS)))
+            object.__setattr__(self, "grammar", TASKS[self.task])
             object.__setattr__(self, "task", "")
         for name, value in (plain | {"stop": tuple(arguments.check_stop(self.stop))}).items():
             object.__setattr__(self, name, value)
@@ -116,7 +119,7 @@ class Said(NamedTuple):
 
     text: str
     tokens: list[int]  # the stop's included
-    logprobs: list[float]  # natural logarithm of the probability that the model gives each of them
+    logprobs: list[float]  # natural logarithm of the probability that the model gives each, among those that fit
     ended: str  # why: stop, length (max_new_tokens), cancelled
 
 
@@ -195,8 +198,8 @@ class Engine:
         self.slots, self.queue = slots, queue
         self.stops = Stops(self.tokenizer, [STOP])
         self.pictures = Pictures(model.config, model.leaves)
-        self._made_of = model.config, model.leaves, self.pictures, self.stops, model.mesh, slots
-        self._batch = Batch(*self._made_of)
+        made_of = model.config, model.leaves, self.pictures, self.stops, model.mesh, slots
+        self._batch, self._guided = Batch(*made_of), Guided(*made_of)
         self._lock = threading.Lock()
 
     def submit(self, request: Request) -> Answer:
@@ -277,17 +280,12 @@ class Engine:
         return [job.judged for job in jobs]
 
     @functools.cached_property
-    def _guided(self) -> Guided:
-        """Answers that keep to a grammar; made for the first of them."""
-        return Guided(*self._made_of)
-
-    @functools.cached_property
     def _guides(self) -> Guides:
         return Guides(self.tokenizer, STOP)
 
     @property
     def _batches(self) -> list[Batch]:
-        return [self._batch, *([self._guided] if "_guided" in vars(self) else [])]
+        return [self._batch, self._guided]
 
     def warm_up(self, quiet: bool = False, grammars: bool = False) -> None:
         """Compile all programs before the first request: no request waits for a compilation then.
@@ -298,9 +296,10 @@ class Engine:
           grammars: also those of answers that keep to one.
         """
         with self._lock, jax.set_mesh(self.mesh), progress(desc="compiling", unit=" programs", disable=quiet) as bar:
-            for name in (self._guided if grammars else self._batch).warm_up():
-                bar.set_postfix_str(name)
-                bar.update()
+            for batch in self._batches if grammars else [self._batch]:
+                for name in batch.warm_up():
+                    bar.set_postfix_str(name)
+                    bar.update()
 
     def advance(self, jobs: Sequence[Job]) -> None:
         """Take a step, unless one of these jobs went on while another thread took one."""

@@ -13,13 +13,14 @@ import numpy as np
 
 from sphinx_jax.data.answer_grammar import has_boxes
 from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.generate.arguments import BadArgument
 
 KEPT = 64  # grammars that are remembered
 _LARGEST = "0.99"
 
 
-class BadGrammar(ValueError):
-    """A grammar that is none."""
+class BadGrammar(BadArgument):
+    """A grammar that is none, or one that an answer got stuck in."""
 
 
 class Guides:
@@ -34,7 +35,8 @@ class Guides:
 
         self.pieces, self.stop = tokenizer.pieces(), stop
         self.ends = set(tokenizer.eos_ids)
-        self._tokens = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Vocabulary(tokenizer, self.pieces)))
+        vocabulary = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, self.pieces))
+        self._tokens = llguidance.LLTokenizer(vocabulary, eos_token=list(tokenizer.eos_ids))
         self._matcher = functools.lru_cache(KEPT)(self._compiled)
 
     def guide(self, grammar: str) -> Guide:
@@ -51,13 +53,14 @@ class Guides:
         import llguidance
 
         # the model says when an answer that could go on ends; the blank is the one that conversations have there
-        whole = f'start: " "? answer {json.dumps(self.stop)}?\n{grammar}'
+        whole = f'{grammar}\nstart: " "? answer {json.dumps(self.stop)}?\n'
         try:
-            matcher = llguidance.LLMatcher(self._tokens, llguidance.LLMatcher.grammar_from_lark(whole))
+            read = llguidance.LLMatcher.grammar_from_lark(whole)
+            matcher = llguidance.LLMatcher(self._tokens, read, log_level=0)
         except ValueError as error:
-            raise BadGrammar(f"the grammar cannot be used: {_first_line(error)}") from None
+            raise BadGrammar(f"the grammar cannot be used: {_in_a_line(error)}") from None
         if matcher.is_error():
-            raise BadGrammar(f"the grammar cannot be used: {_first_line(matcher.get_error())}")
+            raise BadGrammar(f"the grammar cannot be used: {_in_a_line(matcher.get_error())}")
         return matcher
 
 
@@ -67,17 +70,26 @@ class Guide:
     def __init__(self, guides: Guides, matcher: Any, boxes: bool):
         self._guides, self._matcher, self._boxes = guides, matcher, boxes
         self._text = b""
+        self._mask: list[int] | None = None  # what fits, once it is asked for
 
     def restart(self, tokens: Sequence[int]) -> None:
         """Be where these tokens lead."""
         self._matcher.reset()
-        self._text = b""
+        self._text, self._mask = b"", None
         for token in tokens:
             self.take(token)
 
     def take(self, token: int) -> None:
         self._text += self._guides.pieces[token]
         self._matcher.consume_token(token)
+        self._mask = None
+
+    @property
+    def error(self) -> BadGrammar | None:
+        """What it got stuck in, if it did."""
+        if not self._matcher.is_error():
+            return None
+        return BadGrammar(f"an answer got stuck in its grammar: {_in_a_line(self._matcher.get_error())}")
 
     def forced(self) -> list[int]:
         """The tokens that must follow, already taken."""
@@ -93,21 +105,37 @@ class Guide:
             return True
         if not self._matcher.is_accepting():
             return False
-        stop, pieces = self._guides.stop.encode(), self._guides.pieces
-        return all(t in self._guides.ends or stop.startswith(pieces[t]) for t in self._fitting())
+        rest, pieces, ahead = self._guides.stop.encode(), self._guides.pieces, self._matcher
+        while rest:
+            more = [t for t in self._fitting(ahead) if t not in self._guides.ends]
+            if not all(rest.startswith(pieces[t]) for t in more):
+                return False
+            if not more:
+                break
+            # the shortest: what the answer may go on with instead fits after it
+            step = min(more, key=lambda t: len(pieces[t]))
+            ahead = ahead.deep_copy()
+            ahead.consume_token(step)
+            rest = rest[len(pieces[step]) :]
+        return True
 
     def allowed(self) -> np.ndarray:
         """(V,) bool: the tokens that may follow, at least one."""
         mask = np.zeros(len(self._guides.pieces), bool)
-        fitting = self._fitting()
-        if self._boxes:
+        fitting = self._fitting(self._matcher)
+        if self._boxes and b"]" not in self._text[self._text.rfind(b"[") :]:
             fitting = [t for t in fitting if _in_order(self._text, self._guides.pieces[t])] or fitting
         mask[fitting] = True
         return mask
 
-    def _fitting(self) -> list[int]:
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        return np.unpackbits(bits, bitorder="little")[: len(self._guides.pieces)].nonzero()[0].tolist()
+    def _fitting(self, matcher: Any) -> list[int]:
+        if matcher is self._matcher and self._mask is not None:
+            return self._mask
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        found = np.unpackbits(bits, bitorder="little")[: len(self._guides.pieces)].nonzero()[0].tolist()
+        if matcher is self._matcher:
+            self._mask = found
+        return found
 
 
 class _Vocabulary:
@@ -152,5 +180,5 @@ def _most(number: bytes) -> float:
         return 1.0
 
 
-def _first_line(error: Any) -> str:
-    return str(error).strip().splitlines()[0][:200]
+def _in_a_line(error: Any) -> str:
+    return " ".join(str(error).split())[:200]

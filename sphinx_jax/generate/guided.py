@@ -30,6 +30,8 @@ class Guided(Batch):
         return allowed
 
     def _continue(self) -> None:
+        if self.active and not self.waiting and self._reading is None:
+            self._shrink()
         for _ in range(1 if any(job.streamed for job in self._jobs()) else BUSY):
             if self.active:
                 self._pass()
@@ -54,11 +56,11 @@ class Guided(Batch):
                 piece = slot.sequence.ids[start[i] : start[i] + size]
                 tokens[i, : len(piece)] = piece
                 last[i] = len(slot.sequence.ids) - 1 - start[i]
-        seen = [slot.sequence for slot in self._slots if slot.sequence is not None]
         visual = None
         if (tokens < 0).any():
-            one = self._visual(seen)[0]
-            visual = tuple(one if s.sequence is None else self._visual([s.sequence])[0] for s in self._slots)
+            seen = [slot.sequence.seen if slot.sequence else None for slot in self._slots]
+            one = next(s for s in seen if s is not None)
+            visual = tuple((s or one).visual for s in seen)
         self._cache, hidden = programs.prefill(self.config, self.leaves, cache, tokens, start, visual)
         for i, job in zip(active, self._jobs(), strict=True):
             self._slots[i].ids = job.ids[: start[i] + size]

@@ -88,12 +88,15 @@ class Job:
     def force(self) -> None:
         """Take the tokens that its grammar leaves no choice of."""
         guide = need(self.guide)
+        whole = True
         for token in guide.forced():
-            if not self.done:
+            whole = whole and not self.done
+            if whole:
                 self.said.append((token, 0.0))
                 self._end(self.stops.after(self.state, token))
-        if guide.ended:
-            self.ended = self.ended or "stop"
+        self.error = guide.error
+        if guide.ended and whole and self.ended in ("", "length"):
+            self.ended = "stop"
 
     def settle(self) -> None:
         """Whatever `add` was at when it was interrupted."""

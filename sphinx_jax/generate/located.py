@@ -17,7 +17,7 @@ Frame = Literal["pixels", "padded"]
 FRAMES = ("pixels", "padded")
 LENGTH = 1024  # tokens of an answer, at most
 
-_LIST = re.compile(rb"\[([^\[\]]*)\]")
+_LIST = re.compile(rb"\[([^\[\]]*)(?:\]|$)")
 
 
 class Question(NamedTuple):
@@ -115,7 +115,8 @@ class Located:
     def _places(self, task: str, image: Any, frame: str, **fields: Any) -> list[Any]:
         asked, picture = question(task, image, frame, **fields)
         model: Any = self
-        most = min(LENGTH, model.config.decoder.max_positions // 2)
+        config = model.config
+        most = min(LENGTH, (config.decoder.max_positions - config.image_positions) // 2)
         settings = {"task": task, "temperature": 0.0, "max_new_tokens": most, "logprobs": True}
         said = model.respond([[asked.text, None]], picture, **settings)
         return places(asked, said, model.tokenizer.pieces())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sphinx_jax import Engine, Request, Sphinx
-from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig
+from sphinx_jax.config import DecoderConfig, ModelConfig
 from sphinx_jax.data.answer_grammar import TASKS, of_choices, of_regex, of_schema, of_task
 from sphinx_jax.data.conversation import STOP
 from sphinx_jax.data.tasks import Box, PaddedSquare, format_answer, parse_answer
@@ -95,6 +95,16 @@ def test_other_grammars(kind):
         assert json.loads(walk(kind, of_schema(schema), rng.choice)).keys() == {"a", "b"}
 
 
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_what_begins_as_the_stop_is_not_the_end_yet(kind):
+    rng = np.random.default_rng(0)
+    rows = 'answer: ROW ("\\n" ROW)*\nROW: /[0-9][0-9]/'
+    counts = {walk(kind, rows, rng.choice).count("\n") for _ in range(40)}
+    assert len(counts) > 1
+    assert {walk(kind, of_choices(["C", "C\nD"]), rng.choice) for _ in range(40)} == {"C", "C\nD"}
+    assert walk(kind, of_regex(r"a\\/b\/"), rng.choice) == r"a\/b/"
+
+
 @pytest.fixture(scope="module")
 def model(mesh) -> Sphinx:
     tokenizer = TOKENIZERS["letters"]
@@ -168,13 +178,14 @@ def test_nothing_is_compiled_after_warm_up(mesh, tiny):
     )
     for n, task in enumerate(["rec", "layout", "yes_no"]):
         engine.submit(Request("what " * (1 + 9 * n), picture, 30 + n, task=task, n=1 + n)).wait()
+        engine.submit(Request("what " * (1 + 9 * n), picture, 30 + n)).wait()
     assert not counted
 
 
 @pytest.mark.parametrize(
     ("settings", "kind", "told"),
     [
-        ({"task": "recc"}, ConfigError, "unknown task with a grammar 'recc'; did you mean 'rec'?"),
+        ({"task": "recc"}, BadArgument, "unknown task with a grammar 'recc'; did you mean 'rec'?"),
         ({"task": "rec", "grammar": "answer: box"}, BadArgument, "give task or grammar, not both"),
         ({"grammar": "answer: nowhere"}, BadGrammar, "the grammar cannot be used: .*nowhere"),
         ({"grammar": "gibberish"}, BadGrammar, "the grammar cannot be used"),
@@ -197,6 +208,7 @@ def test_confidence_is_of_the_tokens_that_were_chosen():
     halves = iter([0.5] * 4 + [0.9] * 4 + [1 / 4, 1, 1 / 4, 1])
     chances = [math.log(next(halves)) if pieces[t][:1] == b"0" else 0.0 for t in tokens]
     found = list(confidences(Said(text, tokens, chances, "stop"), pieces))
+    assert len(list(confidences(Said(text, tokens[:-1], chances[:-1], "length"), pieces))) == 3
     assert found == pytest.approx([0.5, 0.9, 1 / 4])  # a certain choice looks as one that was forced
 
 
