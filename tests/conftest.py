@@ -130,6 +130,15 @@ def read_published(tensors, config: ModelConfig, allow_missing=()) -> dict[str, 
     return leaves
 
 
+def compilations() -> list[str]:
+    """A list that has an entry for each compilation from now on."""
+    counted: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: counted.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
+    )
+    return counted
+
+
 def run_with_devices(code: str, devices: int = 8) -> str:
     """Run a script in a process with that many virtual CPU devices; it can import from the tests.  Returns stderr."""
     env = os.environ | {

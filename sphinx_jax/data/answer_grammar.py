@@ -13,36 +13,37 @@ from typing import Any
 from sphinx_jax.data.grammar import COCO_KEYPOINTS, NO_BOX
 from sphinx_jax.settings import ConfigError, unknown
 
-_NUMBERS = r"""
+_NUMBER = r"""
+NUMBER: /0\.[0-9][0-9]|1\.00/
+"""
+_BOXES = f"""
 box: "[" NUMBER ", " NUMBER ", " NUMBER ", " NUMBER "]"
 several: "[" four (";" four)+ "]"
 four: NUMBER "," NUMBER "," NUMBER "," NUMBER
 boxes: box | several
-NUMBER: /0\.[0-9][0-9]|1\.00/
-"""
+{_NUMBER}"""
 # words with single blanks between them, without what would end a phrase or an answer
 _PHRASE = r"""
 PHRASE: /[^\s\p{Cc}<>\[\]#]+( [^\s\p{Cc}<>\[\]#]+)*/
 """
 _REGIONS = f"""answer: region (", " region)* | "{NO_BOX}"
 region: "<p>" PHRASE "</p>" box
-{_NUMBERS}{_PHRASE}"""
+{_BOXES}{_PHRASE}"""
 
 TASKS = {
-    "rec": "answer: box" + _NUMBERS,
-    "relation": "answer: box" + _NUMBERS,
-    "detection": f'answer: boxes | "{NO_BOX}"' + _NUMBERS,
-    "text_detection": f'answer: boxes | "{NO_BOX}"' + _NUMBERS,
+    "rec": "answer: box" + _BOXES,
+    "relation": "answer: box" + _BOXES,
+    "detection": f'answer: boxes | "{NO_BOX}"' + _BOXES,
+    "text_detection": f'answer: boxes | "{NO_BOX}"' + _BOXES,
     "text_spotting": _REGIONS,
     "layout": _REGIONS,
     "grounded_caption": rf"""answer: (WORDS? grounded)+ WORDS?
 grounded: "<p>" PHRASE "</p>" boxes
 WORDS: /[^<>\[\]\n#]+/
-{_NUMBERS}{_PHRASE}""",
+{_BOXES}{_PHRASE}""",
     "pose": rf"""answer: "[" keypoint (";" keypoint){{{len(COCO_KEYPOINTS) - 1}}} "]"
 keypoint: NUMBER "," NUMBER | "-"
-NUMBER: /0\.[0-9][0-9]|1\.00/
-""",
+{_NUMBER}""",
     "multiple_choice": "answer: /[A-Z]/",
     "yes_no": 'answer: "yes" | "no"',
 }
@@ -58,7 +59,7 @@ def of_task(task: str) -> str:
 
 def has_boxes(grammar: str) -> bool:
     """Whether it is a grammar with boxes, of a task."""
-    return _NUMBERS in grammar
+    return _BOXES in grammar
 
 
 def of_choices(choices: Sequence[str]) -> str:

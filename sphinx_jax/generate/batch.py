@@ -79,7 +79,10 @@ class Batch:
                         break
                     if self._read():  # who has his answer already is told before others are read
                         break
-                self._continue()
+                if self.active:
+                    if not self.waiting and self._reading is None:
+                        self._shrink()
+                    self._continue()
         except BaseException as error:
             running = [slot.sequence for slot in self._slots if slot.sequence is not None]
             running += [s for s in self._entering if s not in running]
@@ -103,8 +106,7 @@ class Batch:
             if slot.sequence is not None and slot.sequence.cancelled:
                 slot.sequence.ended = slot.sequence.ended or "cancelled"
         for i in self.active:
-            if (sequence := self._slots[i].sequence) is not None and sequence.done:
-                self._slots[i].sequence, sequence.seen = None, None
+            self._slots[i].settle()
         for sequence in [s for s in list(self.waiting) if s.cancelled or s.done]:
             sequence.seen = None
             if not sequence.done:
@@ -130,15 +132,15 @@ class Batch:
         chosen = self._entering = self._entering[:count]
         for sequence in chosen:
             self.waiting.remove(sequence)
+        sources = [self._best_source(sequence) for sequence in chosen]  # before one of them takes another's place
         larger = self._cache is not None and positions(count) < self._cache.positions
-        if larger and not self.active and not any(self._best_source(s)[0] for s in chosen):
+        if larger and not self.active and not any(shared for shared, _ in sources):
             self._cache, self._slots, free = None, [], []  # of what was longer, nothing goes on
         self._make_room(len(self._slots) - len(free) + count, positions(count))
         cache = self._cache
         assert cache is not None
         ends = [len(sequence.ids) for sequence in chosen]
         reading = Reading(chosen, ends, [], [], programs.empty(self.config, count, positions(count)))
-        sources = [self._best_source(sequence) for sequence in chosen]  # before one of them takes another's place
         for row, (sequence, (shared, source)) in enumerate(zip(chosen, sources, strict=True)):
             # the slot that has the most in common, if it is free; else the one that was left the longest ago
             free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
@@ -235,8 +237,7 @@ class Batch:
             slot.ids = sequence.ids[: reading.ends[row] - (row not in reading.begun)]
             if sequence.judged_from:
                 sequence.ended = sequence.ended or "judged"
-            if sequence.done:
-                slot.sequence, sequence.seen = None, None
+            slot.settle()
         return any(sequence.done for sequence in reading.sequences)
 
     def _begin(self, hidden: jax.Array, start: np.ndarray) -> None:
@@ -284,18 +285,15 @@ class Batch:
         for sequence, those, wanted in zip(sequences, chances, following != NOTHING, strict=True):
             sequence.judged += those[wanted].tolist()
 
-    def _visual(self, sequences: Sequence[Job]) -> tuple[jax.Array, ...]:
-        one = next(s.seen for s in sequences if s.seen is not None)
-        return tuple((s.seen or one).visual for s in sequences)
+    def _visual(self, sequences: Sequence[Job | None]) -> tuple[jax.Array, ...]:
+        """What is read of the picture of each; of another's, where there is none."""
+        seen = [sequence.seen if sequence else None for sequence in sequences]
+        one = next(s for s in seen if s is not None)
+        return tuple((s or one).visual for s in seen)
 
     def _continue(self) -> None:
         """A few more tokens for every answer."""
         active = self.active
-        if not active:
-            return
-        if not self.waiting and self._reading is None:
-            self._shrink()
-            active = self.active
         sequences = [self._slots[i].sequence for i in active]
         waiting = bool(self.waiting) or self._reading is not None
         steps = BUSY if waiting else STEPS
@@ -315,8 +313,7 @@ class Batch:
             for token, chance in zip(new, chances[i].tolist(), strict=False):
                 sequence.add(token, chance)
             slot.used, slot.state = next(self._ticks), int(states[i])
-            if sequence.done:
-                slot.sequence, sequence.seen = None, None
+            slot.settle()
 
     def _shrink(self) -> None:
         """Fewer rows where few go on, the longest unused go first."""

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import jax
 from jax.sharding import Mesh
 
-from sphinx_jax.config import ModelConfig, unknown
-from sphinx_jax.data.answer_grammar import TASKS
+from sphinx_jax.config import ConfigError, ModelConfig
+from sphinx_jax.data.answer_grammar import of_task
 from sphinx_jax.data.conversation import STOP
 from sphinx_jax.data.image import ImageSource
 from sphinx_jax.data.tokenizer import Tokenizer
@@ -92,9 +92,10 @@ class Request:
         if self.task and self.grammar:
             raise arguments.BadArgument("give task or grammar, not both")
         if self.task:
-            if self.task not in TASKS:
-                raise arguments.BadArgument(str(unknown("task with a grammar", self.task, TASKS)))
-            object.__setattr__(self, "grammar", TASKS[self.task])
+            try:
+                object.__setattr__(self, "grammar", of_task(self.task))
+            except ConfigError as error:
+                raise arguments.BadArgument(str(error)) from None
             object.__setattr__(self, "task", "")
         for name, value in (plain | {"stop": tuple(arguments.check_stop(self.stop))}).items():
             object.__setattr__(self, name, value)
@@ -199,7 +200,7 @@ class Engine:
         self.stops = Stops(self.tokenizer, [STOP])
         self.pictures = Pictures(model.config, model.leaves)
         made_of = model.config, model.leaves, self.pictures, self.stops, model.mesh, slots
-        self._batch, self._guided = Batch(*made_of), Guided(*made_of)
+        self._batch, self._guided = self._batches = Batch(*made_of), Guided(*made_of)
         self._lock = threading.Lock()
 
     def submit(self, request: Request) -> Answer:
@@ -281,11 +282,7 @@ class Engine:
 
     @functools.cached_property
     def _guides(self) -> Guides:
-        return Guides(self.tokenizer, STOP)
-
-    @property
-    def _batches(self) -> list[Batch]:
-        return [self._batch, self._guided]
+        return Guides(self.stops)
 
     def warm_up(self, quiet: bool = False, grammars: bool = False) -> None:
         """Compile all programs before the first request: no request waits for a compilation then.

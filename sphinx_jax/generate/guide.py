@@ -14,6 +14,7 @@ import numpy as np
 from sphinx_jax.data.answer_grammar import has_boxes
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate.arguments import BadArgument
+from sphinx_jax.generate.stops import Stops
 
 KEPT = 64  # grammars that are remembered
 _LARGEST = "0.99"
@@ -27,16 +28,16 @@ class Guides:
     """Grammars over the tokens of a tokenizer.
 
     Args:
-      stop: the text that ends an answer, beside the end of the sequence.
+      stops: what ends an answer: one text, or the end of the sequence.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: str):
+    def __init__(self, stops: Stops):
         import llguidance
 
-        self.pieces, self.stop = tokenizer.pieces(), stop
-        self.ends = set(tokenizer.eos_ids)
-        vocabulary = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, self.pieces))
-        self._tokens = llguidance.LLTokenizer(vocabulary, eos_token=list(tokenizer.eos_ids))
+        self.pieces, self.ends = stops.pieces, stops.ends
+        (self.stop,) = stops.texts
+        vocabulary = llguidance.TokenizerWrapper(_Vocabulary(stops.tokenizer, self.pieces))
+        self._tokens = llguidance.LLTokenizer(vocabulary, eos_token=list(stops.tokenizer.eos_ids))
         self._matcher = functools.lru_cache(KEPT)(self._compiled)
 
     def guide(self, grammar: str) -> Guide:
@@ -53,7 +54,7 @@ class Guides:
         import llguidance
 
         # the model says when an answer that could go on ends; the blank is the one that conversations have there
-        whole = f'{grammar}\nstart: " "? answer {json.dumps(self.stop)}?\n'
+        whole = f'{grammar}\nstart: " "? answer {json.dumps(self.stop.decode())}?\n'
         try:
             read = llguidance.LLMatcher.grammar_from_lark(whole)
             matcher = llguidance.LLMatcher(self._tokens, read, log_level=0)
@@ -63,6 +64,11 @@ class Guides:
             raise BadGrammar(f"the grammar cannot be used: {_in_a_line(matcher.get_error())}")
         return matcher
 
+    def fitting(self, matcher: Any) -> list[int]:
+        """The tokens that may follow."""
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        return np.unpackbits(bits, bitorder="little")[: len(self.pieces)].nonzero()[0].tolist()
+
 
 class Guide:
     """Where an answer is in its grammar."""
@@ -70,19 +76,19 @@ class Guide:
     def __init__(self, guides: Guides, matcher: Any, boxes: bool):
         self._guides, self._matcher, self._boxes = guides, matcher, boxes
         self._text = b""
-        self._mask: list[int] | None = None  # what fits, once it is asked for
+        self._fits: list[int] | None = None  # the tokens that do, once they are asked for
 
     def restart(self, tokens: Sequence[int]) -> None:
         """Be where these tokens lead."""
         self._matcher.reset()
-        self._text, self._mask = b"", None
+        self._text, self._fits = b"", None
         for token in tokens:
             self.take(token)
 
     def take(self, token: int) -> None:
         self._text += self._guides.pieces[token]
         self._matcher.consume_token(token)
-        self._mask = None
+        self._fits = None
 
     @property
     def error(self) -> BadGrammar | None:
@@ -105,9 +111,9 @@ class Guide:
             return True
         if not self._matcher.is_accepting():
             return False
-        rest, pieces, ahead = self._guides.stop.encode(), self._guides.pieces, self._matcher
+        rest, pieces, ahead, fitting = self._guides.stop, self._guides.pieces, self._matcher, self._fitting
         while rest:
-            more = [t for t in self._fitting(ahead) if t not in self._guides.ends]
+            more = [t for t in fitting if t not in self._guides.ends]
             if not all(rest.startswith(pieces[t]) for t in more):
                 return False
             if not more:
@@ -116,32 +122,29 @@ class Guide:
             step = min(more, key=lambda t: len(pieces[t]))
             ahead = ahead.deep_copy()
             ahead.consume_token(step)
-            rest = rest[len(pieces[step]) :]
+            rest, fitting = rest[len(pieces[step]) :], self._guides.fitting(ahead)
         return True
 
     def allowed(self) -> np.ndarray:
         """(V,) bool: the tokens that may follow, at least one."""
         mask = np.zeros(len(self._guides.pieces), bool)
-        fitting = self._fitting(self._matcher)
+        fitting = self._fitting
         if self._boxes and b"]" not in self._text[self._text.rfind(b"[") :]:
             fitting = [t for t in fitting if _in_order(self._text, self._guides.pieces[t])] or fitting
         mask[fitting] = True
         return mask
 
-    def _fitting(self, matcher: Any) -> list[int]:
-        if matcher is self._matcher and self._mask is not None:
-            return self._mask
-        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
-        found = np.unpackbits(bits, bitorder="little")[: len(self._guides.pieces)].nonzero()[0].tolist()
-        if matcher is self._matcher:
-            self._mask = found
-        return found
+    @property
+    def _fitting(self) -> list[int]:
+        if self._fits is None:
+            self._fits = self._guides.fitting(self._matcher)
+        return self._fits
 
 
 class _Vocabulary:
     """A tokenizer as llguidance takes it."""
 
-    def __init__(self, tokenizer: Tokenizer, pieces: list[bytes]):
+    def __init__(self, tokenizer: Tokenizer, pieces: Sequence[bytes]):
         self._tokenizer = tokenizer
         self._befores = [(text, tokenizer.encode(text)) for text in ("\n", "]", ",", "a")]
         self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id

@@ -30,8 +30,6 @@ class Guided(Batch):
         return allowed
 
     def _continue(self) -> None:
-        if self.active and not self.waiting and self._reading is None:
-            self._shrink()
         for _ in range(1 if any(job.streamed for job in self._jobs()) else BUSY):
             if self.active:
                 self._pass()
@@ -56,19 +54,14 @@ class Guided(Batch):
                 piece = slot.sequence.ids[start[i] : start[i] + size]
                 tokens[i, : len(piece)] = piece
                 last[i] = len(slot.sequence.ids) - 1 - start[i]
-        visual = None
-        if (tokens < 0).any():
-            seen = [slot.sequence.seen if slot.sequence else None for slot in self._slots]
-            one = next(s for s in seen if s is not None)
-            visual = tuple((s or one).visual for s in seen)
+        visual = self._visual([slot.sequence for slot in self._slots]) if (tokens < 0).any() else None
         self._cache, hidden = programs.prefill(self.config, self.leaves, cache, tokens, start, visual)
         for i, job in zip(active, self._jobs(), strict=True):
             self._slots[i].ids = job.ids[: start[i] + size]
         self._choose(hidden, last, [i if i in pending and last[i] < size else None for i in range(count)])
         for i in active:
-            if (sequence := self._slots[i].sequence) is not None and sequence.done:
-                self._slots[i].sequence, sequence.seen = None, None
             self._slots[i].used = next(self._ticks)
+            self._slots[i].settle()
 
     def _warm_going_on(self, rows: int, positions: int, visual: jax.Array | None) -> None:
         nobody, place = self._allowed([None] * rows), np.zeros(rows, np.int32)

@@ -122,6 +122,12 @@ class Slot:
     used: int = 0  # when it was last
     state: int = 0  # of the stop table
 
+    def settle(self) -> None:
+        """Be free again where its sequence has ended, which needs its picture no more."""
+        if self.sequence is not None and self.sequence.done:
+            self.sequence.seen = None
+            self.sequence = None
+
     def shares(self, ids: Sequence[int], picture: str | None) -> int:
         """How many of these positions it holds."""
         return in_common(self.ids, self.picture, ids, picture)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from sphinx_jax.data.image import load_image
 from sphinx_jax.data.tasks import Box, LayoutRegion, PaddedSquare, Pose, TextRegion, instruct, parse_answer
@@ -14,7 +14,6 @@ from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.engine import Said
 
 Frame = Literal["pixels", "padded"]
-FRAMES = ("pixels", "padded")
 LENGTH = 1024  # tokens of an answer, at most
 
 _LIST = re.compile(rb"\[([^\[\]]*)(?:\]|$)")
@@ -26,7 +25,7 @@ class Question(NamedTuple):
     task: str
     text: str
     square: PaddedSquare
-    frame: Frame
+    frame: str
 
 
 def question(task: str, image: Any, frame: str, **fields: Any) -> tuple[Question, Any]:
@@ -35,13 +34,13 @@ def question(task: str, image: Any, frame: str, **fields: Any) -> tuple[Question
     Raises:
       BadArgument, BadImage, TaskError: in one line.
     """
-    if frame not in FRAMES:
+    if frame not in get_args(Frame):
         raise BadArgument(f"frame must be pixels (of the picture) or padded (0 to 1, of its square), not {frame!r}")
     picture = load_image(image)
     square = PaddedSquare(*picture.size)
     if frame == "pixels":
         fields = {name: square.from_pixels(v) if isinstance(v, Box) else v for name, v in fields.items()}
-    return Question(task, instruct(task, **fields), square, "pixels" if frame == "pixels" else "padded"), picture
+    return Question(task, instruct(task, **fields), square, frame), picture
 
 
 def places(asked: Question, said: Said, pieces: Sequence[bytes]) -> list[Any]:
@@ -119,4 +118,4 @@ class Located:
         most = min(LENGTH, (config.decoder.max_positions - config.image_positions) // 2)
         settings = {"task": task, "temperature": 0.0, "max_new_tokens": most, "logprobs": True}
         said = model.respond([[asked.text, None]], picture, **settings)
-        return places(asked, said, model.tokenizer.pieces())
+        return places(asked, said, model.engine.stops.pieces)

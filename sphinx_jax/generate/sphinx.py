@@ -18,6 +18,7 @@ from sphinx_jax.data.image import ImageSource
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import arguments
 from sphinx_jax.generate.engine import Engine, Request, Settings
+from sphinx_jax.generate.jobs import in_common
 from sphinx_jax.generate.located import Located
 from sphinx_jax.generate.pictures import Picture, Pictures
 from sphinx_jax.model.blueprint import Leaves, apart, blueprint
@@ -140,7 +141,7 @@ class Sphinx(Located):
         starts = [self.encode_prompt(p) for p in prompts]
         whole = [self.encode_prompt(p + c) for p, c in zip(prompts, continuations, strict=True)]
         # the two texts may merge at their seam: what differs from the prompt's own tokens belongs to the continuation
-        begins = [_shared(start, all_) for start, all_ in zip(starts, whole, strict=True)]
+        begins = [in_common(start, None, all_, None) for start, all_ in zip(starts, whole, strict=True)]
         for i, (begin, all_) in enumerate(zip(begins, whole, strict=True)):
             if begin >= len(all_):
                 raise arguments.BadArgument(f"continuations[{i}] {continuations[i]!r} adds no token to its prompt")
@@ -152,11 +153,6 @@ class Sphinx(Located):
 
 def round_up(number: int, step: int = BUCKET) -> int:
     return -(-number // step) * step
-
-
-def _shared(start: Sequence[int], whole: Sequence[int]) -> int:
-    """How many tokens two texts begin with in common."""
-    return next((i for i, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), len(start))
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

@@ -8,7 +8,7 @@ import threading
 import jax
 import numpy as np
 import pytest
-from conftest import DATA, born
+from conftest import DATA, born, compilations
 from PIL import Image
 
 from sphinx_jax import Engine, Request, Sphinx
@@ -402,10 +402,7 @@ def test_nothing_is_compiled_after_the_first_answers(model):
     """A chat that grows, asked for answers of many lengths."""
     engine = Engine(model, slots=2)
     engine.warm_up()
-    counted = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: counted.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
-    )
+    counted = compilations()
     text = ""
     for turn in range(30):
         text += " and then?"

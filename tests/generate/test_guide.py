@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from conftest import DATA, born
+from conftest import DATA, born, compilations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,10 +22,11 @@ from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.engine import Said
 from sphinx_jax.generate.guide import BadGrammar, Guides
 from sphinx_jax.generate.located import confidences, places, question
+from sphinx_jax.generate.stops import Stops
 from sphinx_jax.recipe.recipe import PLAYGROUND
 
 TOKENIZERS = {name: load_tokenizer(path) for name, path in {"letters": DATA, "numbers": PLAYGROUND}.items()}
-GUIDES = {name: Guides(tokenizer, STOP) for name, tokenizer in TOKENIZERS.items()}
+GUIDES = {name: Guides(Stops(tokenizer, [STOP])) for name, tokenizer in TOKENIZERS.items()}
 
 
 def walk(kind: str, grammar: str, choose, most: int = 500) -> str | None:
@@ -172,10 +173,7 @@ def test_nothing_is_compiled_after_warm_up(mesh, tiny):
     engine = Engine(seeing, slots=2)
     engine.warm_up(quiet=True, grammars=True)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
-    counted = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: counted.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
-    )
+    counted = compilations()
     for n, task in enumerate(["rec", "layout", "yes_no"]):
         engine.submit(Request("what " * (1 + 9 * n), picture, 30 + n, task=task, n=1 + n)).wait()
         engine.submit(Request("what " * (1 + 9 * n), picture, 30 + n)).wait()
