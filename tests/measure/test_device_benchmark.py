@@ -282,6 +282,13 @@ def test_parity_is_held_to_its_bound():
     assert judge("x", theirs + 0.01 * one, theirs, "float32", False).result.startswith("**at most")
 
 
+def test_a_device_says_what_it_is_and_every_check_has_its_function():
+    here = device._identify(Setting())
+    assert set(device.IDENTITY) <= set(here) and here["count"] >= 1
+    for check in device.CHECKS:
+        assert callable(device._function(check))
+
+
 @pytest.mark.slow
 def test_the_whole_command_on_a_cpu(tmp_path):
     out = tmp_path / "cpu.jsonl"

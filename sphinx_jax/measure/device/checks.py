@@ -237,7 +237,7 @@ def _function(check: Check) -> Callable[[Setting, float], Iterable[Row]]:
 def _identify(setting: Setting) -> Line:
     """What the device is, asked in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        asked = Check("device", START, "the device", _HERE + "device:describe")
+        asked = Check("device", START, "the device", f"{__name__}:{describe.__name__}")
         (row,) = run_check(asked, setting, START, Path(folder) / "log")
     if not row.ok:
         raise ConfigError(f"no device answered: {row.result.removeprefix('failed: ')}"[:290])
