@@ -17,13 +17,14 @@ from jax.sharding import Mesh
 
 from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.generate import programs
+from sphinx_jax.generate.beginnings import Beginnings
 from sphinx_jax.generate.jobs import Job, Reading, Slot, in_common
 from sphinx_jax.generate.pictures import Pictures
 from sphinx_jax.generate.programs import NOTHING, STEPS, Rows
 from sphinx_jax.generate.sizes import Sizes
 from sphinx_jax.generate.stops import Stops
 from sphinx_jax.model.blueprint import Leaves
-from sphinx_jax.model.cache import Cache
+from sphinx_jax.model.cache import Cache, Common
 
 SHARED = 16  # positions that two sequences must have in common for one to take them from the other
 SOON = 4  # steps between two looks where somebody reads along
@@ -37,12 +38,12 @@ class Batch:
       leaves: as `blueprint.apart` gives them.
       pictures: what looks at those of the sequences.
       stops: what ends a sequence on the device; sequences may have more, which the host finds.
-      slots: sequences that are continued together, at most.
+      sizes: of its programs.
     """
 
-    def __init__(self, config: ModelConfig, leaves: Leaves, pictures: Pictures, stops: Stops, mesh: Mesh, slots: int):
+    def __init__(self, config: ModelConfig, leaves: Leaves, pictures: Pictures, stops: Stops, mesh: Mesh, sizes: Sizes):
         self.config, self.leaves, self.pictures, self.mesh = config, leaves, pictures, mesh
-        self.stops, self.sizes = stops, Sizes.of(slots, config.decoder.max_positions)
+        self.stops, self.sizes = stops, sizes
         self.waiting: deque[Job] = deque()
         self._table = jax.numpy.asarray(stops.table(config.decoder.vocab_size))
         self._ticks = itertools.count(1)
@@ -54,11 +55,17 @@ class Batch:
         self._slots: list[Slot] = []
         self._reading: Reading | None = None
         self._entering: list[Job] = []
+        self._beginnings = Beginnings(self.config, self.sizes)
 
     @property
     def active(self) -> list[int]:
         """Slots whose sequence is being continued."""
         return [i for i, slot in enumerate(self._slots) if slot.sequence is not None and not self._is_read(i)]
+
+    @property
+    def _busy(self) -> set[str | None]:
+        """Names of the pictures that sequences in slots are about."""
+        return {slot.named for slot in self._slots if slot.sequence is not None}
 
     def _is_read(self, slot: int) -> bool:
         return self._reading is not None and slot in self._reading.slots
@@ -86,6 +93,8 @@ class Batch:
         except BaseException as error:
             running = [slot.sequence for slot in self._slots if slot.sequence is not None]
             running += [s for s in self._entering if s not in running]
+            begun = {s.named for s in self._reading.sequences if s.begins} if self._reading else set()
+            running += [s for s in self.waiting if s.named in begun and s not in running]
             self.forget()
             if not isinstance(error, Exception):
                 for sequence in running:
@@ -122,7 +131,10 @@ class Batch:
         count = next(p for p in reversed(self.sizes.prompts) if p <= room)
         self._entering = [self.waiting[i] for i in range(count)]
         self._look(self._entering)
-        self._entering = self._first_of_each(self._entering)
+        if self._beginnings.lacks(self._entering[0]):
+            self._read_beginnings([s for s in self._entering if self._beginnings.lacks(s)])
+            return True
+        self._entering = self._first_of_each([s for s in self._entering if not self._beginnings.lacks(s)])
         count = next(p for p in reversed(self.sizes.prompts) if p <= len(self._entering))
 
         def positions(count: int) -> int:
@@ -136,7 +148,8 @@ class Batch:
         larger = self._cache is not None and positions(count) < self._cache.positions
         if larger and not self.active and not any(shared for shared, _ in sources):
             self._cache, self._slots, free = None, [], []  # of what was longer, nothing goes on
-        self._make_room(len(self._slots) - len(free) + count, positions(count))
+        self._make_room(count, positions(count))
+        self._beginnings.use(chosen)
         cache = self._cache
         assert cache is not None
         ends = [len(sequence.ids) for sequence in chosen]
@@ -149,11 +162,23 @@ class Batch:
                 reading.cache = programs.copy_row(reading.cache, cache, source, row)
             state = self.stops.after(0, *sequence.tokens)
             # nothing can be taken from it until it is read: what it shares lies with those that are being read
-            self._slots[slot] = Slot(sequence, [], sequence.named, next(self._ticks), state)
+            self._slots[slot] = Slot(sequence, [], sequence.named, sequence.held, next(self._ticks), state)
             reading.slots.append(slot)
             reading.held.append(shared)
         self._reading, self._entering = reading, []
         return True
+
+    def _read_beginnings(self, waiting: Sequence[Job]) -> None:
+        """Begin to read what these sequences begin with, for some of their pictures."""
+        firsts = list({s.named: s for s in waiting}.values())
+        positions = self._beginnings.positions
+        firsts = firsts[: max(p for p in self.sizes.together(positions) if p <= len(firsts))]
+        # the slots that they are going to take, without which there may be no place for what is read
+        self._make_room(len(firsts), max(s.need for s in firsts))
+        jobs = [Job(s.text[:1], 0, self.stops, picture=s.picture, seen=s.seen, begins=True) for s in firsts]
+        cache = programs.empty(self.config, len(jobs), positions)
+        self._reading = Reading(jobs, [len(job.ids) for job in jobs], [], [0] * len(jobs), cache)
+        self._entering = []
 
     def _look(self, chosen: Sequence[Job]) -> None:
         """Positions for the pictures of these prompts, after BOS."""
@@ -176,21 +201,22 @@ class Batch:
         return [sequence for sequence, _ in now] if saved > self.sizes.overhead else list(chosen)
 
     def _best_source(self, sequence: Job) -> tuple[int, int | None]:
-        """How many positions of a sequence a slot holds already, and which."""
-        before = sequence.before
+        """How many positions of a sequence are there already, and which slot holds those beyond its beginning."""
         shared, slot = max(
-            ((slot.shares(before, sequence.named), -i) for i, slot in enumerate(self._slots) if not self._is_read(i)),
+            ((slot.shares(sequence), -i) for i, slot in enumerate(self._slots) if not self._is_read(i)),
             default=(0, 0),
         )
-        return (shared, -slot) if shared >= SHARED else (0, None)
+        return (shared, -slot) if shared >= sequence.held + SHARED else (sequence.held, None)
 
-    def _make_room(self, slots: int, positions: int) -> None:
-        """At least so many slots and positions in the cache."""
-        rows = next(size for size in self.sizes.rows if size >= max(slots, 1))
+    def _make_room(self, more: int, positions: int) -> None:
+        """Slots for so many more, with so many positions."""
+        busy = sum(slot.sequence is not None for slot in self._slots)
+        rows = next(size for size in self.sizes.rows if size >= busy + more)
         positions = self.sizes.room(positions)
         if self._cache is None:
             self._cache = programs.empty(self.config, rows, positions)
             self._slots = [Slot() for _ in range(rows)]
+            self._beginnings.shrink(rows, {s.named for s in self._entering})
             return
         # one size after the other: programs for all pairs would be many
         for size in self.sizes.positions:
@@ -215,22 +241,29 @@ class Batch:
         reading = self._reading
         assert reading is not None and self._cache is not None
         count, room = len(reading.sequences), reading.cache.positions
-        if reading.left > 1:
+        if reading.left:
             size = self.sizes.piece(reading.left, count, room)
             tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
             for row, (sequence, held) in enumerate(zip(reading.sequences, reading.held, strict=True)):
                 # a piece that would not fit into the cache reads again what lies before it
-                start[row] = min(held + reading.read, room - size)
+                start[row] = min(held + reading.read, sequence.held + room - size)
                 piece = sequence.ids[start[row] : start[row] + size]
                 tokens[row, : len(piece)] = piece
             visual = self._visual(reading.sequences) if (tokens < 0).any() else None
-            reading.cache, hidden = programs.prefill(self.config, self.leaves, reading.cache, tokens, start, visual)
+            common = self._beginnings.common(reading.sequences, range(count))
+            made_of = self.config, self.leaves, reading.cache, tokens, start, visual, common
+            reading.cache, hidden = programs.prefill(*made_of)
             self._begin(hidden, start)
             self._judge(hidden, start)
             reading.read += size
-        if reading.left > 1:
+        if reading.left:
             return False
         self._reading = None
+        if reading.beginnings:
+            for row, sequence in enumerate(reading.sequences):
+                busy = self._busy | {s.named for s in reading.sequences}
+                self._beginnings.put(need(sequence.named), reading.cache, row, busy, len(self._slots))
+            return False
         for row, (number, sequence) in enumerate(zip(reading.slots, reading.sequences, strict=True)):
             self._cache = programs.copy_row(self._cache, reading.cache, row, number)
             slot = self._slots[number]
@@ -244,6 +277,8 @@ class Batch:
         """The first tokens of those whose prompts end with the piece that is being read from `start` (P,) on."""
         reading = need(self._reading)
         last = np.array(reading.ends, np.int32) - 1 - start
+        if reading.beginnings:
+            return
         open_ = [row for row, s in enumerate(reading.sequences) if row not in reading.begun and not s.judged_from]
         ends = [row for row in open_ if 0 <= last[row] < hidden.shape[1]]
         if not ends:
@@ -302,7 +337,8 @@ class Batch:
         enough = max(1, len(active) // 4) if waiting else len(active)
         assert self._cache is not None
         arguments = (self._rows(range(len(self._slots)), active), self._table, np.int32(steps), np.int32(enough))
-        self._cache, rows, *new = programs.decode(self.config, self.leaves, self._cache, *arguments)
+        common = self._beginnings.common(self._slots, active)
+        self._cache, rows, *new = programs.decode(self.config, self.leaves, self._cache, *arguments, common)
         states, made, chances = (np.asarray(x) for x in (rows.state, *new))
         for i, sequence in zip(active, sequences, strict=True):
             assert sequence is not None
@@ -323,6 +359,7 @@ class Batch:
             free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
             free.sort(key=lambda i: -self._slots[i].used)
             self._take(sorted([*self.active, *free[: size - len(self.active)]]), self._cache.positions)
+        self._beginnings.shrink(len(self._slots), self._busy)
 
     def warm_up(self) -> Iterator[str]:
         """Compile whatever may be needed, saying before each program what it is."""
@@ -331,11 +368,11 @@ class Batch:
         for positions, larger in itertools.zip_longest(sizes.positions, sizes.positions[1:]):
             pieces = [p for p in sizes.pieces if p <= positions]
             for count, size in itertools.product(sizes.together(positions), pieces):
-                for seen in [None] if visual is None else [None, (visual,) * count]:
+                for seen, common in self._warm_reading(count, sizes.beginnings[-1], visual):
                     yield f"reading {count} x {size} of {positions}"
                     tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
                     cache = programs.empty(config, count, positions)
-                    _, hidden = programs.prefill(config, self.leaves, cache, tokens, start, seen)
+                    _, hidden = programs.prefill(config, self.leaves, cache, tokens, start, seen, common)
                     allowed = self._allowed([None] * count)
                     programs.begin(config, self.leaves, hidden, start, programs.idle(count), self._table, allowed)
                     programs.judge(config, self.leaves, hidden, tokens)
@@ -352,10 +389,28 @@ class Batch:
                 if more:
                     grown = programs.resized(cache, [0] * more, positions)
                     programs.resized(grown, [0] * rows, positions)
+        if visual is not None:
+            yield "holding pictures"
+            self._beginnings.warm_up()
+
+    def _warm_reading(
+        self, rows: int, most: int, visual: jax.Array | None
+    ) -> Iterator[tuple[tuple[jax.Array, ...] | None, Common | None]]:
+        """Pictures and beginnings, as many rows read them, at most so many beginnings."""
+        yield None, None
+        if visual is not None:
+            yield (visual,) * rows, None
+            yield from (
+                (None, self._beginnings.nobodys(places, rows)) for places in self.sizes.beginnings if places <= most
+            )
 
     def _warm_going_on(self, rows: int, positions: int, visual: jax.Array | None) -> None:
-        cache, few = programs.empty(self.config, rows, positions), np.int32(1)
-        programs.decode(self.config, self.leaves, cache, programs.idle(rows), self._table, few, few)
+        few = np.int32(1)
+        for seen, common in self._warm_reading(rows, self.sizes.most_beginnings(rows), visual):
+            if seen is None:
+                cache = programs.empty(self.config, rows, positions)
+                idle = programs.idle(rows)
+                programs.decode(self.config, self.leaves, cache, idle, self._table, few, few, common)
 
     def _rows(self, slots: Sequence[int], going: Collection[int]) -> Rows:
         """The rows of these slots, of which those `going` are to say something."""

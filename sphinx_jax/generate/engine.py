@@ -23,11 +23,13 @@ from sphinx_jax.generate.guide import Guides
 from sphinx_jax.generate.guided import Guided
 from sphinx_jax.generate.jobs import Job
 from sphinx_jax.generate.pictures import Picture, Pictures
+from sphinx_jax.generate.sizes import Sizes
 from sphinx_jax.generate.stops import Stops
 from sphinx_jax.model.blueprint import Leaves
 from sphinx_jax.progress import progress
 
 SLOTS = 16
+PICTURES = 4
 QUEUE = 4096  # requests that may wait
 AHEAD = 4  # requests for each slot that are taken of many
 
@@ -189,17 +191,19 @@ class Engine:
       model: as `from_pretrained` gives it.
       slots: answers that are continued together, at most.
       queue: requests that may wait beside them.
+      pictures: whose keys and values are held for more questions, at least; answers about one share them.
     """
 
-    def __init__(self, model: Model, slots: int = SLOTS, queue: int = QUEUE):
-        for name, count in (("slots", slots), ("queue", queue)):
+    def __init__(self, model: Model, slots: int = SLOTS, queue: int = QUEUE, pictures: int = PICTURES):
+        for name, count in (("slots", slots), ("queue", queue), ("pictures", pictures)):
             if not isinstance(count, int) or count < 1:
                 raise arguments.BadArgument(f"{name} must be an integer of at least 1, not {count!r}")
         self.config, self.mesh, self.tokenizer = model.config, model.mesh, model.tokenizer
         self.slots, self.queue = slots, queue
         self.stops = Stops(self.tokenizer, [STOP])
         self.pictures = Pictures(model.config, model.leaves)
-        made_of = model.config, model.leaves, self.pictures, self.stops, model.mesh, slots
+        sizes = Sizes.of(slots, model.config.decoder.max_positions, pictures)
+        made_of = model.config, model.leaves, self.pictures, self.stops, model.mesh, sizes
         self._batch, self._guided = self._batches = Batch(*made_of), Guided(*made_of)
         self._lock = threading.Lock()
 

@@ -48,14 +48,15 @@ class Guided(Batch):
         tokens, start, last = np.zeros((count, size), np.int32), np.zeros(count, np.int32), np.zeros(count, np.int32)
         for i, slot in enumerate(self._slots):
             # where a piece would not fit what lies before it is read again; who is idle keeps what is not written over
-            start[i] = min(len(slot.ids), room - size)
+            start[i] = min(len(slot.ids), slot.held + room - size)
             slot.ids = slot.ids[: start[i]]
             if i in pending and slot.sequence is not None:
                 piece = slot.sequence.ids[start[i] : start[i] + size]
                 tokens[i, : len(piece)] = piece
                 last[i] = len(slot.sequence.ids) - 1 - start[i]
         visual = self._visual([slot.sequence for slot in self._slots]) if (tokens < 0).any() else None
-        self._cache, hidden = programs.prefill(self.config, self.leaves, cache, tokens, start, visual)
+        common = self._beginnings.common(self._slots, active)
+        self._cache, hidden = programs.prefill(self.config, self.leaves, cache, tokens, start, visual, common)
         for i, job in zip(active, self._jobs(), strict=True):
             self._slots[i].ids = job.ids[: start[i] + size]
         self._choose(hidden, last, [i if i in pending and last[i] < size else None for i in range(count)])
@@ -66,9 +67,9 @@ class Guided(Batch):
     def _warm_going_on(self, rows: int, positions: int, visual: jax.Array | None) -> None:
         nobody, place = self._allowed([None] * rows), np.zeros(rows, np.int32)
         for size in _sizes(positions):
-            for seen in [None] if visual is None else [None, (visual,) * rows]:
+            for seen, common in self._warm_reading(rows, self.sizes.most_beginnings(rows), visual):
                 cache, tokens = programs.empty(self.config, rows, positions), np.zeros((rows, size), np.int32)
-                _, hidden = programs.prefill(self.config, self.leaves, cache, tokens, place, seen)
+                _, hidden = programs.prefill(self.config, self.leaves, cache, tokens, place, seen, common)
                 idle = programs.idle(rows)
                 programs.begin(self.config, self.leaves, hidden, place, idle, self._table, nobody)
 

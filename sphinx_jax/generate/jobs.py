@@ -37,6 +37,7 @@ class Job:
     said: list[tuple[int, float]] = field(default_factory=list)
     state: int = 0  # of its own stops
     judged_from: int = 0
+    begins: bool = False  # nothing but what all about its picture begin with, to be held for them
     guide: Guide | None = None  # through its grammar
     judged: list[float] = field(default_factory=list)
     ended: str = ""  # why: stop, length, cancelled, judged
@@ -71,9 +72,14 @@ class Job:
         return bool(self.ended) or self.error is not None
 
     @property
+    def held(self) -> int:
+        """As many of `before` are held for all about its picture: BOS and the picture's."""
+        return min(1 + len(self.seen.ids), len(self.before)) if self.seen and not self.begins else 0
+
+    @property
     def need(self) -> int:
-        """Positions that it may take."""
-        return len(self.text) + (len(self.seen.ids) if self.seen else 0) + self.most
+        """Positions that it may take beside those."""
+        return len(self.text) + (len(self.seen.ids) if self.seen else 0) + self.most - self.held
 
     def add(self, token: int, logprob: float) -> None:
         """Take one more token, unless it has ended, and those that must follow it."""
@@ -114,11 +120,13 @@ class Job:
 
 @dataclass
 class Slot:
-    """A row of the cache: whose it is, and the ids whose keys and values it holds."""
+    """A row of the cache: whose it is, and the ids whose keys and values are there, the first `held` of them among
+    the beginnings."""
 
     sequence: Job | None = None
     ids: list[int] = field(default_factory=list)
-    picture: str | None = None
+    named: str | None = None  # the picture
+    held: int = 0
     used: int = 0  # when it was last
     state: int = 0  # of the stop table
 
@@ -128,9 +136,11 @@ class Slot:
             self.sequence.seen = None
             self.sequence = None
 
-    def shares(self, ids: Sequence[int], picture: str | None) -> int:
-        """How many of these positions it holds."""
-        return in_common(self.ids, self.picture, ids, picture)
+    def shares(self, sequence: Job) -> int:
+        """How many positions of a sequence are there, if some are in the row itself."""
+        if self.held != sequence.held:
+            return 0
+        return in_common(self.ids, self.named, sequence.before, sequence.named)
 
 
 def in_common(ids: Sequence[int], picture: str | None, others: Sequence[int], other: str | None) -> int:
@@ -149,7 +159,7 @@ def in_common(ids: Sequence[int], picture: str | None, others: Sequence[int], ot
 
 @dataclass
 class Reading:
-    """Prompts that are being read together, each for the slot it will take."""
+    """Prompts that are being read together, each for the slot it will take; or beginnings, for none."""
 
     sequences: list[Job]
     ends: list[int]  # positions that are to be read of each
@@ -160,5 +170,13 @@ class Reading:
     begun: set[int] = field(default_factory=set)  # rows whose first token is there
 
     @property
+    def beginnings(self) -> bool:
+        return self.sequences[0].begins
+
+    @property
     def left(self) -> int:
-        return max(end - held for end, held in zip(self.ends, self.held, strict=True)) - self.read
+        """Positions that are still to be read. A last token that is left alone is read as answers are continued, which
+        the last position of a picture cannot be."""
+        left = max(end - held for end, held in zip(self.ends, self.held, strict=True)) - self.read
+        pictures = any(sequence.ids[-1] < 0 for sequence in self.sequences)
+        return left if left > (0 if pictures else 1) else 0

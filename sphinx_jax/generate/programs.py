@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float, Int32
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.generate.sampling import Rule, sample
 from sphinx_jax.model.blueprint import Leaves, blueprint, layer_blueprint, layer_leaves
-from sphinx_jax.model.cache import AXES, Cache
+from sphinx_jax.model.cache import AXES, Cache, Common, Groups, of_layers
+from sphinx_jax.model.decoder import Held
 from sphinx_jax.model.embedding_mix import Features
-from sphinx_jax.model.layers import ready
+from sphinx_jax.model.layers import Axes, ready
 from sphinx_jax.model.rope import Rotation
 from sphinx_jax.sharding import constrain
 
@@ -49,9 +50,9 @@ def key_of(seed: int) -> np.ndarray:
     return np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rows", "positions"))
-def empty(config: ModelConfig, rows: int, positions: int) -> Cache:
-    return Cache.empty(config.decoder, rows, positions, jnp.dtype(config.dtype))
+@functools.partial(jax.jit, static_argnames=("config", "rows", "positions", "axes"))
+def empty(config: ModelConfig, rows: int, positions: int, axes: Axes = AXES) -> Cache:
+    return Cache.empty(config.decoder, rows, positions, jnp.dtype(config.dtype), axes)
 
 
 def prefill(
@@ -61,17 +62,21 @@ def prefill(
     tokens: Int32[np.ndarray, "P T"],
     start: Int32[np.ndarray, " P"],
     visual: tuple[Float[Array, "W D"], ...] | None,
+    common: Common | None = None,
 ) -> tuple[Cache, Float[Array, "P T D"]]:
     """Read tokens (P, T), pictures' positions among them (`SphinxModel.extend`), from position `start` (P,) on.
 
-    Takes the cache over. Returns it with them, and what the last layer makes of them (P, T, D).
+    Of the positions before, `common` may hold some. Takes the cache over. Returns it with the new ones, and what the
+    last layer makes of them (P, T, D).
 
     One program for all layers, called for each: a whole prompt's would take as many times longer to compile.
     """
     x, positions, by = _enter(config, leaves, tokens, start, visual)
     layers = []
+    beginnings = of_layers(common, len(cache.keys))
     for number, (keys, values) in enumerate(zip(*cache, strict=True)):
-        x, *layer = _through(config, layer_leaves(leaves, number), x, keys, values, positions, by)
+        others = positions, by, beginnings[number]
+        x, *layer = _through(config, layer_leaves(leaves, number), x, keys, values, *others)
         layers.append(layer)
     return Cache(*zip(*layers, strict=True)), x
 
@@ -85,10 +90,18 @@ def _enter(config: ModelConfig, leaves: Leaves, tokens: jax.Array, start: jax.Ar
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("x", "keys", "values"))
 def _through(
-    config: ModelConfig, leaves: Leaves, x: jax.Array, keys: Any, values: Any, positions: jax.Array, by: Rotation
+    config: ModelConfig,
+    leaves: Leaves,
+    x: jax.Array,
+    keys: Any,
+    values: Any,
+    positions: jax.Array,
+    by: Rotation,
+    common: tuple[Any, Groups | None],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     block: Any = ready(layer_blueprint(config.decoder).bind(leaves), x.dtype)
-    x, ((keys, values), _) = block(constrain(x, "batch", None, None), by, cache=(keys, values), positions=positions)
+    held = Held(keys, values, positions, *common)
+    x, ((keys, values), _) = block(constrain(x, "batch", None, None), by, held=held)
     return x, keys, values
 
 
@@ -159,11 +172,13 @@ def decode(
     table: Int32[Array, "states V"],
     steps: Int32[Array, ""],
     enough: Int32[Array, ""],
+    common: Common | None = None,
 ) -> tuple[Cache, Rows, Int32[Array, "B steps"], Float[Array, "B steps"]]:
     """Up to `steps` (at most `STEPS`) more tokens for every row, fewer if `enough` rows have ended or all have.
 
     Args:
       table: as `Stops.table` gives it.
+      common: what of the rows' positions is held once for several.
 
     Returns:
       Cache and rows after them, the new tokens (B, STEPS), `NOTHING` where there is none, and their log-probabilities.
@@ -179,7 +194,7 @@ def decode(
 
     def one(state):
         step, cache, rows, out, chances = state
-        hidden, cache = model.extend(rows.token[:, None], cache, rows.position)
+        hidden, cache = model.extend(rows.token[:, None], cache, rows.position, common=common)
         rows, new, chance = _choose(model.decoder, hidden[:, 0], rows, table)
         return step + 1, cache, rows, out.at[:, step].set(new), chances.at[:, step].set(chance)
 
@@ -201,15 +216,15 @@ def _copy_row(into: jax.Array, of: jax.Array, row: jax.Array, to: jax.Array) -> 
     return jax.lax.dynamic_update_slice(into, held, (to, 0, 0, 0))
 
 
-def resized(cache: Cache, rows: Sequence[int], positions: int) -> Cache:
+def resized(cache: Cache, rows: Sequence[int], positions: int, axes: Axes = AXES) -> Cache:
     """These rows of a cache, in this order, with room for so many positions."""
-    return jax.tree.map(lambda x: _resized(x, np.array(rows, np.int32), positions), cache)
+    return jax.tree.map(lambda x: _resized(x, np.array(rows, np.int32), positions, axes), cache)
 
 
-@functools.partial(jax.jit, static_argnames=("positions",))
-def _resized(x: jax.Array, rows: jax.Array, positions: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("positions", "axes"))
+def _resized(x: jax.Array, rows: jax.Array, positions: int, axes: Axes) -> jax.Array:
     room = ((0, 0), (0, 0), (0, max(0, positions - x.shape[2])), (0, 0))
-    return constrain(jnp.pad(x[rows, :, :positions], room), *AXES)
+    return constrain(jnp.pad(x[rows, :, :positions], room), *axes)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

@@ -20,12 +20,17 @@ class Sizes:
     prompts: tuple[int, ...]  # that are read together
     pieces: tuple[int, ...]  # tokens of a prompt that are read at once
     positions: tuple[int, ...]
+    beginnings: tuple[int, ...]  # that are held for sequences that have them in common
     reading: int  # positions of those that are read together, at most, if they are several
     overhead: int  # what a pass through the weights costs, in tokens
 
     @classmethod
-    def of(cls, slots: int, max_positions: int) -> Sizes:
-        """Finer on a CPU, where each row and token costs its share, than where a pass costs the same up to hundreds."""
+    def of(cls, slots: int, max_positions: int, beginnings: int = 1) -> Sizes:
+        """Finer on a CPU, where each row and token costs its share, than where a pass costs the same up to hundreds.
+
+        Args:
+          beginnings: that are held at least.
+        """
         cpu = platform() == "cpu"
         pieces = (16, 32, 48, 64, 96, 128, 192, 256) if cpu else (64, 256, 1024)
         return cls(
@@ -34,12 +39,17 @@ class Sizes:
             tuple(sorted({min(p, max_positions) for p in pieces})),
             # a CPU does not attend to what is empty
             _ladder(min(POSITIONS, max_positions), max_positions, 4 if cpu else 2),
+            _ladder(beginnings, max(slots, beginnings), 4),
             READING,
             16 if cpu else 256,
         )
 
     def room(self, positions: int) -> int:
         return next(size for size in self.positions if size >= positions)
+
+    def most_beginnings(self, rows: int) -> int:
+        """How many are held at most where so many rows are continued."""
+        return next(size for size in self.beginnings if size >= rows)
 
     def together(self, positions: int) -> tuple[int, ...]:
         """How many prompts that take so many positions may be read together."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from sphinx_jax.model.cache import Groups
 from sphinx_jax.sharding import has_cudnn_attention, partition_spec, platform
 
 MASKED = -1e30  # finite, so that a row that sees nothing gives numbers and not NaN
@@ -58,17 +59,66 @@ def attend_cached(
     keys: Float[Array, "B K S H"],
     values: Float[Array, "B K S H"],
     positions: Int[Array, "B T"],
+    common: tuple[Float[Array, "P K C H"], Float[Array, "P K C H"]] | None = None,
+    groups: Groups | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention to a cache, whose positions beyond a query's own are not seen; the softmax runs in float32.
 
-    q (B, T, N, H) at `positions` (B, T); keys, values (B, K, S, H) as `model.cache` keeps them.  Returns (B, T, N, H).
+    Args:
+      q: (B, T, N, H), at `positions` (B, T).
+      keys, values: (B, K, S, H), as `model.cache` keeps them.
+      common: keys and values (P, K, C, H) of beginnings that rows have in common; `groups` says who has which, and
+        how many of a row's positions are there and not in `keys`. What rows see of one beginning is one product for
+        all of them; the two parts of a row's softmax are merged by their sums (Hydragen, Juravsky et al. 2024).
 
-    A CPU takes the keys block by block, as flash attention does, and none beyond the last position of the longest row:
-    scores of all keys leave its caches.  Of an accelerator a loop would take more than it saves.
+    Returns:
+      (B, T, N, H).
     """
-    length, kv_heads, room = q.shape[1], keys.shape[1], keys.shape[2]
+    batch, length, heads, width = q.shape
+    kv_heads = keys.shape[1]
+    q = einops.rearrange(q * width**-0.5, "b t (k g) h -> b k (g t) h", k=kv_heads)
+    nothing = jnp.zeros(q.shape[:3], jnp.float32)
+    state = Attended(nothing + MASKED, nothing, jnp.zeros(q.shape, jnp.float32))
+    if common is not None and groups is not None:
+        state = _attend_common(q, *common, groups, state)
+        positions = positions - groups.held[:, None]
+    limits = jnp.tile(positions + 1, (1, heads // kv_heads))  # (B, G · T)
+    state = _attend_some(q, keys, values, limits, state)
+    out = (state.out / state.total[..., None]).astype(values.dtype)
+    return einops.rearrange(out, "b k (g t) h -> b t (k g) h", t=length)
+
+
+def _attend_common(q: jax.Array, keys: jax.Array, values: jax.Array, groups: Groups, state: Attended) -> Attended:
+    """Attention of queries (B, K, M, H) to what their rows have in common with others, group by group."""
+
+    def one(number: jax.Array, state: Attended) -> Attended:
+        rows = groups.rows[number]  # (R,)
+
+        def together(x: jax.Array) -> jax.Array:
+            """(B, K, M, …) -> (1, K, R · M, …)"""
+            return einops.rearrange(x.at[rows].get(mode="fill", fill_value=0), "r k m ... -> 1 k (r m) ...")
+
+        k, v = (jax.lax.dynamic_slice_in_dim(x, groups.beginning[number], 1) for x in (keys, values))
+        limits = jnp.repeat(groups.held.at[rows].get(mode="fill", fill_value=0), q.shape[2])[None]
+        found = _attend_some(together(q), k, v, limits, Attended(*map(together, state)))
+
+        def apart(old: jax.Array, new: jax.Array) -> jax.Array:
+            new = einops.rearrange(new, "1 k (r m) ... -> r k m ...", r=len(rows))
+            return old.at[rows].set(new, mode="drop")
+
+        return Attended(*map(apart, state, found))
+
+    return jax.lax.fori_loop(0, groups.count, one, state)
+
+
+def _attend_some(q: jax.Array, keys: jax.Array, values: jax.Array, limits: jax.Array, state: Attended) -> Attended:
+    """What was attended to, and with it the first `limits` (B, M) of keys (B, K, S, H), by queries (B, K, M, H).
+
+    A CPU takes the keys block by block, as flash attention does, and none beyond the largest limit: scores of all keys
+    leave its caches.  Of an accelerator a loop would take more than it saves.
+    """
+    room = keys.shape[2]
     block = min(KEY_BLOCK, room) if platform() == "cpu" else room
-    q = einops.rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k (g t) h", k=kv_heads)
 
     def add(number: jax.Array | int, so_far: Attended) -> Attended:
         """Attention to one more block of keys."""
@@ -76,10 +126,9 @@ def attend_cached(
         start = jnp.minimum(first, room - block)  # the last block may reach back into the one before
         some = [jax.lax.dynamic_slice_in_dim(x, start, block, axis=2) for x in (keys, values)]
         at = start + jnp.arange(block)
-        seen = (at <= positions[..., None]) & (at >= first)  # (B, T, S)
+        seen = (at < limits[..., None]) & (at >= first)  # (B, M, S)
         scores = jnp.einsum("bkmh,bksh->bkms", q, some[0]).astype(jnp.float32)
-        scores = einops.rearrange(scores, "b k (g t) s -> b k g t s", t=length)
-        scores = einops.rearrange(jnp.where(seen[:, None, None], scores, MASKED), "b k g t s -> b k (g t) s")
+        scores = jnp.where(seen[:, None], scores, MASKED)
         highest = jnp.maximum(so_far.highest, scores.max(-1))
         exponents, kept = jnp.exp(scores - highest[..., None]), jnp.exp(so_far.highest - highest)
         out = jnp.einsum("bkms,bksh->bkmh", exponents.astype(values.dtype), some[1])
@@ -89,14 +138,9 @@ def attend_cached(
             so_far.out * kept[..., None] + out,
         )
 
-    nothing = jnp.zeros(q.shape[:3], jnp.float32)
-    state = Attended(nothing + MASKED, nothing, jnp.zeros(q.shape, jnp.float32))
     if block == room:
-        state = add(0, state)
-    else:
-        state = jax.lax.fori_loop(0, positions.max() // block + 1, add, state)
-    out = (state.out / state.total[..., None]).astype(values.dtype)
-    return einops.rearrange(out, "b k (g t) h -> b t (k g) h", t=length)
+        return add(0, state)
+    return jax.lax.fori_loop(0, (limits.max() + block - 1) // block, add, state)
 
 
 class Attended(NamedTuple):

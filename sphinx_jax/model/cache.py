@@ -1,8 +1,9 @@
-"""Keys and values of the positions before, a row for each sequence that is being continued."""
+"""Keys and values of the positions before: a row for each sequence that is being continued, and beginnings that
+several of them have in common, held once."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from sphinx_jax.config import DecoderConfig
 from sphinx_jax.sharding import constrain
 
 AXES = ("batch", "kv_heads", None, None)
+COMMON_AXES = (None, "kv_heads", None, None)  # any row may have any of the beginnings
 
 
 class Cache(NamedTuple):
@@ -26,9 +28,16 @@ class Cache(NamedTuple):
     values: tuple[jax.Array, ...]
 
     @classmethod
-    def empty(cls, config: DecoderConfig, batch: int, positions: int, dtype: DTypeLike) -> Cache:
+    def empty(
+        cls,
+        config: DecoderConfig,
+        batch: int,
+        positions: int,
+        dtype: DTypeLike,
+        axes: tuple[str | None, ...] = AXES,
+    ) -> Cache:
         shape = (batch, config.num_kv_heads, positions, config.head_dim)
-        return cls(*(tuple(constrain(jnp.zeros(shape, dtype), *AXES) for _ in range(config.layers)) for _ in range(2)))
+        return cls(*(tuple(constrain(jnp.zeros(shape, dtype), *axes) for _ in range(config.layers)) for _ in range(2)))
 
     @property
     def rows(self) -> int:
@@ -37,6 +46,29 @@ class Cache(NamedTuple):
     @property
     def positions(self) -> int:
         return self.keys[0].shape[2]
+
+
+class Groups(NamedTuple):
+    """Which rows (B) have which beginning in common, in up to G groups of up to R; int32."""
+
+    held: Any  # (B,) positions of each row that are its beginning's, and not in its own row
+    rows: Any  # (G, R) of each group; B where there is none
+    beginning: Any  # (G,) of each group
+    count: Any  # () groups
+
+
+class Common(NamedTuple):
+    """Beginnings of sequences (P, K, C, H), and who has them."""
+
+    cache: Cache
+    groups: Groups
+
+
+def of_layers(common: Common | None, layers: int) -> list[tuple[Any, Groups | None]]:
+    """Of each layer its keys and values of beginnings, and who has them."""
+    if common is None:
+        return [(None, None)] * layers
+    return [(layer, common.groups) for layer in zip(*common.cache, strict=True)]
 
 
 def write(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.attention import attend, attend_cached
-from sphinx_jax.model.cache import Cache, write
+from sphinx_jax.model.cache import Cache, Common, Groups, of_layers, write
 from sphinx_jax.model.layers import RMSNorm, by_rows, param, run_stack, stack
 from sphinx_jax.model.lora import Dims, Maps
 from sphinx_jax.model.moe import Moe
@@ -31,6 +31,16 @@ class Seen(NamedTuple):
 BEFORE = Seen()
 
 
+class Held(NamedTuple):
+    """What a layer holds of the positions before, and where new ones belong."""
+
+    keys: jax.Array  # (B, K, S, H)
+    values: jax.Array
+    positions: jax.Array  # (B, T) int32, of the new ones
+    common: tuple[jax.Array, jax.Array] | None = None  # the layer's keys and values of beginnings, each (P, K, C, H)
+    groups: Groups | None = None
+
+
 class Attention(Maps):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         c = config
@@ -40,15 +50,18 @@ class Attention(Maps):
         maps = {"q": (embed, query), "k": (embed, shared), "v": (embed, shared), "o": (query, embed)}
         super().__init__(maps, c, rngs=rngs)
 
-    def __call__(self, x: jax.Array, by: Rotation, seen: Seen = BEFORE, cache=None, positions=None):
-        """x (B, T, D) -> (B, T, D) and the layer's cache, (keys, values) each (B, K, S, H), if there is one."""
+    def __call__(self, x: jax.Array, by: Rotation, seen: Seen = BEFORE, held: Held | None = None):
+        """x (B, T, D) -> (B, T, D), and the layer's (keys, values) with them if it holds some."""
         q, k, v = (self.apply(name, x) for name in "qkv")
         q, k, v = (checkpoint_name(y, "qkv") for y in (rotate(q, by), rotate(k, by), v))
-        if cache is None:
+        cache = None
+        if held is None:
             y = attend(q, k, v, causal=seen.mask is None, mask=seen.mask, documents=seen.documents)
         else:
-            keys, values = (write(old, new, positions[:, 0]) for old, new in zip(cache, (k, v), strict=True))
-            y, cache = attend_cached(q, keys, values, positions), (keys, values)
+            start = held.positions[:, 0]
+            start = start if held.groups is None else start - held.groups.held
+            cache = write(held.keys, k, start), write(held.values, v, start)
+            y = attend_cached(q, *cache, held.positions, held.common, held.groups)
         return self.apply("o", checkpoint_name(y, "attended")), cache
 
 
@@ -70,9 +83,9 @@ class Block(nnx.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = (Moe if config.moe else FeedForward)(config, rngs=rngs)
 
-    def __call__(self, x: jax.Array, by: Rotation, seen: Seen = BEFORE, cache=None, positions=None):
+    def __call__(self, x: jax.Array, by: Rotation, seen: Seen = BEFORE, held: Held | None = None):
         """x (B, T, D) -> (B, T, D), and the layer's cache and load-balance loss, each None where there is none."""
-        y, cache = self.attention(self.attention_norm(x), by, seen, cache, positions)
+        y, cache = self.attention(self.attention_norm(x), by, seen, held)
         x = constrain(x + y, "batch", None, None)
         y, balance = self.ffn(self.ffn_norm(x)), None
         if isinstance(self.ffn, Moe):
@@ -117,20 +130,20 @@ class Decoder(nnx.Module):
         return Decoded(self.norm(x), None if balance is None else balance.mean())
 
     def extend(
-        self, x: Float[Array, "B T D"], cache: Cache, start: Int[Array, " B"]
+        self, x: Float[Array, "B T D"], cache: Cache, start: Int[Array, " B"], common: Common | None = None
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """x (B, T, D), what follows the first `start` (B,) positions of each row of a cache -> (B, T, D) after the
         final norm, and the cache with them: a prompt, a part of one, or a token.
 
         What a row holds from `start` on is written over, and positions beyond start + T are not looked at. A row's
-        start + T is at most S.
+        start + T is at most S, and what it has in `common` with others beside it.
         """
         positions, by = self.places(start, x.shape[1])
         x, layers = run_stack(
             self.blocks,
             constrain(x, "batch", None, None),
-            lambda block, x, layer: block(x, by, cache=layer, positions=positions),
-            per_layer=list(zip(*cache, strict=True)),
+            lambda block, x, layer: block(x, by, held=Held(layer[0][0], layer[0][1], positions, *layer[1])),
+            per_layer=list(zip(zip(*cache, strict=True), of_layers(common, len(cache.keys)), strict=True)),
         )
         return self.norm(x), Cache(*zip(*(layer for layer, _ in layers), strict=True))
 

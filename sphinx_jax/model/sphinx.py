@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from sphinx_jax.config import ModelConfig, need
-from sphinx_jax.model.cache import Cache
+from sphinx_jax.model.cache import Cache, Common
 from sphinx_jax.model.decoder import Decoder, Seen
 from sphinx_jax.model.embedding_mix import EmbeddingMix, Features, pool_patches, to_grid
 from sphinx_jax.model.encoders import Blip2, Clip, ConvNext, DinoV2
@@ -151,12 +151,14 @@ class SphinxModel(nnx.Module):
         cache: Cache,
         start: Int[Array, " B"],
         visual: Float[Array, "B W D"] | None = None,
+        common: Common | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Tokens (B, T) after the first `start` (B,) positions of each row -> (B, T, D), and the cache with them.
 
-        A negative token, -1 - w, is position w of the row's picture, `visual` (B, W, D) as `see` gives it.
+        A negative token, -1 - w, is position w of the row's picture, `visual` (B, W, D) as `see` gives it.  Of the
+        positions before, `common` may hold some.
         """
-        return self.decoder.extend(self.read(tokens, visual), cache, start)
+        return self.decoder.extend(self.read(tokens, visual), cache, start, common)
 
     def read(self, tokens: Int[Array, "B T"], visual: Float[Array, "B W D"] | None = None) -> Float[Array, "B T D"]:
         """Tokens and pictures' positions, as `extend` takes them -> (B, T, D) embedded."""

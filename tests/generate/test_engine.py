@@ -17,6 +17,7 @@ from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate import programs
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.engine import QueueFull
+from sphinx_jax.generate.jobs import in_common
 from sphinx_jax.generate.sizes import Sizes
 from sphinx_jax.model.blueprint import apart, blueprint
 
@@ -276,6 +277,48 @@ def test_questions_that_come_together_read_their_picture_once(seeing, monkeypatc
     assert together == [said.tokens for request in mixed for (said,) in Engine(seeing, slots=1).map([request])]
 
 
+def test_a_picture_is_held_once_whoever_asks(seeing):
+    """A row of the cache holds what is a question's own; pictures that nobody asks about make room for others."""
+    asked = [f"what is {word}" for word in ("it", "there", "on", "left", "new", "red")]
+    shown = pictures(40)
+    engine = Engine(seeing, slots=8, pictures=1)
+    held = engine._batch._beginnings
+
+    def answer(requests: list[Request]) -> list[list[int]]:
+        expected = [said.tokens for r in requests for (said,) in Engine(seeing, slots=1).map([r])]
+        assert [said.tokens for (said,) in engine.map(requests)] == expected
+
+    answer([Request(question, shown[0], 9, temperature=0.0) for question in asked])
+    assert held.places == 1 and {slot.held for slot in engine._batch._slots} <= {0, 1 + seeing.config.image_positions}
+    # an empty question is about all of the picture but its last position, which begins the answer
+    answer([Request(question, shown[1], 9, temperature=0.0) for question in ("", *asked[:3], "")])
+    assert held.places == 1
+    answer([Request(question, picture, 9, temperature=0.0) for question in asked[:2] for picture in shown])
+    assert held.places == 4
+    answer([Request(asked[0], None, 9, temperature=0.0)])
+    assert engine._batch._beginnings.places == 1, "one row, one picture"
+
+
+def test_an_error_while_a_picture_is_read_is_told_to_all_who_wait_for_it(seeing, monkeypatch):
+    engine, prefill = Engine(seeing, slots=2), programs.prefill
+    picture, other, _ = pictures(40)
+    waiting = [engine.submit(Request(question, picture, 4, temperature=0.0)) for question in WORDS]
+    later = engine.submit(Request("a", other, 4, temperature=0.0))
+
+    def broken(*arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(programs, "prefill", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        waiting[0].wait()
+    monkeypatch.setattr(programs, "prefill", prefill)
+    for answer in waiting:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            answer.wait()
+    (said,) = later.wait()
+    assert said.tokens == Engine(seeing).submit(Request("a", other, 4, temperature=0.0)).wait()[0].tokens
+
+
 def test_answers_to_one_question_read_it_once(model, monkeypatch):
     read, prefill = [], programs.prefill
     monkeypatch.setattr(programs, "prefill", lambda *a: read.append(a[3].size) or prefill(*a))
@@ -342,8 +385,9 @@ def test_another_picture_is_another_answer_whatever_it_is_called(seeing, tmp_pat
         pixels[5:9] //= 2
     assert len(names) == 3
     for slot in engine._batch._slots:
-        other = [1, -1, -2, *range(5, 40)]
-        assert slot.shares([*slot.ids], None) <= 1 and slot.shares(other, None) <= 1
+        assert (
+            in_common(slot.ids, slot.named, slot.ids, None) <= 1 < in_common(slot.ids, slot.named, slot.ids, slot.named)
+        )
 
 
 def test_numbers_of_any_kind_and_what_is_abandoned_hurt_nobody(model):

@@ -1,5 +1,6 @@
 """Answers that keep to grammars: whatever is chosen among what fits reads back; the engine chooses the likeliest."""
 
+import dataclasses
 import json
 import math
 import re
@@ -168,15 +169,19 @@ def test_answers_of_a_grammar_are_streamed_sampled_and_cancelled(model):
 
 
 def test_nothing_is_compiled_after_warm_up(mesh, tiny):
-    """With pictures too, in a model that sees."""
+    """With pictures too, one and several at a time, in a model that sees."""
+    tiny = dataclasses.replace(tiny, decoder=dataclasses.replace(tiny.decoder, max_positions=200))
     seeing = Sphinx(tiny, born(tiny), TOKENIZERS["letters"], mesh)
-    engine = Engine(seeing, slots=2)
+    engine = Engine(seeing, slots=2, pictures=1)
     engine.warm_up(quiet=True, grammars=True)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)) for _ in range(3)]
     counted = compilations()
     for n, task in enumerate(["rec", "layout", "yes_no"]):
-        engine.submit(Request("what " * (1 + 9 * n), picture, 30 + n, task=task, n=1 + n)).wait()
-        engine.submit(Request("what " * (1 + 9 * n), picture, 30 + n)).wait()
+        engine.submit(Request("what " * (1 + 9 * n), pictures[n], 30 + n, task=task, n=1 + n)).wait()
+        engine.submit(Request("what " * (1 + 9 * n), pictures[0], 30 + n)).wait()
+        list(engine.map(Request("what", shown, 9) for shown in [None, *pictures]))
+        engine.submit(Request("what", None, 9)).wait()
     assert not counted
 
 

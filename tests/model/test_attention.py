@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sphinx_jax.generate.beginnings import groups
 from sphinx_jax.model.attention import KEY_BLOCK, attend_cached
 
 
@@ -51,3 +52,27 @@ def test_a_row_does_not_depend_on_how_far_others_are():
     near = attend(q, keys, values, jnp.array([[40], [41]]))
     far = attend(q, keys, values, jnp.array([[40], [999]]))
     np.testing.assert_array_equal(near[0], far[0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([7, KEY_BLOCK + 40]), st.integers(1, 19), st.integers(1, 3), st.data())
+def test_what_rows_have_in_common_is_attended_to_as_if_each_had_it(room, batch, length, data):
+    """Any number of rows about any number of beginnings, whole or in part, and rows without one among them."""
+    draw, own, places = data.draw, 12, 4
+    of = draw(st.lists(st.sampled_from([None, 0, 1, 3]), min_size=batch, max_size=batch))
+    held = [0 if place is None else draw(st.integers(1, room)) for place in of]
+    start = np.array([draw(st.integers(0, own - length)) for _ in of])
+    rng = np.random.default_rng(batch)
+    q = rng.normal(size=(batch, length, 4, 8)).astype(np.float32)
+    keys, values = rng.normal(size=(2, batch, 2, own, 8)).astype(np.float32)
+    beginnings = rng.normal(size=(2, places, 2, room, 8)).astype(np.float32)
+    positions = np.array(held)[:, None] + start[:, None] + np.arange(length)
+    having = {row: place for row, place in enumerate(of) if place is not None}
+    found = jax.jit(attend_cached)(q, keys, values, positions, tuple(beginnings), groups(held, having))
+    for row, place in enumerate(of):
+        of_row = [
+            np.concatenate([beginnings[i, place or 0, :, : held[row]], own_part[row]], axis=1)[None]
+            for i, own_part in enumerate((keys, values))
+        ]
+        expected = whole(q[row : row + 1], *of_row, positions[row : row + 1])
+        np.testing.assert_allclose(found[row : row + 1], expected, atol=2e-6)

@@ -133,13 +133,16 @@ class Ours:
         from sphinx_jax import from_pretrained
         from sphinx_jax.generate.batch import Batch
         from sphinx_jax.generate.pictures import Pictures
+        from sphinx_jax.generate.sizes import Sizes
         from sphinx_jax.generate.stops import Stops
 
         model = from_pretrained(folder / "ours")
+        positions = model.config.decoder.max_positions
         self.leaves, self.stops = model.leaves, Stops(_Wordless(), ())
         pictures = Pictures(model.config, model.leaves)
         self.batches = {
-            n: Batch(model.config, model.leaves, pictures, self.stops, model.mesh, n) for n in (1, 4, 8, 16)
+            n: Batch(model.config, model.leaves, pictures, self.stops, model.mesh, Sizes.of(n, positions))
+            for n in (1, 4, 8, 16)
         }
 
     def answer(self, prompts: Sequence[Sequence[int]], most: int) -> tuple[float, list[list[int]]]:

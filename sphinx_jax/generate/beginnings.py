@@ -1,0 +1,109 @@
+"""What sequences about one picture begin with, held once: keys and values of BOS and the picture's positions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from sphinx_jax.config import ModelConfig
+from sphinx_jax.generate import programs
+from sphinx_jax.generate.jobs import Job, Slot
+from sphinx_jax.generate.sizes import Sizes
+from sphinx_jax.model.cache import COMMON_AXES, Cache, Common, Groups
+
+TOGETHER = 8  # rows whose attention to a beginning is one product
+
+
+class Beginnings:
+    """Those of the pictures used last, by the pictures' names: as many as are in use, or `Sizes.beginnings` says."""
+
+    def __init__(self, config: ModelConfig, sizes: Sizes):
+        self.config, self.sizes = config, sizes
+        self.positions = sizes.room(1 + config.image_positions) if config.has_vision else 0
+        self._cache: Cache | None = None
+        self._names: dict[str, int] = {}  # the one used last comes last
+
+    @property
+    def places(self) -> int:
+        return 0 if self._cache is None else self._cache.rows
+
+    def lacks(self, sequence: Job) -> bool:
+        """Whether the beginning of a sequence has to be read first."""
+        return sequence.held > 0 and sequence.named not in self._names
+
+    def put(self, name: str, read: Cache, row: int, busy: Collection[str | None], rows: int) -> None:
+        """Hold a row of a cache under this name, in the place of one that is not busy, where `rows` are continued."""
+        free = set(range(self.places)) - set(self._names.values())
+        idle = [held for held in self._names if held not in busy]
+        if not free and not idle:
+            # one size after the other: programs for all pairs would be many
+            self._resize(next(size for size in self.sizes.beginnings if size > self.places), busy)
+            free = set(range(self.places)) - set(self._names.values())
+        place = min(free) if free else self._names.pop(idle[0])
+        assert self._cache is not None and self.places <= self.sizes.most_beginnings(rows)
+        self._cache = programs.copy_row(self._cache, read, row, place)
+        self._names[name] = place
+
+    def use(self, sequences: Sequence[Job]) -> None:
+        for sequence in sequences:
+            if sequence.held and sequence.named is not None:
+                self._names[sequence.named] = self._names.pop(sequence.named)
+
+    def shrink(self, rows: int, busy: Collection[str | None]) -> None:
+        """No more than `rows` that are continued may need."""
+        most = self.sizes.most_beginnings(rows)
+        for size in reversed(self.sizes.beginnings):
+            if most <= size < self.places:
+                self._resize(size, busy)
+
+    def _resize(self, places: int, busy: Collection[str | None]) -> None:
+        """So many places; the longest unused go first."""
+        if self._cache is None:
+            self._cache = programs.empty(self.config, places, self.positions, COMMON_AXES)
+            return
+        kept = sorted(self._names, key=lambda name: name in busy)[-places:]  # in the order of their use
+        rows = [self._names[name] for name in kept]
+        self._names = {name: place for place, name in enumerate(kept)}
+        self._cache = programs.resized(self._cache, rows + [0] * (places - len(rows)), self.positions, COMMON_AXES)
+
+    def common(self, rows: Sequence[Job | Slot | None], going: Collection[int]) -> Common | None:
+        """What these rows have in common, of which those `going` are looked at; None where no row has a beginning."""
+        held = [row.held if row is not None else 0 for row in rows]
+        if not any(held):
+            return None
+        assert self._cache is not None
+        of = {
+            i: self._names[str(row.named)] for i, row in enumerate(rows) if i in going and row is not None and row.held
+        }
+        return Common(self._cache, groups(held, of))
+
+    def nobodys(self, places: int, rows: int) -> Common:
+        """So many beginnings, of which none of the rows has one."""
+        return Common(programs.empty(self.config, places, self.positions, COMMON_AXES), groups([0] * rows, {}))
+
+    def warm_up(self) -> None:
+        """Compile what moves beginnings."""
+        for places in self.sizes.beginnings:
+            held = self.nobodys(places, 1).cache
+            for other in self.sizes.beginnings:
+                if other != places:
+                    programs.resized(held, [0] * other, self.positions, COMMON_AXES)
+            for count in self.sizes.together(self.positions):
+                read = programs.empty(self.config, count, self.positions)
+                held = programs.copy_row(held, read, 0, 0)
+
+
+def groups(held: Sequence[int], of: dict[int, int]) -> Groups:
+    """How rows are attended together: `held` positions of each row are its beginning's, `of` says which it has."""
+    together = min(TOGETHER, len(held))
+    rows = np.full((len(held), together), len(held), np.int32)
+    beginning = np.zeros(len(held), np.int32)
+    count = 0
+    for place in dict.fromkeys(of.values()):
+        those = [row for row, p in of.items() if p == place]
+        for first in range(0, len(those), together):
+            some = those[first : first + together]
+            rows[count, : len(some)], beginning[count] = some, place
+            count += 1
+    return Groups(np.array(held, np.int32), rows, beginning, np.int32(count))
