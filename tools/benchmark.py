@@ -11,6 +11,9 @@ Answers beside transformers and PyTorch, each side in a process of its own: read
 64 requests that arrive together (pip install 'sphinx_jax[torch]'):
   python tools/benchmark.py generate --folder /tmp/bench
 
+Sixteen questions about one picture, all at once beside one after the other:
+  python tools/benchmark.py questions
+
 The step of a recipe on what is here, with fresh weights and made-up rows: milliseconds, tokens a second, MFU.
 A GPU holds a few layers of the 13B model, and a layer is what is measured:
   python tools/benchmark.py step --config configs/sphinx_1k.py --stage finetune --config.model.decoder.layers=6 \\
@@ -63,6 +66,9 @@ def arguments() -> argparse.Namespace:
     generate.add_argument(
         "--requests", type=int, default=64, help="that arrive together; 0 leaves that out (default: %(default)s)"
     )
+    questions = kinds.add_parser("questions", help="about one picture, at once beside one after the other")
+    questions.add_argument("--layers", type=int, default=4, help="of the decoder (default: %(default)s)")
+    questions.add_argument("--rounds", type=int, default=3, help="of which the best counts (default: %(default)s)")
     of_recipe = "also takes --config, --config.key=value, --stage and --smoke, as python -m sphinx_jax.main"
     step = kinds.add_parser(
         "step", help=f"the training step of a recipe; {of_recipe}", description=of_recipe, allow_abbrev=False
@@ -125,6 +131,12 @@ def compare_generate(args: argparse.Namespace) -> Iterator[str]:
     yield from generate.measure(args.folder, args.rounds, args.requests)
 
 
+def compare_questions(args: argparse.Namespace) -> Iterator[str]:
+    from sphinx_jax.measure.peers import questions
+
+    yield from questions.measure(questions.config(args.layers), args.rounds)
+
+
 def measure_step(args: argparse.Namespace) -> Iterator[str]:
     from sphinx_jax.measure import step
 
@@ -166,6 +178,7 @@ if __name__ == "__main__":
             "mix": compare_mix,
             "train": compare_train,
             "generate": compare_generate,
+            "questions": compare_questions,
             "step": measure_step,
             "saves": measure_saves,
             "quantise": compare_quantised,
