@@ -13,6 +13,7 @@ from PIL import Image
 
 from sphinx_jax import Engine, Request, Sphinx
 from sphinx_jax.config import DecoderConfig, ModelConfig
+from sphinx_jax.data.answer_grammar import of_choices
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate import programs
 from sphinx_jax.generate.arguments import BadArgument
@@ -224,6 +225,54 @@ def test_threads_share_an_engine(model):
     for thread in threads:
         thread.join()
     assert found == {i: tokens for i, tokens in enumerate(expected) if i % 7 != 6}
+
+
+@pytest.mark.slow
+def test_two_thousand_requests_good_bad_and_cancelled_from_many_threads(seeing):
+    """About pictures, held to grammars, sampled: each good one is answered as it is alone, and all slots end free."""
+    rng, shown = np.random.default_rng(3), [*pictures(40), None]
+    good = [
+        dataclasses.replace(
+            request,
+            image=shown[n % 4],
+            max_new_tokens=1 + n % 9,
+            grammar=of_choices(["a red star", "no", "one two three"]) if n % 5 == 0 else "",
+        )
+        for n, request in enumerate(requests(40))
+    ]
+    alone = [[s.tokens for s in said] for r in good for said in Engine(seeing, slots=1).map([r])]
+    bad = [{"max_new_tokens": 100_000}, {"stop": [""]}, {"grammar": "answer: nowhere"}, {"n": 0}, {"top_p": "most"}]
+    engine, wrong, kinds = Engine(seeing, slots=8, queue=64), [], rng.integers(0, 10, 2000)
+
+    def ask(numbers: range) -> None:
+        for i in numbers:
+            which = i % len(good)
+            try:
+                if kinds[i] == 0:
+                    with pytest.raises(BadArgument):
+                        engine.submit(Request("a", **bad[i % len(bad)]))
+                    continue
+                answer = engine.submit(good[which])
+                if kinds[i] == 1:
+                    answer.cancel()
+                elif kinds[i] == 2:
+                    next(iter(answer))  # and away
+                elif [said.tokens for said in answer.wait()] != alone[which]:
+                    wrong.append(i)
+            except BaseException as error:  # of a thread, nobody hears
+                wrong.append((i, error))
+
+    threads = [threading.Thread(target=ask, args=(range(first, 2000, 16),)) for first in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    gc.collect()
+    assert engine.submit(good[0]).wait() and engine.submit(good[1]).wait()
+    for batch in (engine._batch, engine._guided):
+        batch.step()
+        assert not batch.waiting and not batch.active and all(slot.sequence is None for slot in batch._slots)
 
 
 def pictures(size: int) -> list[Image.Image]:
