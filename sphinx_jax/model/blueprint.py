@@ -23,9 +23,9 @@ from jax.sharding import Mesh, NamedSharding
 from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig, family, need
 from sphinx_jax.model.decoder import Block
 from sphinx_jax.model.embedding_mix import Features
-from sphinx_jax.model.layers import Turned, turned
+from sphinx_jax.model.layers import Flat, flat, is_quantised
 from sphinx_jax.model.lora import BASE
-from sphinx_jax.model.quantise import MATRICES
+from sphinx_jax.model.quantise import MATRICES, scales_outputs
 from sphinx_jax.model.sphinx import Encoders, SphinxModel
 from sphinx_jax.model.views import kept_views, normalise, padding_alone
 from sphinx_jax.sharding import partition_spec, platform
@@ -70,32 +70,30 @@ def unflatten(leaves: dict[str, Any]) -> dict[str, Any]:
 def apart(leaves: dict[str, Any]) -> dict[str, Any]:
     """Leaves as answering reads them: of each that is stacked over the decoder's layers, a tuple of one array a layer.
 
-    On one CPU the matrices have their outputs first (`layers.Turned`). The dict that is given is emptied on the way, so
+    Matrices are laid out as they are multiplied by (`layers.Flat`). The dict that is given is emptied on the way, so
     that no more than one leaf is held twice.
     """
     found: dict[str, Any] = {}
     for path in list(leaves):
         leaf = leaves.pop(path)
         if path.startswith(STACK) and not isinstance(leaf, tuple):
-            dims = _turns(path, leaf)
-            leaf = _turned(leaf, dims) if dims else _layers(leaf)
+            dims = _flattens(path, leaf)
+            leaf = _flat(leaf, dims, jax.device_count() == 1 and platform() == "cpu") if dims else _layers(leaf)
         found[path] = leaf
     return found
 
 
-def _turns(path: str, leaf: Any) -> int:
-    """How many dimensions of a layer's matrix are inputs, where it is to have its outputs first; else 0."""
-    if jax.device_count() > 1 or platform() != "cpu" or not isinstance(leaf, np.ndarray | jax.Array):
-        return 0
-    # an expert's matrices are multiplied elsewhere
-    if path not in MATRICES or (leaf.ndim > 3 and "/ffn/" in path):
+def _flattens(path: str, leaf: Any) -> int:
+    """How many dimensions of a layer's matrix are inputs, where it is multiplied by as it is; else 0."""
+    # an expert's matrices are multiplied elsewhere, those in 4 bits made whole
+    if path not in MATRICES or (leaf.ndim > 3 and "/ffn/" in path) or (is_quantised(leaf) and not scales_outputs(leaf)):
         return 0
     return 2 if path.endswith("/o") else 1
 
 
-@functools.partial(jax.jit, static_argnames="dims")
-def _turned(leaf: jax.Array, dims: int) -> tuple[Turned, ...]:
-    return tuple(turned(layer, dims) for layer in leaf)
+@functools.partial(jax.jit, static_argnames=("dims", "turn"))
+def _flat(leaf: Any, dims: int, turn: bool) -> tuple[Flat, ...]:
+    return tuple(flat(layer, dims, turn) for layer in _layers(leaf))
 
 
 @jax.jit

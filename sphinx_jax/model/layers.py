@@ -30,22 +30,36 @@ def constant(value: float, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
     return nnx.Param(jnp.full(shape, value, jnp.float32), out_sharding=axes)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["matrix"], meta_fields=["outputs"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["matrix"], meta_fields=["outputs", "turned"])
 @dataclass(frozen=True)
-class Turned:
-    """A kernel as a matrix with its outputs first, which a CPU multiplies a few rows by at up to twice the speed.
+class Flat:
+    """A kernel as a matrix, which an accelerator need not lay out anew for every product.
 
-    `matrix` (outputs, inputs), each flat; `outputs`: the shape of what comes out.
+    `matrix` (inputs, outputs), each flat, perhaps in 8 bits; `outputs`: the shape of what comes out. `turned`: with its
+    outputs first, by which a CPU multiplies a few rows at up to twice the speed.
     """
 
     matrix: Any
     outputs: tuple[int, ...]
+    turned: bool
 
 
-def turned(kernel: jax.Array, dims: int) -> Turned:
-    """A kernel (*inputs, *outputs) with `dims` input dimensions."""
-    inputs = math.prod(kernel.shape[:dims])
-    return Turned(kernel.reshape(inputs, -1).T, kernel.shape[dims:])
+def flat(kernel: Any, dims: int, turn: bool) -> Flat:
+    """A kernel (*inputs, *outputs) with `dims` input dimensions, turned if it is to be."""
+    if is_quantised(kernel):
+        values, scale = kernel.qvalue, kernel.scale
+        matrix = kernel.replace(qvalue=_matrix(values, dims), scale=scale.reshape(1, -1))
+        return Flat(matrix, values.shape[dims:], False)
+    matrix = _matrix(kernel, dims)
+    return Flat(matrix.T if turn else matrix, kernel.shape[dims:], turn)
+
+
+def _matrix(kernel: jax.Array, dims: int) -> jax.Array:
+    return kernel.reshape(math.prod(kernel.shape[:dims]), -1)
+
+
+def is_quantised(leaf: Any) -> bool:
+    return hasattr(leaf, "qvalue")  # asked of every leaf of every model: qwix takes long to import
 
 
 def by_rows(x: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -56,16 +70,21 @@ def by_rows(x: jax.Array, matrix: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(matrix @ x.T).T
 
 
-def contract(x: jax.Array, kernel: jax.Array | Turned, dims: int = 1) -> jax.Array:
+def contract(x: jax.Array, kernel: Any, dims: int = 1) -> jax.Array:
     """x (…, *inputs) · kernel (*inputs, *outputs) -> (…, *outputs), over `dims` dimensions.
 
     As one product of two matrices: the gradients of a contraction over more dimensions run at half the speed on a CPU.
+    Of a kernel in 8 bits the products are scaled, an output each, and not the matrix, which is read as it is.
     """
-    if isinstance(kernel, Turned):
-        y = by_rows(x.reshape(-1, kernel.matrix.shape[1]), kernel.matrix.astype(x.dtype))
+    if is_quantised(kernel):
+        y = contract(x, kernel.qvalue, dims).astype(jnp.float32)
+        return (y * kernel.scale.reshape(kernel.qvalue.shape[dims:])).astype(x.dtype)
+    if isinstance(kernel, Flat):
+        rows = x.reshape(-1, math.prod(x.shape[x.ndim - dims :]))
+        y = by_rows(rows, kernel.matrix.astype(x.dtype)) if kernel.turned else contract(rows, kernel.matrix)
         return y.reshape(*x.shape[: x.ndim - dims], *kernel.outputs)
-    inputs = math.prod(kernel.shape[:dims])
-    y = x.reshape(-1, inputs) @ kernel.astype(x.dtype).reshape(inputs, -1)
+    matrix = _matrix(kernel.astype(x.dtype), dims)
+    y = x.reshape(-1, len(matrix)) @ matrix
     return y.reshape(*x.shape[: x.ndim - dims], *kernel.shape[dims:])
 
 
@@ -154,18 +173,21 @@ def remat_policy(remat: str) -> Callable | None:
 
 
 def _ready(params: nnx.State, dtype: jnp.dtype) -> nnx.State:
-    """A layer's matrices in the compute dtype, still in their shards.
+    """A layer's matrices in the compute dtype, or in 8 bits, still in their shards.
 
-    So they are gathered, and their gradients summed and scattered, at the width of that dtype.
+    So they are gathered, and their gradients summed and scattered, at that width.
     """
 
     def one(variable: nnx.Variable) -> nnx.Variable:
         value, axes = variable.get_value(), variable.get_metadata().get("out_sharding")
-        if isinstance(value, Turned):
+        if isinstance(value, Flat):
             return variable
-        if not isinstance(value, jax.Array):
-            from sphinx_jax.model.quantise import whole
+        if is_quantised(value):
+            from sphinx_jax.model.quantise import scales_outputs, whole
 
+            # experts' matrices are multiplied elsewhere
+            if axes and scales_outputs(value) and "expert" not in axes:
+                return variable.replace(value.replace(qvalue=constrain(value.qvalue, *axes[-value.qvalue.ndim :])))
             value = whole(value, dtype)
         if value.ndim < 2 or not axes:
             return variable

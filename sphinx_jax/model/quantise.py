@@ -1,7 +1,8 @@
 """Matrices of the decoder's layers in 8 or 4 bits, for when they do not train (qwix does the arithmetic).
 
-A quantised leaf is a pair of arrays, values and scales, in the place of one.  `run_stack` makes each layer's matrices
-whole where the layer is computed, so one layer at a time is.
+A quantised leaf is a pair of arrays, values and scales, in the place of one.  Matrices in 8 bits are multiplied as they
+are, and the products scaled (`layers.contract`); those in 4 bits, and experts', `run_stack` makes whole where the layer
+is computed, so one layer at a time is.
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ def kind_of(leaf: qwix.QArray) -> str:
     return leaf.qtype if leaf.qtype in QTYPES else "int8"
 
 
+def scales_outputs(leaf: qwix.QArray) -> bool:
+    """Whether every output has one scale: products can be scaled then in place of the matrix."""
+    return kind_of(leaf) == "int8"
+
+
 def whole(leaf: qwix.QArray, dtype: Any) -> jax.Array:
     """The array that a quantised leaf stands for."""
     import qwix
@@ -93,10 +99,6 @@ def on_host(leaf: qwix.QArray, dtype: Any) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="dtype")
 def _whole_layer(leaf: qwix.QArray, number: jax.Array, dtype: Any) -> jax.Array:
     return whole(jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number), leaf), dtype)
-
-
-def is_quantised(leaf: Any) -> bool:
-    return hasattr(leaf, "qvalue")  # asked of every leaf of every model: qwix takes long to import
 
 
 def from_host(

@@ -60,7 +60,8 @@ class Checkpoints:
         """Leaves as others read them: what is quantised as the numbers that training saw."""
         if all(isinstance(leaf, jax.Array) for leaf in leaves.values()):
             return leaves
-        from sphinx_jax.model.quantise import is_quantised, on_host, whole
+        from sphinx_jax.model.layers import is_quantised
+        from sphinx_jax.model.quantise import on_host, whole
 
         # a device that trains in few bits may have no room for more; of many each makes its share
         plain = on_host if jax.process_count() == 1 else whole
@@ -80,7 +81,8 @@ def _scales(leaves: dict[str, Any]) -> dict[str, Leaves]:
     """Those of what is quantised, by its kind: a resumed run quantises as this one did."""
     found: dict[str, Leaves] = {}
     if not all(isinstance(leaf, jax.Array) for leaf in leaves.values()):
-        from sphinx_jax.model.quantise import is_quantised, kind_of
+        from sphinx_jax.model.layers import is_quantised
+        from sphinx_jax.model.quantise import kind_of
 
         for path, leaf in leaves.items():
             if is_quantised(leaf):

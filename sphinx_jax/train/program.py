@@ -16,6 +16,7 @@ from sphinx_jax.config import ConfigError, ModelConfig
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import Leaves, blueprint, matches
+from sphinx_jax.model.layers import is_quantised
 from sphinx_jax.sharding import abstract, partition_spec, row_sharding, row_ways
 from sphinx_jax.train.optimizer import make_optimizer, state_shardings
 from sphinx_jax.train.settings import TrainStage
@@ -106,7 +107,7 @@ def _kept(path: str, leaf: Any, model: ModelConfig, quantize: str) -> Any:
         from sphinx_jax.model import quantise
 
         if path in quantise.MATRICES:
-            return leaf if quantise.is_quantised(leaf) else quantise.quantise(path, leaf, quantize)
+            return leaf if is_quantised(leaf) else quantise.quantise(path, leaf, quantize)
     return leaf.astype(model.dtype)
 
 

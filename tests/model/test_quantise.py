@@ -14,7 +14,8 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, DecoderConfig, MoeConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.model.blueprint import blueprint
-from sphinx_jax.model.quantise import MATRICES, is_quantised, quantise, whole
+from sphinx_jax.model.layers import contract, flat, is_quantised
+from sphinx_jax.model.quantise import MATRICES, quantise, whole
 from sphinx_jax.recipe import runner
 from sphinx_jax.recipe.recipe import PLAYGROUND
 from sphinx_jax.train.settings import TrainStage
@@ -38,6 +39,21 @@ def test_int8_rounds_to_the_nearest_step_of_each_output():
         found = np.asarray(whole(quantise(path, leaves[path], "int8"), jnp.float32))
         assert (np.abs(found - x) <= 0.502 * step).all()
         assert len(np.unique(np.round(found / step, 3))) <= 256
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_are_the_same_however_a_matrix_is_kept(dtype):
+    leaves, rng = born(CONFIG), np.random.default_rng(0)
+    for path in MATRICES:
+        few = jax.tree.map(lambda x: x[1], quantise(path, leaves[path], "int8"))
+        dims = 2 if path.endswith("/o") else 1
+        x = jnp.asarray(rng.normal(size=(5, *few.qvalue.shape[:dims])), dtype)
+        expected = contract(x.astype(jnp.float32), matrix := whole(few, jnp.float32), dims)
+        for kernel in (few, flat(few, dims, True), flat(matrix, dims, True), flat(matrix, dims, False)):
+            found = contract(x, kernel, dims)
+            assert found.dtype == dtype and found.shape == expected.shape
+            error = np.abs(found.astype(jnp.float32) - expected).max() / np.abs(expected).max()
+            assert error < (1e-6 if dtype == "float32" else 8e-3)
 
 
 def test_nf4_takes_the_nearest_of_its_sixteen_numbers():

@@ -24,7 +24,7 @@ from sphinx_jax.generate import programs
 from sphinx_jax.measure.ahead.collectives import Collective, collectives, moved
 from sphinx_jax.measure.ahead.topologies import Chip, lowering_for
 from sphinx_jax.model import flops
-from sphinx_jax.model.blueprint import STACK, Leaves, blueprint
+from sphinx_jax.model.blueprint import STACK, Leaves, apart, blueprint
 from sphinx_jax.model.cache import AXES, Cache
 from sphinx_jax.model.views import normalise
 from sphinx_jax.recipe.recipe import PLAYGROUND, Recipe, mesh_of
@@ -126,7 +126,8 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
     model, mesh = recipe.model, mesh_of(recipe, devices)
     batch = _ways(mesh)
     kinds = {getattr(s, "quantize", "") for s in recipe.settings.values()} - {""}
-    leaves = _apart(abstract_kept(model, mesh, blueprint(model).specs, next(iter(kinds), "")))
+    with jax.set_mesh(mesh):
+        leaves = _apart(abstract_kept(model, mesh, blueprint(model).specs, next(iter(kinds), "")))
     positions = model.image_positions + PROMPT + ANSWER
 
     def array(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
@@ -188,15 +189,23 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
 
 def _apart(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """What `blueprint.apart` makes of these."""
+    shapes = jax.eval_shape(lambda leaves: apart(dict(leaves)), leaves)
 
-    def layer(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = NamedSharding(x.sharding.mesh, PartitionSpec(*x.sharding.spec[1:]))
-        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=spec)
+    def layers(path: str) -> Any:
+        """A layer's arrays, in the shards of the stack: of what becomes one dimension the first is split."""
+        if not path.startswith(STACK):
+            return leaves[path]
+        found = []
+        for stacked, of_layer in zip(jax.tree.leaves(leaves[path]), jax.tree.leaves(shapes[path][0]), strict=True):
+            spec = [*stacked.sharding.spec[1:], *[None] * (stacked.ndim - len(stacked.sharding.spec))]
+            if len(spec) > of_layer.ndim:
+                spec = [spec[0], spec[2 if path.endswith("/o") else 1]]
+            sharding = NamedSharding(stacked.sharding.mesh, PartitionSpec(*spec))
+            found.append(jax.ShapeDtypeStruct(of_layer.shape, of_layer.dtype, sharding=sharding))
+        one = jax.tree.unflatten(jax.tree.structure(shapes[path][0]), found)
+        return (one,) * len(shapes[path])
 
-    def layers(leaf: Any) -> tuple[Any, ...]:
-        return (jax.tree.map(layer, leaf),) * jax.tree.leaves(leaf)[0].shape[0]
-
-    return {path: layers(leaf) if path.startswith(STACK) else leaf for path, leaf in leaves.items()}
+    return {path: layers(path) for path in leaves}
 
 
 def _compile(what: str, lower: Any, mesh: Mesh, chip: Chip, worth: float, work: float, traffic: float) -> Need:
