@@ -21,7 +21,7 @@ from sphinx_jax.generate import programs
 from sphinx_jax.generate.programs import STEPS
 from sphinx_jax.measure.device import hardware
 from sphinx_jax.measure.device.rows import Row, Setting, reason, size_text
-from sphinx_jax.model.blueprint import Leaves, blueprint
+from sphinx_jax.model.blueprint import Leaves, apart, blueprint
 from sphinx_jax.sharding import make_mesh
 from sphinx_jax.train.program import abstract_kept
 
@@ -36,6 +36,7 @@ def check(setting: Setting, deadline: float, quantize: str = "") -> Iterator[Row
     name, model = fitting(hardware.device_memory())
     leaves = born(model, quantize)
     size = weight_bytes(leaves)
+    leaves = apart(leaves)
     peak, origin = hardware.bandwidth()
     for batch in BATCHES[quantize] if hardware.device_memory() else (1,):
         what = f"{name} decoder, {quantize or model.dtype}, {size_text(sum(size.values()))}: batch {batch}"
