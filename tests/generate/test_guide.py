@@ -168,11 +168,12 @@ def test_answers_of_a_grammar_are_streamed_sampled_and_cancelled(model):
     assert engine.submit(Request("a", max_new_tokens=60, grammar=of_choices(["only"]))).wait()[0].text == "only"
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_warm_up(mesh, tiny):
     """With pictures too, one and several at a time, in a model that sees."""
     tiny = dataclasses.replace(tiny, decoder=dataclasses.replace(tiny.decoder, max_positions=200))
     seeing = Sphinx(tiny, born(tiny), TOKENIZERS["letters"], mesh)
-    engine = Engine(seeing, slots=2, pictures=1)
+    engine = Engine(seeing, slots=2, pictures=2)
     engine.warm_up(quiet=True, grammars=True)
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)) for _ in range(3)]
