@@ -132,7 +132,7 @@ def compare_generate(args: argparse.Namespace) -> Iterator[str]:
 
 
 def compare_questions(args: argparse.Namespace) -> Iterator[str]:
-    from sphinx_jax.measure.peers import questions
+    from sphinx_jax.measure import questions
 
     yield from questions.measure(questions.config(args.layers), args.rounds)
 

@@ -94,7 +94,7 @@ class Batch:
             running = [slot.sequence for slot in self._slots if slot.sequence is not None]
             running += [s for s in self._entering if s not in running]
             begun = {s.named for s in self._reading.sequences if s.begins} if self._reading else set()
-            running += [s for s in self.waiting if s.named in begun and s not in running]
+            running += [s for s in list(self.waiting) if s.named in begun and s not in running]
             self.forget()
             if not isinstance(error, Exception):
                 for sequence in running:
@@ -146,7 +146,7 @@ class Batch:
             self.waiting.remove(sequence)
         sources = [self._best_source(sequence) for sequence in chosen]  # before one of them takes another's place
         larger = self._cache is not None and positions(count) < self._cache.positions
-        if larger and not self.active and not any(shared for shared, _ in sources):
+        if larger and not self.active and all(source is None for _, source in sources):
             self._cache, self._slots, free = None, [], []  # of what was longer, nothing goes on
         self._make_room(count, positions(count))
         self._beginnings.use(chosen)
@@ -171,7 +171,7 @@ class Batch:
     def _read_beginnings(self, waiting: Sequence[Job]) -> None:
         """Begin to read what these sequences begin with, for some of their pictures."""
         firsts = list({s.named: s for s in waiting}.values())
-        positions = self._beginnings.positions
+        positions = self.sizes.room(self._beginnings.positions)
         firsts = firsts[: max(p for p in self.sizes.together(positions) if p <= len(firsts))]
         # the slots that they are going to take, without which there may be no place for what is read
         self._make_room(len(firsts), max(s.need for s in firsts))
@@ -194,7 +194,7 @@ class Batch:
         for sequence in chosen:
             held, before = self._best_source(sequence)[0], sequence.before
             shared = max((in_common(ids, s.named, before, sequence.named) for s, ids in now), default=0)
-            if shared < max(SHARED, held + 1):
+            if shared < max(sequence.held + SHARED, held + 1):
                 now.append((sequence, sequence.ids))
             else:
                 saved += shared - held
@@ -244,13 +244,15 @@ class Batch:
         if reading.left:
             size = self.sizes.piece(reading.left, count, room)
             tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
+            # as they were when reading began: with its first token more of a sequence may be among the beginnings
+            rows = [self._slots[i] for i in reading.slots] or reading.sequences
             for row, (sequence, held) in enumerate(zip(reading.sequences, reading.held, strict=True)):
                 # a piece that would not fit into the cache reads again what lies before it
-                start[row] = min(held + reading.read, sequence.held + room - size)
+                start[row] = min(held + reading.read, rows[row].held + room - size)
                 piece = sequence.ids[start[row] : start[row] + size]
                 tokens[row, : len(piece)] = piece
             visual = self._visual(reading.sequences) if (tokens < 0).any() else None
-            common = self._beginnings.common(reading.sequences, range(count))
+            common = self._beginnings.common(rows, range(count))
             made_of = self.config, self.leaves, reading.cache, tokens, start, visual, common
             reading.cache, hidden = programs.prefill(*made_of)
             self._begin(hidden, start)
@@ -373,9 +375,9 @@ class Batch:
                     tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
                     cache = programs.empty(config, count, positions)
                     _, hidden = programs.prefill(config, self.leaves, cache, tokens, start, seen, common)
-                    allowed = self._allowed([None] * count)
-                    programs.begin(config, self.leaves, hidden, start, programs.idle(count), self._table, allowed)
-                    programs.judge(config, self.leaves, hidden, tokens)
+                allowed = self._allowed([None] * count)
+                programs.begin(config, self.leaves, hidden, start, programs.idle(count), self._table, allowed)
+                programs.judge(config, self.leaves, hidden, tokens)
             for rows, more in itertools.zip_longest(sizes.rows, sizes.rows[1:]):
                 yield f"continuing {rows} of {positions}"
                 self._warm_going_on(rows, positions, visual)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from sphinx_jax.config import ModelConfig
+from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.generate import programs
 from sphinx_jax.generate.jobs import Job, Slot
 from sphinx_jax.generate.sizes import Sizes
-from sphinx_jax.model.cache import COMMON_AXES, Cache, Common, Groups
+from sphinx_jax.model.cache import COMMON_AXES, Cache, Common, Grouping
 
-TOGETHER = 8  # rows whose attention to a beginning is one product
+GROUP = 8  # rows whose attention to a beginning is one product
 
 
 class Beginnings:
@@ -20,7 +21,8 @@ class Beginnings:
 
     def __init__(self, config: ModelConfig, sizes: Sizes):
         self.config, self.sizes = config, sizes
-        self.positions = sizes.room(1 + config.image_positions) if config.has_vision else 0
+        # a picture for which there is no room is refused before it comes here
+        self.positions = min(1 + config.image_positions, sizes.positions[-1]) if config.has_vision else 0
         self._cache: Cache | None = None
         self._names: dict[str, int] = {}  # the one used last comes last
 
@@ -62,7 +64,8 @@ class Beginnings:
         if self._cache is None:
             self._cache = programs.empty(self.config, places, self.positions, COMMON_AXES)
             return
-        kept = sorted(self._names, key=lambda name: name in busy)[-places:]  # in the order of their use
+        chosen = sorted(self._names, key=lambda name: name in busy)[-places:]
+        kept = [name for name in self._names if name in chosen]
         rows = [self._names[name] for name in kept]
         self._names = {name: place for place, name in enumerate(kept)}
         self._cache = programs.resized(self._cache, rows + [0] * (places - len(rows)), self.positions, COMMON_AXES)
@@ -74,29 +77,29 @@ class Beginnings:
             return None
         assert self._cache is not None
         of = {
-            i: self._names[str(row.named)] for i, row in enumerate(rows) if i in going and row is not None and row.held
+            i: self._names[need(row.named)] for i, row in enumerate(rows) if i in going and row is not None and row.held
         }
-        return Common(self._cache, groups(held, of))
+        return Common(self._cache, grouping(held, of))
 
     def nobodys(self, places: int, rows: int) -> Common:
         """So many beginnings, of which none of the rows has one."""
-        return Common(programs.empty(self.config, places, self.positions, COMMON_AXES), groups([0] * rows, {}))
+        return Common(programs.empty(self.config, places, self.positions, COMMON_AXES), grouping([0] * rows, {}))
 
     def warm_up(self) -> None:
         """Compile what moves beginnings."""
-        for places in self.sizes.beginnings:
+        for places, more in itertools.zip_longest(self.sizes.beginnings, self.sizes.beginnings[1:]):
             held = self.nobodys(places, 1).cache
-            for other in self.sizes.beginnings:
-                if other != places:
-                    programs.resized(held, [0] * other, self.positions, COMMON_AXES)
-            for count in self.sizes.together(self.positions):
-                read = programs.empty(self.config, count, self.positions)
-                held = programs.copy_row(held, read, 0, 0)
+            if more:
+                grown = programs.resized(held, [0] * more, self.positions, COMMON_AXES)
+                programs.resized(grown, [0] * places, self.positions, COMMON_AXES)
+            room = self.sizes.room(self.positions)
+            for count in self.sizes.together(room):
+                held = programs.copy_row(held, programs.empty(self.config, count, room), 0, 0)
 
 
-def groups(held: Sequence[int], of: dict[int, int]) -> Groups:
+def grouping(held: Sequence[int], of: dict[int, int]) -> Grouping:
     """How rows are attended together: `held` positions of each row are its beginning's, `of` says which it has."""
-    together = min(TOGETHER, len(held))
+    together = min(GROUP, len(held))
     rows = np.full((len(held), together), len(held), np.int32)
     beginning = np.zeros(len(held), np.int32)
     count = 0
@@ -106,4 +109,4 @@ def groups(held: Sequence[int], of: dict[int, int]) -> Groups:
             some = those[first : first + together]
             rows[count, : len(some)], beginning[count] = some, place
             count += 1
-    return Groups(np.array(held, np.int32), rows, beginning, np.int32(count))
+    return Grouping(np.array(held, np.int32), rows, beginning, np.int32(count))

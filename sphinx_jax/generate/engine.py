@@ -29,7 +29,7 @@ from sphinx_jax.model.blueprint import Leaves
 from sphinx_jax.progress import progress
 
 SLOTS = 16
-PICTURES = 4
+PICTURES = 2
 QUEUE = 4096  # requests that may wait
 AHEAD = 4  # requests for each slot that are taken of many
 
@@ -191,7 +191,7 @@ class Engine:
       model: as `from_pretrained` gives it.
       slots: answers that are continued together, at most.
       queue: requests that may wait beside them.
-      pictures: whose keys and values are held for more questions, at least; answers about one share them.
+      pictures: as many at least have their keys and values kept for more questions (those with a grammar apart).
     """
 
     def __init__(self, model: Model, slots: int = SLOTS, queue: int = QUEUE, pictures: int = PICTURES):

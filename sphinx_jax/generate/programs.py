@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.generate.sampling import Rule, sample
 from sphinx_jax.model.blueprint import Leaves, blueprint, layer_blueprint, layer_leaves
-from sphinx_jax.model.cache import AXES, Cache, Common, Groups, of_layers
+from sphinx_jax.model.cache import AXES, Cache, Common, Grouping, of_layers
 from sphinx_jax.model.decoder import Held
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.model.layers import Axes, ready
@@ -97,7 +97,7 @@ def _through(
     values: Any,
     positions: jax.Array,
     by: Rotation,
-    common: tuple[Any, Groups | None],
+    common: tuple[Any, Grouping | None],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     block: Any = ready(layer_blueprint(config.decoder).bind(leaves), x.dtype)
     held = Held(keys, values, positions, *common)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from sphinx_jax.model.cache import Groups
+from sphinx_jax.model.cache import Grouping
 from sphinx_jax.sharding import has_cudnn_attention, partition_spec, platform
 
 MASKED = -1e30  # finite, so that a row that sees nothing gives numbers and not NaN
@@ -60,7 +60,7 @@ def attend_cached(
     values: Float[Array, "B K S H"],
     positions: Int[Array, "B T"],
     common: tuple[Float[Array, "P K C H"], Float[Array, "P K C H"]] | None = None,
-    groups: Groups | None = None,
+    groups: Grouping | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention to a cache, whose positions beyond a query's own are not seen; the softmax runs in float32.
 
@@ -88,7 +88,7 @@ def attend_cached(
     return einops.rearrange(out, "b k (g t) h -> b t (k g) h", t=length)
 
 
-def _attend_common(q: jax.Array, keys: jax.Array, values: jax.Array, groups: Groups, state: Attended) -> Attended:
+def _attend_common(q: jax.Array, keys: jax.Array, values: jax.Array, groups: Grouping, state: Attended) -> Attended:
     """Attention of queries (B, K, M, H) to what their rows have in common with others, group by group."""
 
     def one(number: jax.Array, state: Attended) -> Attended:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from sphinx_jax.config import DecoderConfig
-from sphinx_jax.sharding import constrain
+from sphinx_jax.sharding import constrain, platform
 
 AXES = ("batch", "kv_heads", None, None)
 COMMON_AXES = (None, "kv_heads", None, None)  # any row may have any of the beginnings
@@ -48,7 +49,7 @@ class Cache(NamedTuple):
         return self.keys[0].shape[2]
 
 
-class Groups(NamedTuple):
+class Grouping(NamedTuple):
     """Which rows (B) have which beginning in common, in up to G groups of up to R; int32."""
 
     held: Any  # (B,) positions of each row that are its beginning's, and not in its own row
@@ -61,10 +62,10 @@ class Common(NamedTuple):
     """Beginnings of sequences (P, K, C, H), and who has them."""
 
     cache: Cache
-    groups: Groups
+    groups: Grouping
 
 
-def of_layers(common: Common | None, layers: int) -> list[tuple[Any, Groups | None]]:
+def of_layers(common: Common | None, layers: int) -> list[tuple[Any, Grouping | None]]:
     """Of each layer its keys and values of beginnings, and who has them."""
     if common is None:
         return [(None, None)] * layers
@@ -76,4 +77,7 @@ def write(
 ) -> Float[Array, "B K S H"]:
     """Put new (B, T, K, H) into cache (B, K, S, H), each row from its own position `start` (B,)."""
     new = new.swapaxes(1, 2)
-    return jax.vmap(lambda row, values, at: jax.lax.dynamic_update_slice(row, values, (0, at, 0)))(cache, new, start)
+    put = jax.vmap(lambda row, values, at: jax.lax.dynamic_update_slice(row, values, (0, at, 0)))
+    cache = put(cache, new, start)
+    # for a single row a TPU's compiler would have another layout in the loop over tokens: a second cache, and padded
+    return with_layout_constraint(cache, Layout((0, 1, 2, 3))) if platform() == "tpu" else cache

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.attention import attend, attend_cached
-from sphinx_jax.model.cache import Cache, Common, Groups, of_layers, write
+from sphinx_jax.model.cache import Cache, Common, Grouping, of_layers, write
 from sphinx_jax.model.layers import RMSNorm, by_rows, param, run_stack, stack
 from sphinx_jax.model.lora import Dims, Maps
 from sphinx_jax.model.moe import Moe
@@ -38,7 +38,7 @@ class Held(NamedTuple):
     values: jax.Array
     positions: jax.Array  # (B, T) int32, of the new ones
     common: tuple[jax.Array, jax.Array] | None = None  # the layer's keys and values of beginnings, each (P, K, C, H)
-    groups: Groups | None = None
+    groups: Grouping | None = None
 
 
 class Attention(Maps):
@@ -142,8 +142,11 @@ class Decoder(nnx.Module):
         x, layers = run_stack(
             self.blocks,
             constrain(x, "batch", None, None),
-            lambda block, x, layer: block(x, by, held=Held(layer[0][0], layer[0][1], positions, *layer[1])),
-            per_layer=list(zip(zip(*cache, strict=True), of_layers(common, len(cache.keys)), strict=True)),
+            lambda block, x, held: block(x, by, held=held),
+            per_layer=[
+                Held(keys, values, positions, *shared)
+                for keys, values, shared in zip(*cache, of_layers(common, len(cache.keys)), strict=True)
+            ],
         )
         return self.norm(x), Cache(*zip(*(layer for layer, _ in layers), strict=True))
 

@@ -45,7 +45,7 @@ class Flat:
 
 
 def flat(kernel: Any, dims: int, turn: bool) -> Flat:
-    """A kernel (*inputs, *outputs) with `dims` input dimensions, turned if it is to be."""
+    """A kernel (*inputs, *outputs) with `dims` input dimensions, turned if it is to be; one in 8 bits never is."""
     if is_quantised(kernel):
         values, scale = kernel.qvalue, kernel.scale
         matrix = kernel.replace(qvalue=_matrix(values, dims), scale=scale.reshape(1, -1))
@@ -77,8 +77,10 @@ def contract(x: jax.Array, kernel: Any, dims: int = 1) -> jax.Array:
     Of a kernel in 8 bits the products are scaled, an output each, and not the matrix, which is read as it is.
     """
     if is_quantised(kernel):
-        y = contract(x, kernel.qvalue, dims).astype(jnp.float32)
-        return (y * kernel.scale.reshape(kernel.qvalue.shape[dims:])).astype(x.dtype)
+        matrix, outputs = _matrix(kernel.qvalue.astype(x.dtype), dims), kernel.qvalue.shape[dims:]
+        # in float32: before they are scaled, products may be larger than float16 goes
+        y = jnp.matmul(x.reshape(-1, len(matrix)), matrix, preferred_element_type=jnp.float32)
+        return (y * kernel.scale.reshape(1, -1)).astype(x.dtype).reshape(*x.shape[: x.ndim - dims], *outputs)
     if isinstance(kernel, Flat):
         rows = x.reshape(-1, math.prod(x.shape[x.ndim - dims :]))
         y = by_rows(rows, kernel.matrix.astype(x.dtype)) if kernel.turned else contract(rows, kernel.matrix)
@@ -173,9 +175,9 @@ def remat_policy(remat: str) -> Callable | None:
 
 
 def _ready(params: nnx.State, dtype: jnp.dtype) -> nnx.State:
-    """A layer's matrices in the compute dtype, or in 8 bits, still in their shards.
+    """A layer's matrices in the compute dtype, still in their shards; those in 8 bits as they are.
 
-    So they are gathered, and their gradients summed and scattered, at that width.
+    So they are gathered, and their gradients summed and scattered, at the width of that dtype.
     """
 
     def one(variable: nnx.Variable) -> nnx.Variable:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Num
 
+from sphinx_jax.sharding import platform
+
 Rotation = tuple[Float[Array, "*P half"], Float[Array, "*P half"]]  # cosines and sines
 
 
@@ -36,10 +38,17 @@ def rotate(
     x: Float[Array, "B T N H"], by: tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]]
 ) -> Float[Array, "B T N H"]:
     """x (B, T, N, H), by (B, T, H/2) -> (B, T, N, H)."""
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    cos, sin = (part[..., None, :] for part in by)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+    y = x.astype(jnp.float32)
+    if platform() == "cpu":  # whose gradient takes a third of the time so
+        pairs = y.reshape(*x.shape[:-1], -1, 2)
+        cos, sin = (part[..., None, :] for part in by)
+        even, odd = pairs[..., 0], pairs[..., 1]
+        turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
+    else:  # for a dimension of pairs a TPU would lay out the matrices before it anew
+        cos, sin = (jnp.repeat(part, 2, axis=-1)[..., None, :] for part in by)
+        is_even = jnp.arange(x.shape[-1]) % 2 == 0
+        turned = y * cos + jnp.where(is_even, -jnp.roll(y, -1, axis=-1), jnp.roll(y, 1, axis=-1)) * sin
+    return turned.astype(x.dtype)
 
 
 def stretch(

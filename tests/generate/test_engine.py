@@ -17,10 +17,13 @@ from sphinx_jax.data.answer_grammar import of_choices
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate import programs
 from sphinx_jax.generate.arguments import BadArgument
+from sphinx_jax.generate.beginnings import grouping
 from sphinx_jax.generate.engine import QueueFull
 from sphinx_jax.generate.jobs import in_common
 from sphinx_jax.generate.sizes import Sizes
 from sphinx_jax.model.blueprint import apart, blueprint
+from sphinx_jax.model.cache import Common
+from sphinx_jax.model.views import normalise
 
 TOKENIZER = load_tokenizer(DATA / "tokenizer.model")
 WORDS = ["a", "red star", "what is the colour of the big thing on the left", "no", "one two three four five"]
@@ -195,6 +198,30 @@ def test_an_interrupted_step_is_taken_again(model, monkeypatch):
     assert [answer.wait()[0].tokens for answer in answers] == expected and len(calls) > 4
 
 
+def test_an_interruption_while_a_picture_is_read_loses_nobody(seeing, monkeypatch):
+    asked = [Request(word, pictures(40)[0], 4, temperature=0.0) for word in WORDS[:3]]
+    expected = [s.tokens for (s,) in Engine(seeing, slots=2).map(asked)]
+    engine, prefill, calls = Engine(seeing, slots=2), programs.prefill, []
+
+    def interrupted(*given):
+        calls.append(1)
+        if len(calls) in (1, 3):
+            raise KeyboardInterrupt
+        return prefill(*given)
+
+    monkeypatch.setattr(programs, "prefill", interrupted)
+    gone = engine.submit(asked[0])
+    with pytest.raises(KeyboardInterrupt):
+        gone.wait()
+    gone.cancel()  # the only one who asked for the picture
+    answers = [engine.submit(request) for request in asked]
+    for answer in answers:
+        while not answer.done:
+            with contextlib.suppress(KeyboardInterrupt):
+                answer.wait()
+    assert [answer.wait()[0].tokens for answer in answers] == expected
+
+
 def test_an_error_of_the_device_ends_those_on_their_way_alone(model, monkeypatch):
     engine, decode = Engine(model, slots=1), programs.decode
     monkeypatch.setattr(programs, "decode", lambda *given: 1 / 0)
@@ -326,6 +353,16 @@ def test_questions_that_come_together_read_their_picture_once(seeing, monkeypatc
     assert together == [said.tokens for request in mixed for (said,) in Engine(seeing, slots=1).map([request])]
 
 
+@pytest.mark.parametrize("alike", ["", "what is", "what is the colour of the big thing on the left of"])
+def test_questions_that_begin_a_little_alike_are_read_together(seeing, monkeypatch, alike):
+    read, prefill = [], programs.prefill
+    monkeypatch.setattr(programs, "prefill", lambda *a: read.append(len(a[3])) or prefill(*a))
+    picture = pictures(40)[0]
+    asked = [Request(f"{alike} {n}", picture, 2) for n in (1, 25, 397, 4999, 82, 61, 7, 53)]
+    list(Engine(seeing, slots=8).map(asked))
+    assert len(read) <= 5, "the picture, perhaps one question, and the others together"
+
+
 def test_a_picture_is_held_once_whoever_asks(seeing):
     """A row of the cache holds what is a question's own; pictures that nobody asks about make room for others."""
     asked = [f"what is {word}" for word in ("it", "there", "on", "left", "new", "red")]
@@ -399,6 +436,13 @@ def test_scores_are_those_of_the_whole_text(model, seeing):
         pytest.approx(seeing.score([prompt], [end], [image])[0], rel=1e-5)
         for prompt, end, image in zip(WORDS, (" star", " it", " a b c", " d"), [*shown, *shown], strict=False)
     ]
+    prompts, ends = ["", *WORDS[:2]], [" star and so on", " it", " a b c"]  # of an empty one the picture says the first
+    for prompt, end, score in zip(prompts, ends, seeing.score(prompts, ends, [shown[0]] * 3), strict=True):
+        pixels = np.asarray(normalise(seeing.engine.pictures.picture(shown[0]).pixels[None]))
+        start, ids = (TOKENIZER.encode(text, bos=True) for text in (prompt, prompt + end))
+        chances = jax.nn.log_softmax(seeing.logits(np.array([ids]), pixels)[0])
+        expected = sum(float(chances[i - 1, ids[i]]) for i in range(len(start), len(ids)))
+        assert score == pytest.approx(expected, rel=1e-4)
     with pytest.raises(BadArgument, match="prompt 1 and its continuation take 4.. positions of 300"):
         model.score(["a", "no " * 140], [" b", " b"])
 
@@ -459,13 +503,16 @@ def test_numbers_of_any_kind_and_what_is_abandoned_hurt_nobody(model):
     assert Request("a", stop=(text for text in ("x", "y"))).stop == ("x", "y")
 
 
-def test_what_was_long_does_not_hold_up_what_is_short(mesh):
-    config = ModelConfig("text", decoder(max_positions=1024))
-    engine = Engine(Sphinx(config, born(config), TOKENIZER, mesh), slots=2)
-    engine.submit(Request("one two three " * 60, max_new_tokens=300)).wait()
-    assert engine._batch._cache.positions == 1024
-    engine.submit(Request("no", max_new_tokens=3)).wait()
-    assert engine._batch._cache.positions == 256
+def test_what_was_long_does_not_hold_up_what_is_short(seeing):
+    """With a picture or without: its positions are not among those of the row."""
+    engine = Engine(seeing, slots=2)
+    for picture in (None, pictures(40)[0]):
+        engine.submit(Request("one two three " * 60, max_new_tokens=300)).wait()
+        assert engine._batch._cache.positions == 1024
+        engine.submit(Request("no", picture, max_new_tokens=3)).wait()
+        assert engine._batch._cache.positions == 256
+    held = engine._batch._beginnings
+    assert held._cache.positions == 1 + seeing.config.image_positions
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 48, 60, 100, 256, 257, 922, 5000])
@@ -512,7 +559,9 @@ def test_the_cache_is_written_in_place():
     cache = jax.eval_shape(lambda: programs.empty(config, 8, 4096))
     rows = programs.idle(8)
     table = np.zeros((2, config.decoder.vocab_size), np.int32)
-    compiled = programs.decode.lower(config, layers, cache, rows, table, np.int32(8), np.int32(8)).compile()
+    common = Common(cache, grouping([100] * 8, {row: row % 2 for row in range(8)}))
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
-    memory = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes >= size and memory.temp_size_in_bytes < size / 4
+    for held in (None, common):
+        steps = np.int32(8), np.int32(8)
+        memory = programs.decode.lower(config, layers, cache, rows, table, *steps, held).compile().memory_analysis()
+        assert memory.alias_size_in_bytes >= size and memory.temp_size_in_bytes < size / 4

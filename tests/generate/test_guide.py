@@ -173,7 +173,7 @@ def test_nothing_is_compiled_after_warm_up(mesh, tiny):
     """With pictures too, one and several at a time, in a model that sees."""
     tiny = dataclasses.replace(tiny, decoder=dataclasses.replace(tiny.decoder, max_positions=200))
     seeing = Sphinx(tiny, born(tiny), TOKENIZERS["letters"], mesh)
-    engine = Engine(seeing, slots=2, pictures=2)
+    engine = Engine(seeing, slots=2, pictures=1)
     engine.warm_up(quiet=True, grammars=True)
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)) for _ in range(3)]
@@ -182,6 +182,8 @@ def test_nothing_is_compiled_after_warm_up(mesh, tiny):
         engine.submit(Request("what " * (1 + 9 * n), pictures[n], 30 + n, task=task, n=1 + n)).wait()
         engine.submit(Request("what " * (1 + 9 * n), pictures[0], 30 + n)).wait()
         list(engine.map(Request("what", shown, 9) for shown in [None, *pictures]))
+        engine.submit(Request("", pictures[n], 9)).wait()
+        engine.score([[1, 5, 6]], [1], [engine.pictures.picture(pictures[n])])
         engine.submit(Request("what", None, 9)).wait()
     assert not counted
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sphinx_jax.generate.beginnings import groups
+from sphinx_jax.generate.beginnings import grouping
 from sphinx_jax.model.attention import KEY_BLOCK, attend_cached
 
 
@@ -68,7 +68,7 @@ def test_what_rows_have_in_common_is_attended_to_as_if_each_had_it(room, batch, 
     beginnings = rng.normal(size=(2, places, 2, room, 8)).astype(np.float32)
     positions = np.array(held)[:, None] + start[:, None] + np.arange(length)
     having = {row: place for row, place in enumerate(of) if place is not None}
-    found = jax.jit(attend_cached)(q, keys, values, positions, tuple(beginnings), groups(held, having))
+    found = jax.jit(attend_cached)(q, keys, values, positions, tuple(beginnings), grouping(held, having))
     for row, place in enumerate(of):
         of_row = [
             np.concatenate([beginnings[i, place or 0, :, : held[row]], own_part[row]], axis=1)[None]

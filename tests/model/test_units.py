@@ -70,16 +70,18 @@ def test_pooling_is_a_bilinear_half(units):
     np.testing.assert_allclose(pooled[:, 1:], expected, atol=1e-6)
 
 
-def test_rotations_are_the_references(units):
+def test_rotations_are_the_references(units, monkeypatch):
     positions = jnp.arange(64)
     for suffix, theta, scaling in (("", 1e4, None), ("_t1e6_s025", 1e6, 0.25)):
         cos, sin = rotation(positions, 16, theta, scaling)
         np.testing.assert_allclose(cos, units[f"rope_cos{suffix}"], atol=1e-6)
         np.testing.assert_allclose(sin, units[f"rope_sin{suffix}"], atol=1e-6)
     by = rotation(3 + jnp.arange(7)[None], 16, 1e4)
-    for name in "qk":
-        turned = rotate(jnp.asarray(units[f"rope_{name}"]), by)
-        np.testing.assert_allclose(turned, units[f"rope_{name}_out_pos3"], atol=1e-6)
+    for where in ("cpu", "tpu"):  # two ways to the same
+        monkeypatch.setattr("sphinx_jax.model.rope.platform", lambda where=where: where)
+        for name in "qk":
+            turned = rotate(jnp.asarray(units[f"rope_{name}"]), by)
+            np.testing.assert_allclose(turned, units[f"rope_{name}_out_pos3"], atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "key"), [("float32", "rms_y"), ("bfloat16", "rms_y_bf16")])
