@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sphinx_jax.config import ConfigError
+from sphinx_jax.config import ConfigError, DecoderConfig
 
 MESH_AXES = ("data", "fsdp", "tensor", "expert")
 
@@ -61,6 +61,23 @@ def make_mesh(
     else:
         placed = np.asarray(devices).reshape(shape)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def serving_mesh(decoder: DecoderConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh for answering: for each token a device reads its share of every weight, and gathers none."""
+    devices = devices if devices is not None else jax.devices()
+    return make_mesh(**serving_sizes(decoder, len(devices)), devices=devices)
+
+
+def serving_sizes(decoder: DecoderConfig, count: int) -> dict[str, int]:
+    """Sizes of such a mesh of `count` devices: `tensor` is as many of them as heads and FFN are divided by.
+
+    What is left takes experts, or copies that rows are shared out to.  Experts too are cut along `tensor` first: of
+    those that a token chose every device has a part then.
+    """
+    tensor = max(n for n in range(1, count + 1) if count % n == decoder.heads % n == decoder.ffn_dim % n == 0)
+    expert = math.gcd(count // tensor, decoder.moe.experts) if decoder.moe else 1
+    return {"data": count // tensor // expert, "fsdp": 1, "tensor": tensor, "expert": expert}
 
 
 def partition_spec(names: tuple[str | None, ...] | None, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from conftest import ONE_STEP, born, run_with_devices, tiny_config
 
-from sphinx_jax.config import ConfigError, DecoderConfig, MoeConfig
+from sphinx_jax.config import FAMILY, ConfigError, DecoderConfig, MoeConfig
 from sphinx_jax.model.blueprint import FROZEN, blueprint
 from sphinx_jax.model.lora import BASE
 from sphinx_jax.recipe.recipe import mesh_of
 from sphinx_jax.recipe.runner import parse
-from sphinx_jax.sharding import make_mesh
+from sphinx_jax.sharding import make_mesh, serving_sizes
 from sphinx_jax.train.program import program, start
 from sphinx_jax.train.settings import TrainStage
 
@@ -99,21 +99,28 @@ def test_a_mesh_computes_what_one_device_computes(name, shapes):
 def test_answers_are_the_same_on_a_mesh():
     said = run_with_devices("""
         import jax, numpy as np
+        from PIL import Image
         from test_sharding import DENSE, MODELS
         from conftest import DATA, born
         from sphinx_jax import Engine, Request, Sphinx
         from sphinx_jax.data.tokenizer import load_tokenizer
         from sphinx_jax.model.blueprint import blueprint
-        from sphinx_jax.sharding import make_mesh
+        from sphinx_jax.sharding import make_mesh, serving_mesh
         tokenizer = load_tokenizer(DATA / "tokenizer.model")
         for name in ("dense", "moe"):
             model, found = MODELS[name], []
-            for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(1, 4, 2, 1), make_mesh(1, 2, 1, 4)):
+            served = serving_mesh(model.decoder)
+            for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(1, 4, 2, 1), make_mesh(1, 2, 1, 4), served):
                 leaves = {p: jax.device_put(x, blueprint(model).shardings(mesh)[p]) for p, x in born(model).items()}
-                asked = [Request("a red star " * n, max_new_tokens=8, temperature=n % 2) for n in (3, 9, 4, 7, 2, 8)]
+                pixels = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)
+                shown = [None, *map(Image.fromarray, pixels)] if model.has_vision else [None]
+                asked = [
+                    Request("a red star " * n, shown[n % len(shown)], max_new_tokens=8, temperature=n % 2)
+                    for n in (3, 9, 4, 7, 2, 8)
+                ]
                 engine = Engine(Sphinx(model, leaves, tokenizer, mesh), slots=8)
                 found.append([said.tokens for (said,) in engine.map(asked)])
-            assert found[0] == found[1] == found[2], name
+            assert all(tokens == found[0] for tokens in found), name
     """)
     assert "full rematerialization" not in said
 
@@ -156,6 +163,22 @@ def test_a_checkpoint_goes_from_any_mesh_to_any_other(tmp_path):
 def test_impossible_meshes_are_refused(sizes, says):
     with pytest.raises(ConfigError, match=says):
         make_mesh(**sizes, devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "found"),
+    [
+        ("sphinx_1k", 1, {}),
+        ("sphinx_1k", 8, {"tensor": 8}),
+        ("sphinx_1k", 256, {"data": 32, "tensor": 8}),  # of 40 heads
+        ("sphinx_tiny_1k", 8, {"tensor": 8}),
+        ("sphinx_moe_1k", 8, {"tensor": 8}),
+        ("sphinx_moe_1k", 128, {"tensor": 32, "expert": 4}),
+        ("sphinx_1k", 3, {"data": 3}),
+    ],
+)
+def test_a_mesh_for_answering_cuts_every_weight(name, count, found):
+    assert serving_sizes(FAMILY[name].decoder, count) == {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1} | found
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,9 @@ One stage, with a setting changed, as JSON on the last line:
   python tools/compile_ahead.py --config configs/sphinx_1k.py --topology v5p:4x4x4 --stage finetune \\
       --config.stage.finetune.device_rows=2 --json
 
+A token of answering, alone and with eight others, its matrices whole and in 8 bits:
+  python tools/compile_ahead.py --config configs/sphinx_1k.py --topology v5e:2x4 --serve 1
+
 The table docs/ahead.md, row by row; rows that are done are kept:
   python tools/compile_ahead.py --table docs/ahead.jsonl
 
@@ -36,6 +39,7 @@ _JSON = flags.DEFINE_bool("json", False, "End with one JSON object on a line of 
 _LARGEST = flags.DEFINE_bool(
     "largest", True, "Also find the largest batch that fits, by two more compilations a stage."
 )
+_SERVE = flags.DEFINE_integer("serve", None, "A token of so many answers at once, and nothing else.", lower_bound=1)
 _TABLE = flags.DEFINE_string("table", None, "Add the rows that this file does not have yet, and draw its table.")
 
 
@@ -49,6 +53,8 @@ def main(argv: list[str]) -> None:
         return report.fill(_TABLE.value, lambda name: import_module(f"configs.{name}").get_config().to_dict())
     if CONFIG.value is None or not _TOPOLOGY.value:
         raise ValueError("give --config and --topology, e.g. --config configs/sphinx_1k.py --topology v5e:16x16")
+    if _SERVE.value:
+        return report.serving(recipe_values(), _TOPOLOGY.value, _SERVE.value, as_json=_JSON.value)
     report.report(recipe_values(), _TOPOLOGY.value, flags.FLAGS.stage, largest=_LARGEST.value, as_json=_JSON.value)
 
 

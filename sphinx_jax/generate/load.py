@@ -26,7 +26,7 @@ from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import apart, blueprint, held_dtypes
 from sphinx_jax.model.quantise import MATRICES, check_kind
 from sphinx_jax.paths import located
-from sphinx_jax.sharding import make_mesh
+from sphinx_jax.sharding import serving_mesh
 
 
 def from_pretrained(
@@ -45,7 +45,7 @@ def from_pretrained(
     Args:
       folder: one of our checkpoints; a recipe's workdir (its last trained stage); a published folder or a list of
         them, later ones on top of earlier ones; a Hugging Face folder.
-      mesh: where it lies; default: all devices.
+      mesh: where it lies; default: all devices, as `serving_mesh` lays them out.
       dtype: what it computes in and what its weights are held in, as `bfloat16` or `bf16`; default: as the
         checkpoint says, float32 for the files of others.
       model: of a published folder without `meta.json`, a `llama_type` or a name of the family (`sphinx_1k`).
@@ -59,13 +59,13 @@ def from_pretrained(
       BadArgument, BadCheckpoint, ConfigError: one line on what is missing or does not fit.
     """
     folders, compute = _folders(folder), known_dtype(dtype)
-    mesh = mesh or make_mesh()
     if quantize is not None:
         check_kind(quantize)
         compute = compute or known_dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if len(folders) > 1 or is_foreign(folders[0]):
         foreign = open_foreign(folders, model=model, config=config, tokenizer=tokenizer, quick_gelu=quick_gelu)
         held = _with_dtype(foreign.config, compute)
+        mesh = mesh or serving_mesh(held.decoder)
         dtypes = held_dtypes(held)
         if quantize is None:
             return Sphinx(held, apart(place(foreign, mesh, dtypes)), foreign.tokenizer, mesh)
@@ -84,6 +84,7 @@ def from_pretrained(
         )
     words = store.read_tokenizer(found) if tokenizer is None else load_tokenizer(tokenizer)
     held = _with_dtype(store.read_config(found), compute)
+    mesh = mesh or serving_mesh(held.decoder)
     if words is not None:
         check_fits(words, held.decoder.vocab_size)
     plan, dtypes = blueprint(held), held_dtypes(held)

@@ -23,7 +23,7 @@ from sphinx_jax.generate.located import Located
 from sphinx_jax.generate.pictures import Picture, Pictures
 from sphinx_jax.model.blueprint import Leaves, apart, blueprint
 from sphinx_jax.model.embedding_mix import Features
-from sphinx_jax.sharding import make_mesh
+from sphinx_jax.sharding import serving_mesh
 
 BUCKET = 32  # text lengths are rounded up to this where a whole text is looked at, so few programs are compiled
 
@@ -33,7 +33,7 @@ class Sphinx(Located):
 
     def __init__(self, config: ModelConfig, leaves: Leaves, tokenizer: Tokenizer | None, mesh: Mesh | None = None):
         self.config, self.leaves, self._tokenizer = config, apart(dict(leaves)), tokenizer
-        self.mesh = mesh or make_mesh()
+        self.mesh = mesh or serving_mesh(config.decoder)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sphinx_jax.config import ModelConfig, unknown
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate import programs
+from sphinx_jax.generate.sizes import Sizes
 from sphinx_jax.measure.ahead.collectives import Collective, collectives, moved
 from sphinx_jax.measure.ahead.topologies import Chip, lowering_for
 from sphinx_jax.model import flops
@@ -28,7 +29,7 @@ from sphinx_jax.model.blueprint import STACK, Leaves, apart, blueprint
 from sphinx_jax.model.cache import AXES, Cache
 from sphinx_jax.model.views import normalise
 from sphinx_jax.recipe.recipe import PLAYGROUND, Recipe, mesh_of
-from sphinx_jax.sharding import partition_spec, row_ways
+from sphinx_jax.sharding import partition_spec, row_ways, serving_mesh
 from sphinx_jax.train.program import abstract_batches, abstract_kept, abstract_state, program
 from sphinx_jax.train.settings import TrainStage, shapes, throughput
 
@@ -53,6 +54,9 @@ class Need:
     rows: dict[str, int] = field(default_factory=dict)  # that a device takes at a time
     parts: dict[str, int] = field(default_factory=dict)  # of a batch, one after the other
     largest: int | None = None  # rows of the first kind that a device could take at a time
+    cache_bytes: int = 0  # of keys and values, which a program takes and gives back
+    temporary_bytes: int = 0  # that the program itself takes
+    accessed_bytes: float = 0  # as the compiler counts them, copies between memories of a chip among them
 
     @property
     def roofline_seconds(self) -> float:
@@ -61,7 +65,7 @@ class Need:
     @property
     def activation_bytes(self) -> int:
         """Everything that is not state: activations, gradients, gathered weights, buffers of collectives."""
-        return self.peak_bytes - self.parameter_bytes - self.optimizer_bytes
+        return self.peak_bytes - self.parameter_bytes - self.optimizer_bytes - self.cache_bytes
 
 
 def train_need(recipe: Recipe, name: str, devices: Sequence[jax.Device], chip: Chip, find_largest: bool) -> Need:
@@ -187,6 +191,50 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
     return needs
 
 
+def serving_need(
+    model: ModelConfig, devices: Sequence[jax.Device], chip: Chip, rows: int = 1, quantize: str = ""
+) -> Need:
+    """A token of so many answers at once, on the mesh that answering lays over these devices; encoders lie beside it.
+
+    Args:
+      quantize: `int8` or `nf4`, the decoder's matrices.
+    """
+    mesh = serving_mesh(model.decoder, list(devices))
+    with jax.set_mesh(mesh):
+        leaves = _apart(abstract_kept(model, mesh, blueprint(model).specs, quantize))
+        sizes = Sizes.of(rows, model.decoder.max_positions)
+    positions = sizes.room(model.image_positions + PROMPT + ANSWER)
+
+    def array(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, partition_spec(axes, shape, mesh))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    shapes = jax.eval_shape(lambda: Cache.empty(model.decoder, rows, positions, jnp.dtype(model.dtype)))
+    cache = jax.tree.map(lambda x: array(x.shape, x.dtype, *AXES), shapes)
+    state = jax.tree.map(lambda x: array(x.shape, x.dtype, *(None,) * x.ndim), programs.idle(rows))
+    table, count = array((2, model.decoder.vocab_size), jnp.int32, None, None), array((), jnp.int32)
+    # of the embedding a token reads a row
+    read = {p: x for p, x in leaves.items() if p.startswith("decoder/") and p != "decoder/embedding"}
+    if model.decoder.tied_embeddings:
+        read["decoder/embedding"] = leaves["decoder/embedding"]
+    work = rows * flops.decoder_token(model.decoder, positions)
+    need = _compile(
+        f"token of {rows}{f' in {quantize}' if quantize else ''}",
+        lambda: programs.decode.lower(model, leaves, cache, state, table, count, count),
+        mesh,
+        chip,
+        work,
+        work,
+        _share(read) + _share(cache),
+    )
+    beside = _share({p: x for p, x in leaves.items() if not p.startswith("decoder/")})
+    need.peak_bytes += beside
+    need.fits &= need.peak_bytes <= chip.hbm
+    need.parameter_bytes, need.cache_bytes = _share(leaves), _share(cache)
+    need.rows = {"image" if model.has_vision else "text": rows}
+    return need
+
+
 def _apart(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """What `blueprint.apart` makes of these."""
     shapes = jax.eval_shape(lambda leaves: apart(dict(leaves)), leaves)
@@ -200,6 +248,8 @@ def _apart(leaves: Mapping[str, Any]) -> dict[str, Any]:
             spec = [*stacked.sharding.spec[1:], *[None] * (stacked.ndim - len(stacked.sharding.spec))]
             if len(spec) > of_layer.ndim:
                 spec = [spec[0], spec[2 if path.endswith("/o") else 1]]
+            if getattr(shapes[path][0], "turned", False):
+                spec.reverse()
             sharding = NamedSharding(stacked.sharding.mesh, PartitionSpec(*spec))
             found.append(jax.ShapeDtypeStruct(of_layer.shape, of_layer.dtype, sharding=sharding))
         one = jax.tree.unflatten(jax.tree.structure(shapes[path][0]), found)
@@ -216,9 +266,10 @@ def _compile(what: str, lower: Any, mesh: Mesh, chip: Chip, worth: float, work: 
         try:
             compiled = lowered.compile()
             memory, found = compiled.memory_analysis(), collectives(compiled.as_text())
-            peak, fits = _peak(memory), True
+            peak, fits, temporary = _peak(memory), True, memory.temp_size_in_bytes
+            accessed = compiled.cost_analysis().get("bytes accessed", 0)
         except jax.errors.JaxRuntimeError as error:
-            peak, fits, found = _used(str(error)), False, []
+            peak, fits, temporary, accessed, found = _used(str(error)), False, 0, 0, []
     compute = work / devices / chip.flops
     need = Need(
         what,
@@ -232,6 +283,8 @@ def _compile(what: str, lower: Any, mesh: Mesh, chip: Chip, worth: float, work: 
         moved(found) / chip.links,
         0.0,
         found,
+        temporary_bytes=temporary,
+        accessed_bytes=accessed,
     )
     need.mfu_bound = need.flops / chip.flops / need.roofline_seconds
     return need
@@ -276,11 +329,15 @@ def _share(tree: Any) -> int:
 def _gathered(leaves: Leaves, mesh: Mesh, model: ModelConfig) -> int:
     """Bytes of leaves in the compute dtype on one device, as the layers multiply by them: whole along `fsdp`."""
     specs = blueprint(model).specs
-    sizes = (
-        specs[p].size // (mesh.shape["tensor"] * (mesh.shape["expert"] if "expert" in specs[p].axes else 1))
-        for p in leaves
-    )
-    return sum(sizes) * jnp.dtype(model.dtype).itemsize
+    width = jnp.dtype(model.dtype).itemsize
+
+    def size(path: str) -> int:
+        ways = mesh.shape["tensor"] * (mesh.shape["expert"] if "expert" in specs[path].axes else 1)
+        # what is in 8 bits is read so
+        few = any(x.dtype == jnp.int8 for x in jax.tree.leaves(leaves[path])) and "expert" not in specs[path].axes
+        return specs[path].size // ways * (1 if few else width)
+
+    return sum(map(size, leaves))
 
 
 def train_stages(recipe: Recipe, only: str | None = None) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from sphinx_jax.measure.ahead.needs import Need, inference_needs, train_need, train_stages
+from sphinx_jax.measure.ahead.needs import Need, inference_needs, serving_need, train_need, train_stages
 from sphinx_jax.measure.ahead.topologies import GIB, Chip, open_topology
 from sphinx_jax.recipe.recipe import Recipe
 from sphinx_jax.recipe.runner import parse
@@ -39,6 +39,18 @@ def report(
         print(text(chip, need), flush=True)
     if as_json:
         print(json.dumps(to_json(chip, train, inference)))
+
+
+def serving(values: dict[str, Any], topology: str, rows: int, as_json: bool = False) -> None:
+    """Print what a token of a recipe's model needs where it answers, its matrices whole and in 8 bits."""
+    model = parse(values, origins=False).model
+    devices, chip = open_topology(topology)
+    needs = []
+    for quantize in ("", "int8"):
+        needs.append(serving_need(model, devices, chip, rows, quantize))
+        print(text(chip, needs[-1]), flush=True)
+    if as_json:
+        print(json.dumps([_entry(need) for need in needs]))
 
 
 def fill(path: str | Path, recipe_of: Callable[[str], dict[str, Any]]) -> None:
@@ -131,6 +143,9 @@ def _entry(need: Need) -> dict[str, Any]:
         "rows": need.rows,
         "parts": need.parts,
         "largest_rows": need.largest,
+        "cache_bytes": need.cache_bytes,
+        "temporary_bytes": need.temporary_bytes,
+        "accessed_bytes": need.accessed_bytes,
         "collectives": [c._asdict() for c in need.collectives],
     }
 
@@ -152,6 +167,8 @@ def text(chip: Chip, need: Need) -> str:
         f"(compute {need.compute_seconds * 1e3:,.1f}, memory {need.memory_seconds * 1e3:,.1f}, "
         f"links {need.link_seconds * 1e3:,.1f}), MFU at most {need.mfu_bound:.0%}",
     ]
+    if need.cache_bytes:
+        lines.append(f"  cache {need.cache_bytes / GIB:.2f} GiB, temporaries {need.temporary_bytes / GIB:.3f}")
     for c in need.collectives[:8]:
         lines.append(f"  {c.count:6,} x {c.kind} over {c.group}: {c.bytes / GIB:,.3f} GiB received")
     return "\n".join(lines)

@@ -36,7 +36,7 @@ class ChatStage(Settings):
 def chat(run: Run, name: str, settings: ChatStage) -> None:
     if not settings.start and last_checkpoint(run.workdir) is None:
         raise BadCheckpoint(f"{run.workdir} holds no trained model yet; run the recipe without --stage first")
-    model = from_pretrained(run.checkpoint(settings.start) if settings.start else run.workdir, mesh=run.mesh)
+    model = from_pretrained(run.checkpoint(settings.start) if settings.start else run.workdir)
     if settings.question:
         print(respond(model, [[settings.question, None]], settings.image or None, settings))
         return

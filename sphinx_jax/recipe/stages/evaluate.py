@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 from annotated_types import MinLen
 
 from sphinx_jax.checkpoint import store
@@ -29,11 +30,12 @@ from sphinx_jax.evaluate.scores import tabulate
 from sphinx_jax.generate.engine import Engine, Request
 from sphinx_jax.generate.pictures import Picture
 from sphinx_jax.generate.sphinx import Sphinx
-from sphinx_jax.model.blueprint import apart, held_dtypes
+from sphinx_jax.model.blueprint import blueprint, held_dtypes
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.progress import progress
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.settings import Count, Name, Settings
+from sphinx_jax.sharding import serving_mesh
 from sphinx_jax.train.features import pictures_hash
 
 # what an answer may take at most: the published evaluation's 10 for short answers and 30 for boxes, more where an
@@ -111,7 +113,11 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
         for picture, why in cache.bad.items():
             _log.warning("not asked about picture %d of %s %s: %s", picture, domain, s.split, why)
     asked = [q for q in asked if q.picture not in features[q.domain].bad]
-    engine = Engine(Sphinx(run.recipe.model, apart(leaves), run.tokenizer, run.mesh), slots=s.batch)
+    # pictures were encoded on the recipe's mesh
+    mesh = serving_mesh(run.recipe.model.decoder)
+    shardings = blueprint(run.recipe.model).shardings(mesh)
+    placed = {path: jax.device_put(leaves.pop(path), shardings[path]) for path in list(leaves)}
+    engine = Engine(Sphinx(run.recipe.model, placed, run.tokenizer, mesh), slots=s.batch)
 
     def seen_of(q: Question) -> Picture:
         row = features[q.domain][q.picture]
