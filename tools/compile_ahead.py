@@ -7,7 +7,7 @@ One stage, with a setting changed, as JSON on the last line:
   python tools/compile_ahead.py --config configs/sphinx_1k.py --topology v5p:4x4x4 --stage finetune \\
       --config.stage.finetune.device_rows=2 --json
 
-A token of answering, alone and with eight others, its matrices whole and in 8 bits:
+A token of one answer (of several at once: --serve 8), its matrices whole and in 8 bits:
   python tools/compile_ahead.py --config configs/sphinx_1k.py --topology v5e:2x4 --serve 1
 
 The table docs/ahead.md, row by row; rows that are done are kept:

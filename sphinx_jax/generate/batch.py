@@ -262,8 +262,8 @@ class Batch:
             return False
         self._reading = None
         if reading.beginnings:
+            busy = self._busy | {s.named for s in reading.sequences}
             for row, sequence in enumerate(reading.sequences):
-                busy = self._busy | {s.named for s in reading.sequences}
                 self._beginnings.put(need(sequence.named), reading.cache, row, busy, len(self._slots))
             return False
         for row, (number, sequence) in enumerate(zip(reading.slots, reading.sequences, strict=True)):

@@ -36,12 +36,11 @@ class Beginnings:
 
     def put(self, name: str, read: Cache, row: int, busy: Collection[str | None], rows: int) -> None:
         """Hold a row of a cache under this name, in the place of one that is not busy, where `rows` are continued."""
-        free = set(range(self.places)) - set(self._names.values())
         idle = [held for held in self._names if held not in busy]
-        if not free and not idle:
+        if len(self._names) == self.places and not idle:
             # one size after the other: programs for all pairs would be many
             self._resize(next(size for size in self.sizes.beginnings if size > self.places), busy)
-            free = set(range(self.places)) - set(self._names.values())
+        free = set(range(self.places)) - set(self._names.values())
         place = min(free) if free else self._names.pop(idle[0])
         assert self._cache is not None and self.places <= self.sizes.most_beginnings(rows)
         self._cache = programs.copy_row(self._cache, read, row, place)
@@ -70,15 +69,13 @@ class Beginnings:
         self._names = {name: place for place, name in enumerate(kept)}
         self._cache = programs.resized(self._cache, rows + [0] * (places - len(rows)), self.positions, COMMON_AXES)
 
-    def common(self, rows: Sequence[Job | Slot | None], going: Collection[int]) -> Common | None:
+    def common(self, rows: Sequence[Job | Slot], going: Collection[int]) -> Common | None:
         """What these rows have in common, of which those `going` are looked at; None where no row has a beginning."""
-        held = [row.held if row is not None else 0 for row in rows]
+        held = [row.held for row in rows]
         if not any(held):
             return None
         assert self._cache is not None
-        of = {
-            i: self._names[need(row.named)] for i, row in enumerate(rows) if i in going and row is not None and row.held
-        }
+        of = {i: self._names[need(rows[i].named)] for i in going if held[i]}
         return Common(self._cache, grouping(held, of))
 
     def nobodys(self, places: int, rows: int) -> Common:

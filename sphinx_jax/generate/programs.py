@@ -73,10 +73,8 @@ def prefill(
     """
     x, positions, by = _enter(config, leaves, tokens, start, visual)
     layers = []
-    beginnings = of_layers(common, len(cache.keys))
-    for number, (keys, values) in enumerate(zip(*cache, strict=True)):
-        others = positions, by, beginnings[number]
-        x, *layer = _through(config, layer_leaves(leaves, number), x, keys, values, *others)
+    for number, (keys, values, shared) in enumerate(zip(*cache, of_layers(common, len(cache.keys)), strict=True)):
+        x, *layer = _through(config, layer_leaves(leaves, number), x, keys, values, positions, by, shared)
         layers.append(layer)
     return Cache(*zip(*layers, strict=True)), x
 

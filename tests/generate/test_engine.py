@@ -178,48 +178,47 @@ def test_prompts_that_enter_together_take_over_what_was_there(model):
         np.testing.assert_allclose(together.logprobs, said.logprobs, atol=1e-4)
 
 
-def test_an_interrupted_step_is_taken_again(model, monkeypatch):
-    asked = requests(5)
-    expected = [s.tokens for (s,) in Engine(model, slots=2).map(asked)]
-    engine, decode, calls = Engine(model, slots=2), programs.decode, []
+def interrupted(monkeypatch, name: str, numbers: tuple[int, ...]) -> list[int]:
+    """These calls of a program, from 1, are interrupted; a list that grows with each."""
+    program, calls = getattr(programs, name), []
 
-    def interrupted(*given):
+    def call(*given):
         calls.append(1)
-        if len(calls) in (2, 4):
+        if len(calls) in numbers:
             raise KeyboardInterrupt
-        return decode(*given)
+        return program(*given)
 
-    monkeypatch.setattr(programs, "decode", interrupted)
+    monkeypatch.setattr(programs, name, call)
+    return calls
+
+
+def waited(engine: Engine, asked: list[Request]) -> list[list[int]]:
+    """Tokens of the answers, through all interruptions."""
     answers = [engine.submit(request) for request in asked]
     for answer in answers:
         while not answer.done:
             with contextlib.suppress(KeyboardInterrupt):
                 answer.wait()
-    assert [answer.wait()[0].tokens for answer in answers] == expected and len(calls) > 4
+    return [answer.wait()[0].tokens for answer in answers]
+
+
+def test_an_interrupted_step_is_taken_again(model, monkeypatch):
+    asked = requests(5)
+    expected = [s.tokens for (s,) in Engine(model, slots=2).map(asked)]
+    calls = interrupted(monkeypatch, "decode", (2, 4))
+    assert waited(Engine(model, slots=2), asked) == expected and len(calls) > 4
 
 
 def test_an_interruption_while_a_picture_is_read_loses_nobody(seeing, monkeypatch):
     asked = [Request(word, pictures(40)[0], 4, temperature=0.0) for word in WORDS[:3]]
     expected = [s.tokens for (s,) in Engine(seeing, slots=2).map(asked)]
-    engine, prefill, calls = Engine(seeing, slots=2), programs.prefill, []
-
-    def interrupted(*given):
-        calls.append(1)
-        if len(calls) in (1, 3):
-            raise KeyboardInterrupt
-        return prefill(*given)
-
-    monkeypatch.setattr(programs, "prefill", interrupted)
+    engine = Engine(seeing, slots=2)
+    interrupted(monkeypatch, "prefill", (1, 3))
     gone = engine.submit(asked[0])
     with pytest.raises(KeyboardInterrupt):
         gone.wait()
     gone.cancel()  # the only one who asked for the picture
-    answers = [engine.submit(request) for request in asked]
-    for answer in answers:
-        while not answer.done:
-            with contextlib.suppress(KeyboardInterrupt):
-                answer.wait()
-    assert [answer.wait()[0].tokens for answer in answers] == expected
+    assert waited(engine, asked) == expected
 
 
 def test_an_error_of_the_device_ends_those_on_their_way_alone(model, monkeypatch):

@@ -8,6 +8,7 @@ collectives move at that of its links, and MFU cannot be higher than the FLOPs o
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,23 +145,15 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
             visual, _ = bound.see(bound.encode(normalise(pixels)))
         return bound.extend(tokens, cache, start, visual)[1]
 
-    rows = jax.tree.map(lambda x: array(x.shape, x.dtype, "batch", *x.shape[1:] and (None,)), programs.idle(batch))
-    table = array((2, model.decoder.vocab_size), jnp.int32, None, None)
-    count = array((), jnp.int32)
+    state = cache, rows, *_ = _state(model, mesh, batch, positions)
     size = model.views.image_size if model.has_vision else 0
     pixels = array((batch, size, size, 3), jnp.uint8, "batch", None, None, None) if size else None
     sequence = model.image_positions + PROMPT
     prompt = array((batch, sequence), jnp.int32, "batch", None)
-    shape = jax.eval_shape(lambda: Cache.empty(model.decoder, batch, positions, jnp.dtype(model.dtype)))
-    cache = jax.tree.map(lambda x: array(x.shape, x.dtype, *AXES), shape)
-    worth = {
-        "prefill": batch
-        * (
-            flops.decoder_forward(model.decoder, sequence, 1)
-            + (flops.image_forward(model, False) if model.has_vision else 0)
-        ),
-        "decode": batch * flops.decoder_token(model.decoder, positions),
-    }
+    worth = batch * (
+        flops.decoder_forward(model.decoder, sequence, 1)
+        + (flops.image_forward(model, False) if model.has_vision else 0)
+    )
     weights = _gathered({p: x for p, x in leaves.items() if p.startswith("decoder/")}, mesh, model)
     needs = {
         "prefill": _compile(
@@ -168,24 +161,12 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
             lambda: jax.jit(prefill, donate_argnames="cache").lower(leaves, pixels, prompt, cache, rows.position),
             mesh,
             chip,
-            worth["prefill"],
-            worth["prefill"],
+            worth,
+            worth,
             weights,
         ),
-        "decode": _compile(
-            "decode",
-            lambda: programs.decode.lower(model, leaves, cache, rows, table, count, count),
-            mesh,
-            chip,
-            worth["decode"],
-            worth["decode"],
-            weights + _share(cache),
-        ),
+        "decode": _decode("decode", model, leaves, state, mesh, chip, weights),
     }
-    # a step for one token does not touch the encoders, which stay where they are
-    beside = _share({p: x for p, x in leaves.items() if not p.startswith("decoder/")})
-    needs["decode"].peak_bytes += beside
-    needs["decode"].fits &= needs["decode"].peak_bytes <= chip.hbm
     for need in needs.values():
         need.parameter_bytes, need.rows = _share(leaves), {"image" if size else "text": 1}
     return needs
@@ -203,35 +184,42 @@ def serving_need(
     with jax.set_mesh(mesh):
         leaves = _apart(abstract_kept(model, mesh, blueprint(model).specs, quantize))
         sizes = Sizes.of(rows, model.decoder.max_positions)
-    positions = sizes.room(model.image_positions + PROMPT + ANSWER)
-
-    def array(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, partition_spec(axes, shape, mesh))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    shapes = jax.eval_shape(lambda: Cache.empty(model.decoder, rows, positions, jnp.dtype(model.dtype)))
-    cache = jax.tree.map(lambda x: array(x.shape, x.dtype, *AXES), shapes)
-    state = jax.tree.map(lambda x: array(x.shape, x.dtype, *(None,) * x.ndim), programs.idle(rows))
-    table, count = array((2, model.decoder.vocab_size), jnp.int32, None, None), array((), jnp.int32)
+    state = _state(model, mesh, rows, sizes.room(model.image_positions + PROMPT + ANSWER))
     # of the embedding a token reads a row
     read = {p: x for p, x in leaves.items() if p.startswith("decoder/") and p != "decoder/embedding"}
     if model.decoder.tied_embeddings:
         read["decoder/embedding"] = leaves["decoder/embedding"]
-    work = rows * flops.decoder_token(model.decoder, positions)
-    need = _compile(
-        f"token of {rows}{f' in {quantize}' if quantize else ''}",
-        lambda: programs.decode.lower(model, leaves, cache, state, table, count, count),
-        mesh,
-        chip,
-        work,
-        work,
-        _share(read) + _share(cache),
-    )
-    beside = _share({p: x for p, x in leaves.items() if not p.startswith("decoder/")})
-    need.peak_bytes += beside
-    need.fits &= need.peak_bytes <= chip.hbm
-    need.parameter_bytes, need.cache_bytes = _share(leaves), _share(cache)
+    name = f"token of {rows}{f' in {quantize}' if quantize else ''}"
+    need = _decode(name, model, leaves, state, mesh, chip, _share(read))
+    need.parameter_bytes, need.cache_bytes = _share(leaves), _share(state[0])
     need.rows = {"image" if model.has_vision else "text": rows}
+    return need
+
+
+def _state(model: ModelConfig, mesh: Mesh, rows: int, positions: int) -> tuple[Any, ...]:
+    """Abstractly, what `programs.decode` takes after the leaves: a cache of so many positions, rows, table, counts."""
+
+    def array(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, partition_spec(axes, shape, mesh)))
+
+    shapes = jax.eval_shape(lambda: Cache.empty(model.decoder, rows, positions, jnp.dtype(model.dtype)))
+    cache = jax.tree.map(lambda x: array(x.shape, x.dtype, *AXES), shapes)
+    state = jax.tree.map(lambda x: array(x.shape, x.dtype, "batch", *x.shape[1:] and (None,)), programs.idle(rows))
+    count = array((), jnp.int32)
+    return cache, state, array((2, model.decoder.vocab_size), jnp.int32, None, None), count, count
+
+
+def _decode(
+    what: str, model: ModelConfig, leaves: Leaves, state: tuple[Any, ...], mesh: Mesh, chip: Chip, weights: int
+) -> Need:
+    """A token of every row of a `_state`, for which so many bytes of weights are read."""
+    cache: Cache = state[0]
+    work = cache.keys[0].shape[0] * flops.decoder_token(model.decoder, cache.positions)
+    lower = functools.partial(programs.decode.lower, model, leaves, *state)
+    need = _compile(what, lower, mesh, chip, work, work, weights + _share(cache))
+    # a token does not touch the encoders, which stay where they are
+    need.peak_bytes += _share({p: x for p, x in leaves.items() if not p.startswith("decoder/")})
+    need.fits &= need.peak_bytes <= chip.hbm
     return need
 
 
