@@ -78,6 +78,12 @@ def write(
     """Put new (B, T, K, H) into cache (B, K, S, H), each row from its own position `start` (B,)."""
     new = new.swapaxes(1, 2)
     put = jax.vmap(lambda row, values, at: jax.lax.dynamic_update_slice(row, values, (0, at, 0)))
-    cache = put(cache, new, start)
-    # for a single row a TPU's compiler would have another layout in the loop over tokens: a second cache, and padded
-    return with_layout_constraint(cache, Layout((0, 1, 2, 3))) if platform() == "tpu" else cache
+    return put(cache, new, start)
+
+
+def pinned(cache: Cache) -> Cache:
+    """The cache as it lies, in a loop over tokens: for a single row a TPU's compiler would have a second one there, in
+    another layout and padded."""
+    if platform() != "tpu":
+        return cache
+    return jax.tree.map(lambda x: with_layout_constraint(x, Layout((0, 1, 2, 3))), cache)
