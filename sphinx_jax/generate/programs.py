@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.generate.sampling import Rule, sample
 from sphinx_jax.model.blueprint import Leaves, blueprint, layer_blueprint, layer_leaves
-from sphinx_jax.model.cache import AXES, Cache, Common, Grouping, of_layers, pinned
+from sphinx_jax.model.cache import AXES, Cache, Common, Grouping, of_layers
 from sphinx_jax.model.decoder import Held
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.model.layers import Axes, ready
@@ -192,9 +192,9 @@ def decode(
 
     def one(state):
         step, cache, rows, out, chances = state
-        hidden, cache = model.extend(rows.token[:, None], cache, rows.position, common=common)
+        hidden, cache = model.extend(rows.token[:, None], cache, rows.position, common=common, looped=True)
         rows, new, chance = _choose(model.decoder, hidden[:, 0], rows, table)
-        return step + 1, pinned(cache), rows, out.at[:, step].set(new), chances.at[:, step].set(chance)
+        return step + 1, cache, rows, out.at[:, step].set(new), chances.at[:, step].set(chance)
 
     rows = jax.tree.map(jnp.asarray, rows)
     nothing = jnp.full((batch, STEPS), NOTHING), jnp.zeros((batch, STEPS), jnp.float32)

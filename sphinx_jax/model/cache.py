@@ -81,9 +81,10 @@ def write(
     return put(cache, new, start)
 
 
-def pinned(cache: Cache) -> Cache:
-    """The cache as it lies, in a loop over tokens: for a single row a TPU's compiler would have a second one there, in
-    another layout and padded."""
-    if platform() != "tpu":
-        return cache
-    return jax.tree.map(lambda x: with_layout_constraint(x, Layout((0, 1, 2, 3))), cache)
+def pinned(written: Float[Array, "B K S H"]) -> Float[Array, "B K S H"]:
+    """A layer's cache as it lies, in a loop over tokens.
+
+    For a single row a TPU's compiler would have a second one there, in another layout and padded. Outside of a loop JAX
+    refuses to give an array that was taken over another layout than none.
+    """
+    return with_layout_constraint(written, Layout((0, 1, 2, 3))) if platform() == "tpu" else written

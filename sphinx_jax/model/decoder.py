@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.attention import attend, attend_cached
-from sphinx_jax.model.cache import Cache, Common, Grouping, of_layers, write
+from sphinx_jax.model.cache import Cache, Common, Grouping, of_layers, pinned, write
 from sphinx_jax.model.layers import RMSNorm, by_rows, param, run_stack, stack
 from sphinx_jax.model.lora import Dims, Maps
 from sphinx_jax.model.moe import Moe
@@ -39,6 +39,7 @@ class Held(NamedTuple):
     positions: jax.Array  # (B, T) int32, of the new ones
     common: tuple[jax.Array, jax.Array] | None = None  # the layer's keys and values of beginnings, each (P, K, C, H)
     groups: Grouping | None = None
+    looped: bool = False  # whether the program goes on with what it wrote
 
 
 class Attention(Maps):
@@ -61,6 +62,7 @@ class Attention(Maps):
             start = held.positions[:, 0]
             start = start if held.groups is None else start - held.groups.held
             cache = write(held.keys, k, start), write(held.values, v, start)
+            cache = (pinned(cache[0]), pinned(cache[1])) if held.looped else cache
             y = attend_cached(q, *cache, held.positions, held.common, held.groups)
         return self.apply("o", checkpoint_name(y, "attended")), cache
 
@@ -130,13 +132,18 @@ class Decoder(nnx.Module):
         return Decoded(self.norm(x), None if balance is None else balance.mean())
 
     def extend(
-        self, x: Float[Array, "B T D"], cache: Cache, start: Int[Array, " B"], common: Common | None = None
+        self,
+        x: Float[Array, "B T D"],
+        cache: Cache,
+        start: Int[Array, " B"],
+        common: Common | None = None,
+        looped: bool = False,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """x (B, T, D), what follows the first `start` (B,) positions of each row of a cache -> (B, T, D) after the
         final norm, and the cache with them: a prompt, a part of one, or a token.
 
         What a row holds from `start` on is written over, and positions beyond start + T are not looked at. A row's
-        start + T is at most S, and what it has in `common` with others beside it.
+        start + T is at most S, and what it has in `common` with others beside it. `looped`: in a loop over tokens.
         """
         positions, by = self.places(start, x.shape[1])
         x, layers = run_stack(
@@ -144,7 +151,7 @@ class Decoder(nnx.Module):
             constrain(x, "batch", None, None),
             lambda block, x, held: block(x, by, held=held),
             per_layer=[
-                Held(keys, values, positions, *shared)
+                Held(keys, values, positions, *shared, looped)
                 for keys, values, shared in zip(*cache, of_layers(common, len(cache.keys)), strict=True)
             ],
         )
