@@ -28,7 +28,8 @@ MODELS = {
         ),
     ),
 }
-SHAPES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 4, 2, 1), (1, 1, 8, 1), (2, 1, 4, 1)]
+MIXED = (1, 4, 2, 1)
+SHAPES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 1, 8, 1), (2, 1, 4, 1)]
 EXPERTS = [(1, 2, 1, 4), (1, 1, 2, 4), (2, 2, 1, 2), (1, 8, 1, 1)]
 
 
@@ -81,11 +82,13 @@ def compare(name, shapes):
         assert any(np.abs(leaf - np.asarray(leaves(MODELS[name])[p])).max() > 1e-4 for p, leaf in updated.items())
 
 
-CASES = [("dense", [((1, 4, 2, 1), 0)])]
+CASES = [("dense", [(MIXED, 0)])]
+# what tables, LoRA and experts add to the dense model's is laid out along `fsdp`, `tensor` and `expert`
 SWEEP = [
-    *((name, [(shape, 0) for shape in SHAPES]) for name in ("dense", "tied", "lora")),
+    ("dense", [(shape, 0) for shape in SHAPES]),
+    *((name, [(shape, 0) for shape in (MIXED, (1, 1, 8, 1))]) for name in ("tied", "lora")),
     ("dense", [((1, 2, 2, 2), 1), ((2, 1, 4, 1), 2), ((1, 1, 8, 1), 4)]),
-    ("moe", [(shape, 0) for shape in (*SHAPES, *EXPERTS)]),
+    ("moe", [(shape, 0) for shape in (MIXED, *EXPERTS)]),
 ]
 
 

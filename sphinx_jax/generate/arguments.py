@@ -64,6 +64,11 @@ def check_text(name: str, given: str) -> str:
     return given
 
 
+def check_one_of(name: str, given: Any, known: Sequence[str]) -> None:
+    if given not in known:
+        raise BadArgument(f"{name} must be {', '.join(known[:-1])} or {known[-1]}, not {short(given)}")
+
+
 def check_texts(name: str, given: Sequence[str]) -> list[str]:
     return [check_text(f"{name}[{i}]", text) for i, text in enumerate(_listed(name, given, "strings"))]
 

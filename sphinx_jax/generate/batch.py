@@ -243,7 +243,7 @@ class Batch:
         count, room = len(reading.sequences), reading.cache.positions
         if reading.left:
             size = self.sizes.piece(reading.left, count, room)
-            tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
+            tokens, start, turned = programs.nothing_read(count, size)
             # as they were when reading began: with its first token more of a sequence may be among the beginnings
             rows = [self._slots[i] for i in reading.slots] or reading.sequences
             for row, (sequence, held) in enumerate(zip(reading.sequences, reading.held, strict=True)):
@@ -251,9 +251,10 @@ class Batch:
                 start[row] = min(held + reading.read, rows[row].held + room - size)
                 piece = sequence.ids[start[row] : start[row] + size]
                 tokens[row, : len(piece)] = piece
+                turned[row] = sequence.turned(start[row], size)
             visual = self._visual(reading.sequences) if (tokens < 0).any() else None
             common = self._beginnings.common(rows, range(count))
-            made_of = self.config, self.leaves, reading.cache, tokens, start, visual, common
+            made_of = self.config, self.leaves, reading.cache, tokens, start, turned, visual, common
             reading.cache, hidden = programs.prefill(*made_of)
             self._begin(hidden, start)
             self._judge(hidden, start)
@@ -372,9 +373,9 @@ class Batch:
             for count, size in itertools.product(sizes.together(positions), pieces):
                 for seen, common in self._warm_reading(count, sizes.beginnings[-1], visual):
                     yield f"reading {count} x {size} of {positions}"
-                    tokens, start = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
+                    tokens, start, turned = programs.nothing_read(count, size)
                     cache = programs.empty(config, count, positions)
-                    _, hidden = programs.prefill(config, self.leaves, cache, tokens, start, seen, common)
+                    _, hidden = programs.prefill(config, self.leaves, cache, tokens, start, turned, seen, common)
                 allowed = self._allowed([None] * count)
                 programs.begin(config, self.leaves, hidden, start, programs.idle(count), self._table, allowed)
                 programs.judge(config, self.leaves, hidden, tokens)
@@ -424,6 +425,7 @@ class Batch:
                 continue
             ids = s.ids
             rows.token[i], rows.position[i], rows.said[i] = ids[-1], len(ids) - 1, len(s.said)
+            rows.left_out[i] = s.seen.left_out if s.seen else 0
             rows.left[i] = s.most - len(s.said)
             rows.state[i] = slot.state
             for of_all, value in zip(rows.rule, s.rule, strict=True):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
+import os
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict, get_args
 
 import jax
 from jax.sharding import Mesh
@@ -22,7 +26,7 @@ from sphinx_jax.generate.batch import Batch
 from sphinx_jax.generate.guide import Guides
 from sphinx_jax.generate.guided import Guided
 from sphinx_jax.generate.jobs import Job
-from sphinx_jax.generate.pictures import Picture, Pictures
+from sphinx_jax.generate.pictures import Detail, Picture, Pictures
 from sphinx_jax.generate.sizes import Sizes
 from sphinx_jax.generate.stops import Stops
 from sphinx_jax.model.blueprint import Leaves
@@ -32,6 +36,7 @@ SLOTS = 16
 PICTURES = 2
 QUEUE = 4096  # requests that may wait
 AHEAD = 4  # requests for each slot that are taken of many
+READERS = min(16, os.cpu_count() or 1)  # threads that read pictures
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +68,8 @@ class Request:
       top_k: the most likely tokens that are chosen from; 0: all.
       stop: texts that end the answer too, beside the template's own and the end of the sequence.
       n: answers; the i-th is the one that `seed + i` gives.
+      detail: of a picture that is cut into crops, "high" is the overview and all of them, "auto" without those of a
+        single colour, and "low" the overview alone. Positions count as if all were read.
       task: of `data.answer_grammar.TASKS`, to whose form the answer keeps.
       grammar: to which the answer keeps, in Lark's form with a rule `answer`; `data.answer_grammar` writes some. An
         answer that spells the stop text ends there all the same.
@@ -80,6 +87,7 @@ class Request:
     seed: int = 0
     stop: Sequence[str] = ()
     n: int = 1
+    detail: Detail = "high"
     task: str = ""
     grammar: str = ""
 
@@ -89,6 +97,7 @@ class Request:
         given = arguments.check_sampling(**{name: getattr(self, name) for name in kinds})
         # of any kind of number, Python's own
         plain: dict[str, Any] = {name: kind(given[name]) for name, kind in kinds.items()}
+        arguments.check_one_of("detail", self.detail, get_args(Detail))
         for name in ("task", "grammar"):
             arguments.check_text(name, getattr(self, name))
         if self.task and self.grammar:
@@ -113,6 +122,7 @@ class Settings(TypedDict, total=False):
     seed: int
     stop: Sequence[str]
     n: int
+    detail: Detail
     task: str
     grammar: str
 
@@ -236,9 +246,10 @@ class Engine:
     def as_completed(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Said]]]:
         """Numbers of requests, from 0, and their answers, each as soon as it is whole.
 
-        No more requests are taken at a time than keep the slots busy.
+        No more requests are taken at a time than keep the slots busy. Their pictures are read by threads, some requests
+        ahead.
         """
-        numbered, ahead = enumerate(requests), dict[int, Answer]()
+        numbered, ahead = enumerate(self._with_pictures(requests)), dict[int, Answer]()
         following = next(numbered, None)
         while following or ahead:
             taken = sum(len(answer.jobs) for answer in ahead.values())
@@ -257,7 +268,11 @@ class Engine:
                 self.advance([job for answer in ahead.values() for job in answer.jobs])
 
     def score(
-        self, texts: Sequence[Sequence[int]], begins: Sequence[int], images: Iterable[ImageSource | Picture | None]
+        self,
+        texts: Sequence[Sequence[int]],
+        begins: Sequence[int],
+        images: Iterable[ImageSource | Picture | None],
+        detail: Detail = "high",
     ) -> list[list[float]]:
         """Log-probabilities of the tokens of each text (BOS first) from number `begin` on, after all before them.
 
@@ -266,7 +281,7 @@ class Engine:
         """
         jobs = []
         for number, (text, begin, image) in enumerate(zip(texts, begins, images, strict=False)):
-            picture = self._picture(image)
+            picture = self._picture(image, detail)
             taken, room = len(text), self.config.decoder.max_positions
             taken += self.config.image_positions if picture else 0
             if taken > room:
@@ -283,6 +298,23 @@ class Engine:
             if job.error is not None:
                 raise job.error
         return [job.judged for job in jobs]
+
+    def _with_pictures(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """The same, those with pictures that were read."""
+
+        def read(request: Request) -> Request:
+            return dataclasses.replace(request, image=self._picture(request.image, request.detail))
+
+        pool, taken = ThreadPoolExecutor(READERS, "pictures"), deque[Future[Request]]()
+        try:
+            for request in requests:
+                taken.append(pool.submit(read, request))
+                if len(taken) > 2 * READERS:
+                    yield taken.popleft().result()
+            while taken:
+                yield taken.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     @functools.cached_property
     def _guides(self) -> Guides:
@@ -310,17 +342,18 @@ class Engine:
                 for batch in self._batches:
                     batch.step()
 
-    def _picture(self, image: ImageSource | Picture | None) -> Picture | None:
+    def _picture(self, image: ImageSource | Picture | None, detail: Detail) -> Picture | None:
         if image is None:
             return None
         arguments.check_vision(self.config)
-        return image if isinstance(image, Picture) else self.pictures.picture(image)
+        picture = image if isinstance(image, Picture) else self.pictures.picture(image)
+        return self.pictures.in_detail(picture, detail)
 
     def _jobs(self, r: Request) -> list[Job]:
         prompt = self.fitted(r.prompt, r.image is not None, r.max_new_tokens)
         stops = self.stops.and_texts(r.stop) if r.stop else self.stops
         rule = r.temperature, r.top_p, min(r.top_k, self.config.decoder.vocab_size)
-        picture = self._picture(r.image)
+        picture = self._picture(r.image, r.detail)
         jobs = [Job(list(prompt), r.max_new_tokens, stops, rule, r.seed + i, picture) for i in range(r.n)]
         for job in jobs if r.grammar else ():
             job.guide = self._guides.guide(r.grammar)

@@ -45,7 +45,8 @@ class Guided(Batch):
         pending = {i: len(job.ids) - len(self._slots[i].ids) for i, job in zip(active, self._jobs(), strict=True)}
         sizes = _sizes(room)
         size = next((s for s in sizes if s >= max(pending.values())), sizes[-1])
-        tokens, start, last = np.zeros((count, size), np.int32), np.zeros(count, np.int32), np.zeros(count, np.int32)
+        tokens, start, turned = programs.nothing_read(count, size)
+        last = np.zeros(count, np.int32)
         for i, slot in enumerate(self._slots):
             # where a piece would not fit what lies before it is read again; who is idle keeps what is not written over
             start[i] = min(len(slot.ids), slot.held + room - size)
@@ -53,10 +54,11 @@ class Guided(Batch):
             if i in pending and slot.sequence is not None:
                 piece = slot.sequence.ids[start[i] : start[i] + size]
                 tokens[i, : len(piece)] = piece
+                turned[i] = slot.sequence.turned(start[i], size)
                 last[i] = len(slot.sequence.ids) - 1 - start[i]
         visual = self._visual([slot.sequence for slot in self._slots]) if (tokens < 0).any() else None
         common = self._beginnings.common(self._slots, active)
-        self._cache, hidden = programs.prefill(self.config, self.leaves, cache, tokens, start, visual, common)
+        self._cache, hidden = programs.prefill(self.config, self.leaves, cache, tokens, start, turned, visual, common)
         for i, job in zip(active, self._jobs(), strict=True):
             self._slots[i].ids = job.ids[: start[i] + size]
         self._choose(hidden, last, [i if i in pending and last[i] < size else None for i in range(count)])
@@ -65,13 +67,13 @@ class Guided(Batch):
             self._slots[i].settle()
 
     def _warm_going_on(self, rows: int, positions: int, visual: jax.Array | None) -> None:
-        nobody, place = self._allowed([None] * rows), np.zeros(rows, np.int32)
+        nobody = self._allowed([None] * rows)
         for size in _sizes(positions):
             for seen, common in self._warm_reading(rows, self.sizes.most_beginnings(rows), visual):
-                cache, tokens = programs.empty(self.config, rows, positions), np.zeros((rows, size), np.int32)
-                _, hidden = programs.prefill(self.config, self.leaves, cache, tokens, place, seen, common)
+                cache, read = programs.empty(self.config, rows, positions), programs.nothing_read(rows, size)
+                _, hidden = programs.prefill(self.config, self.leaves, cache, *read, seen, common)
                 idle = programs.idle(rows)
-                programs.begin(self.config, self.leaves, hidden, place, idle, self._table, nobody)
+                programs.begin(self.config, self.leaves, hidden, read.start, idle, self._table, nobody)
 
 
 def _sizes(positions: int) -> list[int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from sphinx_jax.config import need
 from sphinx_jax.generate.guide import Guide
 from sphinx_jax.generate.pictures import Picture, Seen
@@ -65,7 +67,16 @@ class Job:
     @property
     def named(self) -> str | None:
         """Sequences with pictures of one name have the same picture."""
-        return self.picture.name if self.picture else None
+        return self.picture.as_read if self.picture else None
+
+    def turned(self, start: int, count: int) -> np.ndarray:
+        """(count,) int32: by which positions those from `start` on are turned; what was left out counts."""
+        at = np.arange(start, start + count, dtype=np.int32)
+        if self.seen is None or not self.seen.left_out:
+            return at
+        of_picture = np.concatenate([[0], self.seen.turned])
+        inside = of_picture[np.minimum(at, len(of_picture) - 1)]
+        return np.where(at < len(of_picture), inside, at + self.seen.left_out).astype(np.int32)
 
     @property
     def done(self) -> bool:

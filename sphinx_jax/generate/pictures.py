@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -19,22 +19,36 @@ from sphinx_jax.model.embedding_mix import Features
 
 TOGETHER = (1, 4, 16)  # pictures that are encoded at once
 KEPT = 64  # pictures that are remembered
+EDGE = 2  # pixels that a resize spreads what is beside a crop over
+NOISE = 8  # of 255: what a JPEG file makes of one colour
+
+Detail = Literal["low", "auto", "high"]
 
 
 class Picture(NamedTuple):
     """A picture as it is given to the model, and its name: the hash of its pixels as the encoders get them.
 
-    `features` of one that was encoded before, each without the axis of the batch.
+    `features` of one that was encoded before, each without the axis of the batch.  `views`: those that are read.
     """
 
     name: str
     pixels: np.ndarray | None = None  # (S, S, 3) uint8
     features: Features | None = None
+    views: tuple[int, ...] | None = None  # None: all
+
+    @property
+    def as_read(self) -> str:
+        """The name of what the decoder reads of it."""
+        return self.name if self.views is None else f"{self.name} {self.views}"
 
 
 class Seen(NamedTuple):
+    """What the decoder reads of a picture."""
+
     visual: jax.Array  # (W, D)
     ids: list[int]  # of the positions of it that are read, as `SphinxModel.extend` has them
+    turned: np.ndarray  # (len(ids),) int32, where they stand among all, BOS at 0
+    left_out: int  # positions that are not read, and count
 
 
 class Pictures:
@@ -47,13 +61,23 @@ class Pictures:
     def __init__(self, config: ModelConfig, leaves: Leaves, kept: int = KEPT):
         self.config, self.leaves, self.kept = config, leaves, kept
         self._encoders = {path: leaf for path, leaf in leaves.items() if matches(path, FROZEN)}
+        views = range(config.views.views) if config.views else ()
+        self._widths = [config.positions_of_view(view) for view in views]
         self._encode = make_encode(config) if config.has_vision else None
-        self._seen: OrderedDict[str, Seen] = OrderedDict()
+        self._seen: OrderedDict[str, tuple[jax.Array, np.ndarray]] = OrderedDict()  # (W, D), and (W,) bool: read
 
     def picture(self, image: ImageSource) -> Picture:
         """Raises BadImage for what is none."""
         pixels = padded_resize(load_image(image), need(self.config.views).image_size)
         return Picture(hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest(), pixels)
+
+    def in_detail(self, picture: Picture, detail: Detail) -> Picture:
+        """A picture of which those views alone are read that `detail` says; of few, as few as were said before."""
+        crops = need(self.config.views).crops
+        if detail == "high" or picture.views is not None or not crops:
+            return picture
+        views = (0,) if detail == "low" else (0, *(1 + crop for crop in holding(need(picture.pixels), crops)))
+        return picture if len(views) == 1 + crops**2 else picture._replace(views=views)
 
     def features(self, pixels: np.ndarray) -> Features:
         """(B, S, S, 3) uint8 -> what the encoders see."""
@@ -86,19 +110,39 @@ class Pictures:
         for part in _parts(new, need(self.config.views).skip_padded):
             visual, kept = programs.see(self.config, self.leaves, self._features_of(part))
             for picture, positions, read in zip(part, visual, np.asarray(kept), strict=True):
-                found[picture.name] = Seen(positions, (-1 - np.flatnonzero(read)).tolist())
+                found[picture.name] = positions, read
         for name, seen in found.items():
             self._seen[name] = seen
             self._seen.move_to_end(name)
         while len(self._seen) > self.kept:
             self._seen.popitem(last=False)
-        return [found[p.name] for p in pictures]
+        return [self._read(*found[p.name], p.views) for p in pictures]
+
+    def _read(self, visual: jax.Array, read: np.ndarray, views: tuple[int, ...] | None) -> Seen:
+        """What is read of positions (W, D), of which (W,) bool count, if it is some views."""
+        of_view = np.repeat(np.arange(len(self._widths)), self._widths)
+        chosen = np.flatnonzero(read if views is None else read & np.isin(of_view, views))
+        turned = np.cumsum(read, dtype=np.int32)[chosen]
+        return Seen(visual, (-1 - chosen).tolist(), turned, int(read.sum()) - len(chosen))
 
     def _features_of(self, pictures: Sequence[Picture]) -> Features:
         if pictures[0].features is None:
             return self.features(np.stack([need(p.pixels) for p in pictures]))
         rows = (need(p.features) for p in pictures)  # perhaps float16, from a file
         return jax.tree.map(lambda *rows: np.stack(rows).astype(np.float32), *rows)
+
+
+def holding(pixels: np.ndarray, crops: int) -> list[int]:
+    """(S, S, 3) uint8 -> the numbers of its crops × crops, row by row, in which there is more than one colour."""
+    edges = np.arange(crops + 1) * len(pixels) // crops
+    found = []
+    for number, (row, column) in enumerate(itertools.product(range(crops), repeat=2)):
+        inside = pixels[edges[row] : edges[row + 1], edges[column] : edges[column + 1]]
+        # what is at its edge alone, its neighbour has
+        inside = inside[EDGE:-EDGE, EDGE:-EDGE].reshape(-1, 3)
+        if len(inside) and (np.ptp(inside, axis=0) > NOISE).any():
+            found.append(number)
+    return found
 
 
 def _parts(pictures: Sequence[Picture], singly: bool) -> Iterator[list[Picture]]:

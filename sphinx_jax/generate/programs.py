@@ -31,6 +31,7 @@ class Rows(NamedTuple):
 
     token: np.ndarray | jax.Array  # the last one, not in the cache yet
     position: np.ndarray | jax.Array  # where it belongs
+    left_out: np.ndarray | jax.Array  # positions before it that are counted, and not in the cache
     state: np.ndarray | jax.Array  # of the stop table
     said: np.ndarray | jax.Array  # tokens so far
     left: np.ndarray | jax.Array  # tokens that may follow; 0 where nothing is being said
@@ -42,7 +43,20 @@ def idle(rows: int) -> Rows:
     """Rows in which nothing is being said, on the host."""
     zero = functools.partial(np.zeros, rows, np.int32)
     rule = Rule(np.zeros(rows, np.float32), np.ones(rows, np.float32), zero())
-    return Rows(zero(), zero(), zero(), zero(), zero(), np.zeros((rows, 2), np.uint32), rule)
+    return Rows(zero(), zero(), zero(), zero(), zero(), zero(), np.zeros((rows, 2), np.uint32), rule)
+
+
+class Piece(NamedTuple):
+    """What is read at once of each of P prompts, as `prefill` takes it."""
+
+    tokens: np.ndarray  # (P, T) int32
+    start: np.ndarray  # (P,) int32
+    turned: np.ndarray  # (P, T) int32
+
+
+def nothing_read(rows: int, length: int) -> Piece:
+    zeros = functools.partial(np.zeros, dtype=np.int32)
+    return Piece(zeros((rows, length)), zeros(rows), zeros((rows, length)))
 
 
 def key_of(seed: int) -> np.ndarray:
@@ -61,17 +75,19 @@ def prefill(
     cache: Cache,
     tokens: Int32[np.ndarray, "P T"],
     start: Int32[np.ndarray, " P"],
+    turned: Int32[np.ndarray, "P T"],
     visual: tuple[Float[Array, "W D"], ...] | None,
     common: Common | None = None,
 ) -> tuple[Cache, Float[Array, "P T D"]]:
-    """Read tokens (P, T), pictures' positions among them (`SphinxModel.extend`), from position `start` (P,) on.
+    """Read tokens (P, T), pictures' positions among them (`SphinxModel.extend`), from position `start` (P,) on, turned
+    as if they stood at `turned` (P, T).
 
     Of the positions before, `common` may hold some. Takes the cache over. Returns it with the new ones, and what the
     last layer makes of them (P, T, D).
 
     One program for all layers, called for each: a whole prompt's would take as many times longer to compile.
     """
-    x, positions, by = _enter(config, leaves, tokens, start, visual)
+    x, positions, by = _enter(config, leaves, tokens, start, turned, visual)
     layers = []
     for number, (keys, values, shared) in enumerate(zip(*cache, of_layers(common, len(cache.keys)), strict=True)):
         x, *layer = _through(config, layer_leaves(leaves, number), x, keys, values, positions, by, shared)
@@ -80,9 +96,11 @@ def prefill(
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def _enter(config: ModelConfig, leaves: Leaves, tokens: jax.Array, start: jax.Array, visual: Any) -> Any:
+def _enter(
+    config: ModelConfig, leaves: Leaves, tokens: jax.Array, start: jax.Array, turned: jax.Array, visual: Any
+) -> Any:
     model = blueprint(config).bind(leaves)
-    positions, by = model.decoder.places(start, tokens.shape[1])
+    positions, by = model.decoder.places(start, tokens.shape[1], turned)
     return model.read(tokens, None if visual is None else jnp.stack(visual)), positions, by
 
 
@@ -192,7 +210,8 @@ def decode(
 
     def one(state):
         step, cache, rows, out, chances = state
-        hidden, cache = model.extend(rows.token[:, None], cache, rows.position, common=common, looped=True)
+        turned = (rows.position + rows.left_out)[:, None]
+        hidden, cache = model.extend(rows.token[:, None], cache, rows.position, None, common, True, turned)
         rows, new, chance = _choose(model.decoder, hidden[:, 0], rows, table)
         return step + 1, cache, rows, out.at[:, step].set(new), chances.at[:, step].set(chance)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from sphinx_jax.generate import arguments
 from sphinx_jax.generate.engine import Engine, Request, Settings
 from sphinx_jax.generate.jobs import in_common
 from sphinx_jax.generate.located import Located
-from sphinx_jax.generate.pictures import Picture, Pictures
+from sphinx_jax.generate.pictures import Detail, Picture, Pictures
 from sphinx_jax.model.blueprint import Leaves, apart, blueprint
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.sharding import serving_mesh
@@ -101,8 +101,8 @@ class Sphinx(Located):
         Args:
           images: one for each prompt.
           logprobs: give back a `Said` in place of each text: with tokens, their log-probabilities and why it ended.
-          settings: `max_new_tokens` (512), `temperature` (0.1), `top_p` (0.75), `top_k`, `seed`, `stop`, `n`, `task`,
-            `grammar`, as `Request` has them.
+          settings: `max_new_tokens` (512), `temperature` (0.1), `top_p` (0.75), `top_k`, `seed`, `stop`, `n`, `detail`,
+            `task`, `grammar`, as `Request` has them.
 
         Returns:
           A text for each prompt; with n > 1 a list of n texts.
@@ -130,8 +130,10 @@ class Sphinx(Located):
         prompts: Sequence[str],
         continuations: Sequence[str],
         images: Sequence[ImageSource] | None = None,
+        detail: Detail = "high",
     ) -> list[float]:
-        """Log-likelihood in nats of each continuation after its prompt."""
+        """Log-likelihood in nats of each continuation after its prompt; `detail` as `Request` has it."""
+        arguments.check_one_of("detail", detail, get_args(Detail))
         prompts = arguments.check_texts("prompts", prompts)
         continuations = arguments.check_texts("continuations", continuations)
         arguments.check_equally_many(prompts=prompts, continuations=continuations)
@@ -145,7 +147,7 @@ class Sphinx(Located):
         for i, (begin, all_) in enumerate(zip(begins, whole, strict=True)):
             if begin >= len(all_):
                 raise arguments.BadArgument(f"continuations[{i}] {continuations[i]!r} adds no token to its prompt")
-        return [sum(chances) for chances in self.engine.score(whole, begins, images or itertools.repeat(None))]
+        return [sum(chances) for chances in self.engine.score(whole, begins, images or itertools.repeat(None), detail)]
 
     def encode_prompt(self, prompt: str) -> list[int]:
         return self.tokenizer.encode(prompt, bos=True)

@@ -138,14 +138,16 @@ class Decoder(nnx.Module):
         start: Int[Array, " B"],
         common: Common | None = None,
         looped: bool = False,
+        turned: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """x (B, T, D), what follows the first `start` (B,) positions of each row of a cache -> (B, T, D) after the
         final norm, and the cache with them: a prompt, a part of one, or a token.
 
         What a row holds from `start` on is written over, and positions beyond start + T are not looked at. A row's
         start + T is at most S, and what it has in `common` with others beside it. `looped`: in a loop over tokens.
+        `turned`: as `places` has it.
         """
-        positions, by = self.places(start, x.shape[1])
+        positions, by = self.places(start, x.shape[1], turned)
         x, layers = run_stack(
             self.blocks,
             constrain(x, "batch", None, None),
@@ -157,10 +159,15 @@ class Decoder(nnx.Module):
         )
         return self.norm(x), Cache(*zip(*(layer for layer, _ in layers), strict=True))
 
-    def places(self, start: Int[Array, " B"], length: int) -> tuple[Int[Array, "B T"], Rotation]:
-        """Positions (B, T) from `start` (B,) on, and what turns queries and keys there."""
+    def places(
+        self, start: Int[Array, " B"], length: int, turned: Int[Array, "B T"] | None = None
+    ) -> tuple[Int[Array, "B T"], Rotation]:
+        """Positions (B, T) from `start` (B,) on, and what turns queries and keys there.
+
+        `turned` (B, T): by which positions they are turned, where some that lie before were left out of the cache.
+        """
         positions = start[:, None] + jnp.arange(length)
-        return positions, self._rotation(positions)
+        return positions, self._rotation(positions if turned is None else turned)
 
     def _rotation(self, positions: jax.Array) -> Rotation:
         c = self.config

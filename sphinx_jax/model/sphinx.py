@@ -153,13 +153,14 @@ class SphinxModel(nnx.Module):
         visual: Float[Array, "B W D"] | None = None,
         common: Common | None = None,
         looped: bool = False,
+        turned: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Tokens (B, T) after the first `start` (B,) positions of each row -> (B, T, D), and the cache with them.
 
         A negative token, -1 - w, is position w of the row's picture, `visual` (B, W, D) as `see` gives it.  Of the
-        positions before, `common` may hold some.  `looped`: in a loop over tokens.
+        positions before, `common` may hold some.  `looped`, `turned`: as `Decoder.extend` has them.
         """
-        return self.decoder.extend(self.read(tokens, visual), cache, start, common, looped)
+        return self.decoder.extend(self.read(tokens, visual), cache, start, common, looped, turned)
 
     def read(self, tokens: Int[Array, "B T"], visual: Float[Array, "B W D"] | None = None) -> Float[Array, "B T D"]:
         """Tokens and pictures' positions, as `extend` takes them -> (B, T, D) embedded."""

@@ -1,0 +1,142 @@
+"""What is read of a picture: whole, without its empty parts or its overview alone, and by whom it is read ahead."""
+
+import dataclasses
+import re
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import DATA, born
+from PIL import Image
+
+from sphinx_jax import Engine, Request, Sphinx
+from sphinx_jax.config import CLIP_MEAN
+from sphinx_jax.data.answer_grammar import of_regex
+from sphinx_jax.data.image import BadImage
+from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.generate import engine as engines
+from sphinx_jax.generate.arguments import BadArgument
+from sphinx_jax.generate.pictures import Pictures, holding
+from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.model.decoder import Seen
+
+TOKENIZER = load_tokenizer(DATA / "tokenizer.model")
+PROMPTS = ("what is it", "a red star on the left of it and so on", "no")
+HALF = (0, 1, 3)  # the overview, and the crops on the left
+ALL = (0, 1, 2, 3, 4)
+
+
+def half_empty(size: int = 32) -> Image.Image:
+    pixels = np.full((size, size, 3), 200, np.uint8)
+    pixels[:, : size // 2] = np.random.default_rng(0).integers(0, 255, (size, size // 2, 3))
+    return Image.fromarray(pixels)
+
+
+def full(size: int = 32) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(1).integers(0, 255, (size, size, 3), np.uint8))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["every view", "padded ones skipped"])
+def model(request, tiny, mesh) -> Sphinx:
+    config = dataclasses.replace(tiny, views=dataclasses.replace(tiny.views, skip_padded=request.param))
+    return Sphinx(config, born(config), TOKENIZER, mesh)
+
+
+@pytest.fixture(scope="module")
+def by_hand(model):
+    """Logits (T, V) with all positions where they are, and those of other views hidden from who follows."""
+    bound = blueprint(model.config).bind(model.leaves)
+    features = model.features([half_empty()])
+    visual, read = bound.see(features)
+    widths = [model.config.positions_of_view(v) for v in range(model.config.views.views)]
+
+    def logits(views: tuple[int, ...], ids: list[int]) -> np.ndarray:
+        shown = np.repeat(np.isin(np.arange(len(widths)), views), widths)[np.asarray(read[0])]
+        x = bound.decoder.embed(jnp.array([ids]), jnp.float32)
+        x = jnp.concatenate([x[:, :1], visual[:, read[0]], x[:, 1:]], axis=1)
+        seen = np.ones(x.shape[1], bool)
+        seen[1 : 1 + len(shown)] = shown
+        mask = np.tril(np.ones((len(seen), len(seen)), bool)) & seen
+        hidden, _ = bound.decoder(x, seen=Seen(mask=jnp.asarray(mask)[None, None]))
+        return np.asarray(bound.decoder.logits(hidden)[0, len(shown) :])
+
+    return logits
+
+
+@pytest.mark.parametrize(("detail", "views"), [("low", (0,)), ("auto", HALF), ("high", (0, 1, 2, 3, 4))])
+def test_what_is_left_out_is_hidden_and_keeps_its_place(model, by_hand, detail, views):
+    """Of answers to questions about one picture in several details at once, kept to a grammar too, and of scores."""
+    settings = {"max_new_tokens": 6, "temperature": 0.0}
+    cases = [(p, d, v) for p in PROMPTS for d, v in ((detail, views), ("high", ALL))]
+    asked = [Request(p, half_empty(), detail=d, **settings) for p, d, _ in cases]
+    for (prompt, _, seen), (said,) in zip(cases, model.engine.map(asked), strict=True):
+        ids = TOKENIZER.encode(prompt, bos=True)
+        logits = by_hand(seen, ids + said.tokens[:-1])[len(ids) - 1 :]
+        assert said.tokens == logits.argmax(-1).tolist()
+        chances = jax.nn.log_softmax(logits)[np.arange(len(said.tokens)), said.tokens]
+        np.testing.assert_allclose(said.logprobs, chances, atol=1e-4)
+    ids = TOKENIZER.encode("what is it a star", bos=True)
+    chances = jax.nn.log_softmax(by_hand(views, ids))
+    begin = len(TOKENIZER.encode("what is it", bos=True))
+    expected = sum(float(chances[i - 1, ids[i]]) for i in range(begin, len(ids)))
+    assert model.score(["what is it"], [" a star"], [half_empty()], detail=detail) == [
+        pytest.approx(expected, rel=1e-4)
+    ]
+    letters = Request(PROMPTS[0], half_empty(), detail=detail, grammar=of_regex("[a-z ]+"), **settings)
+    ((said,),) = model.engine.map([letters])
+    fitting = [token for token, piece in enumerate(TOKENIZER.pieces()) if re.fullmatch(rb"[a-z ]+", piece)]
+    ids = TOKENIZER.encode(letters.prompt, bos=True)
+    logits = by_hand(views, ids + said.tokens[:-1])[len(ids) - 1 :]
+    assert said.tokens and (logits[np.arange(len(said.tokens)), said.tokens] >= logits[:, fitting].max(-1)).all()
+
+
+def test_nothing_is_left_out_of_what_is_full(model):
+    pictures = Pictures(model.config, model.leaves)
+    seen = pictures.picture(full())
+    assert pictures.in_detail(seen, "auto") is seen
+    low = pictures.in_detail(seen, "low")
+    assert low.as_read != seen.as_read and pictures.in_detail(low, "high") is low
+    (short,) = pictures.see([low])
+    assert len(short.ids) == model.config.positions_of_view(0) and short.left_out
+
+
+def test_text_only_and_single_views_have_one_detail(tiny, mesh):
+    config = dataclasses.replace(tiny, views=dataclasses.replace(tiny.views, crops=0))
+    pictures = Pictures(config, born(config))
+    seen = pictures.picture(half_empty())
+    assert all(pictures.in_detail(seen, detail) is seen for detail in ("low", "auto", "high"))
+    with pytest.raises(BadArgument, match="detail must be low, auto or high, not 'medium'"):
+        Request("a", detail="medium")
+
+
+@pytest.mark.parametrize("crops", [1, 2, 3])
+def test_a_crop_holds_something_where_there_are_two_colours(crops):
+    size = 45
+    pixels = np.full((size, size, 3), np.floor(255 * np.array(CLIP_MEAN)), np.uint8)
+    pixels += np.random.default_rng(0).integers(0, 8, pixels.shape, np.uint8)  # a JPEG file's noise
+    assert holding(pixels, crops) == []
+    edges = [n * size // crops for n in range(crops + 1)]
+    for number in range(crops**2):
+        row, column = divmod(number, crops)
+        one = pixels.copy()
+        one[edges[row] + 3, edges[column] + 3] = 255
+        assert holding(one, crops) == [number]
+
+
+def test_pictures_are_read_ahead_by_threads_and_refused_in_their_turn(model, monkeypatch, tmp_path):
+    file = tmp_path / "broken.png"
+    file.write_bytes(b"no picture")
+    engine, readers = Engine(model, slots=2), set()
+    read = engine.pictures.picture
+    monkeypatch.setattr(engine.pictures, "picture", lambda image: readers.add(threading.get_ident()) or read(image))
+    monkeypatch.setattr(engines, "READERS", 2)
+    shown = [half_empty(), full(), half_empty(40), file, full(40)]
+    told = []
+    with pytest.raises(BadImage, match=r"broken\.png"):
+        for said in engine.map(Request("a", image, 2, temperature=0.0) for image in shown):
+            told.append(said)
+    assert threading.get_ident() not in readers
+    assert threading.active_count() < 8
+    assert len(list(engine.map(Request("a", image, 2) for image in shown[:3]))) == 3
