@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -152,6 +153,16 @@ def gather(mine: np.ndarray) -> np.ndarray:
     # as bytes: JAX would make 64 bits 32
     found = multihost_utils.process_allgather(mine.view(np.uint8))
     return np.ascontiguousarray(found).view(mine.dtype)
+
+
+def gather_json(mine: Any) -> list[Any]:
+    """What JSON can say, of each process -> that of all of them, the same in each."""
+    if jax.process_count() == 1:
+        return [mine]
+    text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
+    lengths = gather(np.array([len(text)]))[:, 0]
+    padded = gather(np.pad(text, (0, int(lengths.max()) - len(text))))
+    return [json.loads(row[:length].tobytes()) for row, length in zip(padded, lengths, strict=True)]
 
 
 def barrier(name: str) -> None:

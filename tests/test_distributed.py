@@ -37,7 +37,7 @@ def get_config():
         "kind": "train", "start": "fresh", "steps": STEPS, "batch": 8, "length": 96, "domains": {"*": 1.0},
         "text_batch": 4, "text_length": 48, "pack_text": True, "rate": 1e-3, "log_every": 1, "save_every": 4, "keep": 9,
         "evaluate_every": 12, "held_out": "train", "held_out_items": 10,
-    }}
+    }, "judge": {"kind": "evaluate", "start": "tune", "split": "train", "domains": ("*",)}}
     return c
 """
 
@@ -52,7 +52,7 @@ def recipe(tmp_path_factory):
         Image.fromarray(random.integers(0, 255, (40, 30, 3), np.uint8)).save(root / f"{i}.png")
         words = " ".join(random.choice(["red", "blue", "star", "square", "left", "of"], random.integers(2, 30)))
         talk = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": words}]
-        items += [{"image": f"{i}.png", "conversations": talk}, {"text": f"{words} again"}]
+        items += [{"image": f"{i}.png", "conversations": talk, "task": "vqa"}, {"text": f"{words} again"}]
     for i in BROKEN:
         (root / f"{i}.png").write_bytes(b"no picture")
     (root / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
@@ -136,6 +136,33 @@ def test_several_processes_learn_as_one_does(recipe, alone, tmp_path, count, ten
     assert history(workdir, "skipped") == history(recipe.parent / "alone", "skipped")
     np.testing.assert_allclose(held_out(workdir), held_out(recipe.parent / "alone"), rtol=2e-4)
     assert "tune 24/24" in processes[0].log.read_text() and "tune" not in processes[1].log.read_text()
+
+
+@pytest.mark.slow
+def test_several_processes_answer_as_one_does_and_go_on_where_they_were_killed(recipe, alone, tmp_path):
+    found = []
+    for count in (1, 2, 3):
+        workdir = tmp_path / f"judged{count}"
+        shutil.copytree(recipe.parent / "alone", workdir)
+        if count == 3:
+            killed = start(recipe, workdir, count, "--stage=judge")
+            answers = workdir / "judge" / "answers-1.jsonl"
+            while not answers.exists() or answers.read_text().count("\n") < 4:
+                assert killed[1].poll() is None, killed[1].log.read_text()
+                time.sleep(0.02)
+            for process in killed:
+                for child in children(process):
+                    os.kill(child, signal.SIGKILL)
+            assert [finish(p) for p in killed] == [LOST] * count
+            count = 2
+        processes = start(recipe, workdir, count, "--stage=judge")
+        assert [finish(p) for p in processes] == [0] * count, processes[0].log.read_text()
+        lines = (workdir / "judge" / "predictions.jsonl").read_text().splitlines()
+        found.append([json.loads(line) for line in lines])
+        assert not list((workdir / "judge").glob("answers*"))
+        told = [line for p in processes for line in p.log.read_text().splitlines() if "not asked about" in line]
+        assert len(told) == len(BROKEN), told
+    assert len(found[0]) == 40 - len(BROKEN) and found[0] == found[1] == found[2]
 
 
 @pytest.mark.slow

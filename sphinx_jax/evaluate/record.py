@@ -13,24 +13,31 @@ from sphinx_jax.paths import write_whole
 class Record:
     """Texts by key, each a line of a file, whose first line says what they are answers to.
 
-    In an object store, whose files do not grow, nothing is kept.
+    Each process of a run has a file of its own, and knows what all have written when it begins.  In an object store,
+    whose files do not grow, nothing is kept.
 
     Args:
       about: what the answers depend on; those of anything else are thrown away.
     """
 
-    def __init__(self, file: Path, about: Mapping[str, Any]):
+    def __init__(self, folder: Path, about: Mapping[str, Any], process: int = 0):
         header = json.dumps(about, sort_keys=True)
-        self.texts: dict[str, str] = {}
-        lines = file.read_bytes().decode(errors="replace").split("\n") if file.exists() else []
-        if lines and lines[0] == header:
-            self.texts = dict(_whole(lines[1:]))
-        self._file = None
-        if isinstance(file, Path):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            kept = [header, *(json.dumps(pair) for pair in self.texts.items())]
-            write_whole(file, "".join(f"{line}\n" for line in kept).encode())
-            self._file = file.open("a")
+        self._folder, self.texts, self._file = folder, dict[str, str](), None
+        if not isinstance(folder, Path):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        mine, own = folder / f"answers-{process}.jsonl", dict[str, str]()
+        for file in self._files():
+            lines = file.read_bytes().decode(errors="replace").split("\n")
+            found = dict(_whole(lines[1:])) if lines[0] == header else {}
+            self.texts |= found
+            own = found if file == mine else own
+        kept = [header, *(json.dumps(pair) for pair in own.items())]
+        write_whole(mine, "".join(f"{line}\n" for line in kept).encode())
+        self._file = mine.open("a")
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("answers*.jsonl"))
 
     def add(self, key: str, text: str) -> None:
         self.texts[key] = text
@@ -43,10 +50,11 @@ class Record:
             self._file.close()
 
     def remove(self) -> None:
-        """The answers have been written elsewhere."""
+        """The answers of all processes have been written elsewhere."""
         self.close()
         if self._file is not None:
-            Path(self._file.name).unlink()
+            for file in self._files():
+                file.unlink()
 
 
 def _whole(lines: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import os
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypedDict, get_args
 
@@ -26,7 +23,7 @@ from sphinx_jax.generate.batch import Batch
 from sphinx_jax.generate.guide import Guides
 from sphinx_jax.generate.guided import Guided
 from sphinx_jax.generate.jobs import Job
-from sphinx_jax.generate.pictures import Detail, Picture, Pictures
+from sphinx_jax.generate.pictures import Detail, Picture, Pictures, ahead
 from sphinx_jax.generate.sizes import Sizes
 from sphinx_jax.generate.stops import Stops
 from sphinx_jax.model.blueprint import Leaves
@@ -36,7 +33,6 @@ SLOTS = 16
 PICTURES = 2
 QUEUE = 4096  # requests that may wait
 AHEAD = 4  # requests for each slot that are taken of many
-READERS = min(16, os.cpu_count() or 1)  # threads that read pictures
 
 _log = logging.getLogger(__name__)
 
@@ -249,23 +245,23 @@ class Engine:
         No more requests are taken at a time than keep the slots busy. Their pictures are read by threads, some requests
         ahead.
         """
-        numbered, ahead = enumerate(self._with_pictures(requests)), dict[int, Answer]()
+        numbered, taken = enumerate(self._with_pictures(requests)), dict[int, Answer]()
         following = next(numbered, None)
-        while following or ahead:
-            taken = sum(len(answer.jobs) for answer in ahead.values())
-            while following and (not ahead or taken + following[1].n <= min(AHEAD * self.slots, self.queue)):
+        while following or taken:
+            jobs = sum(len(answer.jobs) for answer in taken.values())
+            while following and (not taken or jobs + following[1].n <= min(AHEAD * self.slots, self.queue)):
                 number, request = following
                 try:
-                    ahead[number] = self.submit(request)
+                    taken[number] = self.submit(request)
                 except QueueFull:  # of others' requests
-                    if not ahead:
+                    if not taken:
                         raise
                     break
-                taken, following = taken + request.n, next(numbered, None)
-            done = [number for number, answer in ahead.items() if answer.done]
-            yield from ((number, ahead.pop(number).wait()) for number in done)
+                jobs, following = jobs + request.n, next(numbered, None)
+            done = [number for number, answer in taken.items() if answer.done]
+            yield from ((number, taken.pop(number).wait()) for number in done)
             if not done:
-                self.advance([job for answer in ahead.values() for job in answer.jobs])
+                self.advance([job for answer in taken.values() for job in answer.jobs])
 
     def score(
         self,
@@ -305,16 +301,7 @@ class Engine:
         def read(request: Request) -> Request:
             return dataclasses.replace(request, image=self._picture(request.image, request.detail))
 
-        pool, taken = ThreadPoolExecutor(READERS, "pictures"), deque[Future[Request]]()
-        try:
-            for request in requests:
-                taken.append(pool.submit(read, request))
-                if len(taken) > 2 * READERS:
-                    yield taken.popleft().result()
-            while taken:
-                yield taken.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return (done.result() for done in ahead(read, requests))
 
     @functools.cached_property
     def _guides(self) -> Guides:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+import os
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -22,7 +24,11 @@ KEPT = 64  # pictures that are remembered
 EDGE = 2  # pixels that a resize spreads what is beside a crop over
 NOISE = 8  # of 255: what a JPEG file makes of one colour
 
+READERS = min(16, os.cpu_count() or 1)  # threads
+
 Detail = Literal["low", "auto", "high"]
+Given = TypeVar("Given")
+Read = TypeVar("Read")
 
 
 class Picture(NamedTuple):
@@ -130,6 +136,20 @@ class Pictures:
             return self.features(np.stack([need(p.pixels) for p in pictures]))
         rows = (need(p.features) for p in pictures)  # perhaps float16, from a file
         return jax.tree.map(lambda *rows: np.stack(rows).astype(np.float32), *rows)
+
+
+def ahead(read: Callable[[Given], Read], given: Iterable[Given]) -> Iterator[Future[Read]]:
+    """What is read of each, in their order, by threads and some ahead of their turn."""
+    pool, taken = ThreadPoolExecutor(READERS, "reading"), deque[Future[Read]]()
+    try:
+        for one in given:
+            taken.append(pool.submit(read, one))
+            if len(taken) > 2 * READERS:
+                yield taken.popleft()
+        while taken:
+            yield taken.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def holding(pixels: np.ndarray, crops: int) -> list[int]:

@@ -71,36 +71,40 @@ class Run:
             raise store.BadCheckpoint(f"there is no complete checkpoint of {start!r} yet; run that stage first")
         return folder
 
-    def leaves(self, start: str, dtypes: Mapping[str, str] | None = None, quantize: str = "") -> Leaves:
+    def leaves(
+        self, start: str, dtypes: Mapping[str, str] | None = None, quantize: str = "", mesh: Mesh | None = None
+    ) -> Leaves:
         """The model to start from, some leaves in dtypes of their own, the decoder's matrices quantised where that is
-        asked for and a checkpoint is read.
+        asked for and a checkpoint is read, on the recipe's mesh or another.
 
         `parts` holds encoders and decoder: projections and tags are born here, as LoRA is where the start has none.
         """
-        model, plan = self.recipe.model, blueprint(self.recipe.model)
+        model, plan, mesh = self.recipe.model, blueprint(self.recipe.model), mesh or self.mesh
         if start == "fresh":
-            leaves = plan.init(self.mesh, self.recipe.seed)
+            leaves = plan.init(mesh, self.recipe.seed)
             table = order_numbers(leaves["decoder/embedding"], self.tokenizer, self.recipe.seed)
             return leaves | {"decoder/embedding": table}
         folder = self.checkpoint(start)
         if start == "parts":
-            return plan.init(self.mesh, self.recipe.seed) | store.restore_parts(folder, self.mesh, model)
-        return self.read(folder, dtypes, quantize)
+            return plan.init(mesh, self.recipe.seed) | store.restore_parts(folder, mesh, model)
+        return self.read(folder, dtypes, quantize, mesh)
 
-    def read(self, folder: Path, dtypes: Mapping[str, str] | None = None, quantize: str = "") -> Leaves:
+    def read(
+        self, folder: Path, dtypes: Mapping[str, str] | None = None, quantize: str = "", mesh: Mesh | None = None
+    ) -> Leaves:
         """The model that a checkpoint holds; LoRA is born where it has none.  Arguments as those of `leaves`."""
-        model, plan = self.recipe.model, blueprint(self.recipe.model)
+        model, plan, mesh = self.recipe.model, blueprint(self.recipe.model), mesh or self.mesh
         lacks_lora = model.decoder.lora_rank and not store.read_config(folder).decoder.lora_rank
         decoder = dataclasses.replace(model.decoder, lora_rank=0) if lacks_lora else model.decoder
         stored = blueprint(dataclasses.replace(model, decoder=decoder))
         if quantize:
             from sphinx_jax.checkpoint.few_bits import restore_quantised
 
-            leaves = restore_quantised(folder, self.mesh, stored, quantize, dtypes or {})
+            leaves = restore_quantised(folder, mesh, stored, quantize, dtypes or {})
         else:
-            leaves = store.restore(folder, self.mesh, stored, dtypes=dtypes)
+            leaves = store.restore(folder, mesh, stored, dtypes=dtypes)
         born = plan.specs.keys() - leaves.keys()
-        return leaves | plan.init(self.mesh, self.recipe.seed, only=born) if born else leaves
+        return leaves | plan.init(mesh, self.recipe.seed, only=born) if born else leaves
 
     def features(
         self, leaves: Leaves, split: str, domain: str, only: Sequence[int] | None = None

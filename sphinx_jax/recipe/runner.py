@@ -46,7 +46,7 @@ STAGE_KINDS = {
     "encoders": Kind(EncodersStage, train_encoders),
     "assemble": Kind(AssembleStage, assemble),
     "mix": Kind(MixStage, mix, alone=False),
-    "evaluate": Kind(EvaluateStage, evaluate),
+    "evaluate": Kind(EvaluateStage, evaluate, alone=False),
     "show": Kind(ShowStage, show),
     "chat": Kind(ChatStage, chat),
 }

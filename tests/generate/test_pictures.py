@@ -16,7 +16,7 @@ from sphinx_jax.config import CLIP_MEAN
 from sphinx_jax.data.answer_grammar import of_regex
 from sphinx_jax.data.image import BadImage
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.generate import engine as engines
+from sphinx_jax.generate import pictures as picture_module
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.pictures import Pictures, holding
 from sphinx_jax.model.blueprint import blueprint
@@ -131,7 +131,7 @@ def test_pictures_are_read_ahead_by_threads_and_refused_in_their_turn(model, mon
     engine, readers = Engine(model, slots=2), set()
     read = engine.pictures.picture
     monkeypatch.setattr(engine.pictures, "picture", lambda image: readers.add(threading.get_ident()) or read(image))
-    monkeypatch.setattr(engines, "READERS", 2)
+    monkeypatch.setattr(picture_module, "READERS", 2)
     shown = [half_empty(), full(), half_empty(40), file, full(40)]
     told = []
     with pytest.raises(BadImage, match=r"broken\.png"):

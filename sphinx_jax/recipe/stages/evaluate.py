@@ -7,10 +7,13 @@ with the picture withheld.
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,16 +22,19 @@ import jax
 from annotated_types import MinLen
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.config import ConfigError, need
+from sphinx_jax.config import ConfigError
+from sphinx_jax.data.answer_grammar import TASKS
 from sphinx_jax.data.conversation import SYSTEM, render
+from sphinx_jax.data.image import BadImage
 from sphinx_jax.data.sources import some
 from sphinx_jax.data.tasks import DOMAINS
+from sphinx_jax.distributed import gather_json
 from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.evaluate.record import Record
 from sphinx_jax.evaluate.scores import tabulate
 from sphinx_jax.generate.engine import Engine, Request
-from sphinx_jax.generate.pictures import Picture
+from sphinx_jax.generate.pictures import Detail, Picture, ahead
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import blueprint, held_dtypes
 from sphinx_jax.model.embedding_mix import Features
@@ -66,6 +72,8 @@ class EvaluateStage(Settings):
     tasks: Annotated[tuple[Name, ...], MinLen(1)] | None = None  # None: all that occur
     limit: Count | None = None  # questions per task and domain
     batch: Count = 64
+    detail: Detail = "high"
+    constrained: bool = False  # answers whose task has a form keep to it
 
 
 @dataclass(frozen=True)
@@ -103,49 +111,77 @@ def questions(run: Run, s: EvaluateStage) -> list[Question]:
 
 
 def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
-    """Write `predictions.jsonl` and `scores.json` into the stage's folder."""
-    s = settings
+    """Write `predictions.jsonl` and `scores.json` into the stage's folder.
+
+    Several processes share the pictures out, each with a model of its own on its devices.
+    """
+    s, count = settings, jax.process_count()
+    mesh = serving_mesh(run.recipe.model.decoder, jax.local_devices())
     # first: what cannot be had is told before pictures are made
-    leaves = run.leaves(s.start, held_dtypes(run.recipe.model))
+    leaves = run.leaves(s.start, held_dtypes(run.recipe.model), mesh=mesh if count > 1 else None)
     asked = questions(run, s)
-    features = {domain: need(run.features(leaves, s.split, domain)) for domain in s.domains}
-    for domain, cache in features.items():
-        for picture, why in cache.bad.items():
-            _log.warning("not asked about picture %d of %s %s: %s", picture, domain, s.split, why)
-    asked = [q for q in asked if q.picture not in features[q.domain].bad]
+    features = {domain: run.features(leaves, s.split, domain) for domain in s.domains}
     # pictures were encoded on the recipe's mesh
-    mesh = serving_mesh(run.recipe.model.decoder)
     shardings = blueprint(run.recipe.model).shardings(mesh)
     placed = {path: jax.device_put(leaves.pop(path), shardings[path]) for path in list(leaves)}
     engine = Engine(Sphinx(run.recipe.model, placed, run.tokenizer, mesh), slots=s.batch)
 
-    def seen_of(q: Question) -> Picture:
-        row = features[q.domain][q.picture]
-        return Picture(f"{q.domain} {q.picture}", features=Features(*(row.get(n) for n in Features._fields)))
+    def look(q: Question) -> Picture:
+        image = run.data.items(s.split, q.domain)[q.picture].image
+        cache = features[q.domain]
+        if cache is None:
+            return engine.pictures.picture(image or b"")
+        row = cache[q.picture]
+        pixels = engine.pictures.picture(image or b"").pixels if s.detail == "auto" else None
+        return Picture(f"{q.domain} {q.picture}", pixels, Features(*(row.get(n) for n in Features._fields)))
 
     folder = run.folder(name)
-    record = Record(folder / "answers.jsonl", fingerprint(run, s, asked))
-    seen = answer(run, engine, asked, seen_of, record, "answering")
-    blind = answer(run, engine, asked, None, record, "answering blind")
+    record = Record(folder, fingerprint(run, s, asked), jax.process_index())
+    mine = share(asked, jax.process_index(), count)
+    answer(run, s, engine, mine, look, record)
+    answer(run, s, engine, {n: q for n, q in mine.items() if key(n) in record.texts}, None, record)
+    texts = functools.reduce(operator.or_, gather_json(record.texts))
+    if jax.process_index() == 0:
+        write(run, s, folder, asked, texts)
+        record.remove()
+
+
+def share(asked: Sequence[Question], process: int, count: int) -> dict[int, Question]:
+    """Number -> question of those that one of so many processes asks: all about a picture, or none."""
+    pictures = {place: n for n, place in enumerate(dict.fromkeys((q.domain, q.picture) for q in asked))}
+    return {n: q for n, q in enumerate(asked) if pictures[q.domain, q.picture] % count == process}
+
+
+def key(number: int, blind: bool = False) -> str:
+    """Of the answer to a question, on record."""
+    return f"{'blind' if blind else 'seen'} {number}"
+
+
+def write(run: Run, s: EvaluateStage, folder: Path, asked: Sequence[Question], texts: Mapping[str, str]) -> None:
+    """Predictions and scores; of pictures that could not be read there are none."""
     constant = constants(run, s, asked)
     rows = []
-    for question, with_picture, without in zip(asked, seen, blind, strict=True):
+    for number, question in enumerate(asked):
+        if key(number) not in texts:
+            continue
         majority = constant[question.task, question.domain][question.kind]
-        texts = {"prediction": with_picture, "blind": without, "majority": majority}
+        given = {"prediction": texts[key(number)], "blind": texts[key(number, blind=True)], "majority": majority}
         fn = METRICS[question.task].fn
-        rows.append(asdict(question) | texts | {"score": {k: fn(t, question.answer) for k, t in texts.items()}})
+        rows.append(asdict(question) | given | {"score": {k: fn(t, question.answer) for k, t in given.items()}})
+    if not rows:
+        raise ConfigError(f"no picture of the {s.split} split in domains {some(s.domains)} could be read")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "predictions.jsonl").open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     (folder / "scores.json").write_text(json.dumps(tabulate(rows, s.domains), indent=2))
-    record.remove()
 
 
 def fingerprint(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[str, Any]:
     """What answers depend on: the questions, the pictures, and the checkpoint as it was written."""
     questions = json.dumps([asdict(q) for q in asked]).encode()
     pictures = [pictures_hash(run.data.items(s.split, domain)) for domain in s.domains]
-    found: dict[str, Any] = {"questions": hashlib.sha256(questions).hexdigest(), "pictures": pictures}
+    how = {"detail": s.detail, "constrained": s.constrained}
+    found: dict[str, Any] = how | {"questions": hashlib.sha256(questions).hexdigest(), "pictures": pictures}
     if s.start != "fresh":
         made = run.checkpoint(s.start) / store.RECIPE
         found |= {"checkpoint": hashlib.sha256(made.read_bytes()).hexdigest()}
@@ -155,26 +191,52 @@ def fingerprint(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[s
 
 def answer(
     run: Run,
+    s: EvaluateStage,
     engine: Engine,
-    asked: Sequence[Question],
-    picture: Callable[[Question], Picture] | None,
+    asked: Mapping[int, Question],
+    look: Callable[[Question], Picture] | None,
     record: Record,
-    doing: str,
-) -> list[str]:
-    """Greedy answers, each question alone; without `picture` it is withheld. Those on record are not asked again."""
-    keys = [f"{'blind' if picture is None else 'seen'} {number}" for number in range(len(asked))]
-    left = [number for number, key in enumerate(keys) if key not in record.texts]
+) -> None:
+    """Put greedy answers on record, each question alone; without `look` the picture is withheld.
 
-    def request(q: Question) -> Request:
-        text, _ = render([(q.question, None)], SYSTEM if q.system is None else q.system)
-        budget = LONG if q.task in LONG_TASKS else SHORT
-        return Request(text, None if picture is None else picture(q), max_new_tokens=budget, temperature=0.0)
+    Those on record are not asked again, and those whose picture cannot be read are left out.
+    """
+    blind = look is None
+    left = [(n, q) for n, q in asked.items() if key(n, blind) not in record.texts]
+    groups = [list(g) for _, g in itertools.groupby(left, lambda one: (one[1].domain, one[1].picture))]
+    numbers: list[int] = []
 
+    def requests() -> Iterator[Request]:
+        shown = itertools.repeat(None) if look is None else ahead(look, [group[0][1] for group in groups])
+        for group, picture in zip(groups, shown, strict=False):
+            try:
+                image = picture and picture.result()
+            except BadImage as error:
+                q = group[0][1]
+                _log.warning("not asked about picture %d of %s %s: %s", q.picture, q.domain, s.split, error)
+                bar.update(len(group))
+                continue
+            for number, q in group:
+                numbers.append(number)
+                yield request(s, q, image)
+
+    doing = "answering blind" if blind else "answering"
     with progress(total=len(asked), initial=len(asked) - len(left), desc=doing, unit="q", disable=run.quiet) as bar:
-        for number, (said,) in engine.as_completed(request(asked[number]) for number in left):
-            record.add(keys[left[number]], said.text)
+        for place, (said,) in engine.as_completed(requests()):
+            record.add(key(numbers[place], blind), said.text)
             bar.update()
-    return [record.texts[key] for key in keys]
+
+
+def request(s: EvaluateStage, q: Question, image: Picture | None) -> Request:
+    text, _ = render([(q.question, None)], SYSTEM if q.system is None else q.system)
+    return Request(
+        text,
+        image,
+        max_new_tokens=LONG if q.task in LONG_TASKS else SHORT,
+        temperature=0.0,
+        detail=s.detail,
+        task=q.task if s.constrained and q.task in TASKS else "",
+    )
 
 
 def constants(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[tuple[str, str], dict[str, str]]:
