@@ -67,6 +67,7 @@ class DecoderConfig(Settings):
     moe: MoeConfig | None = None
     bias: tuple[Literal[ATTENTION_MAPS + FFN_MAPS], ...] = ()  # linear maps with a bias
     lora_rank: Whole = 0  # of a low-rank addition to every linear map of the layers; 0: none
+    cache: Literal["", "int8"] = ""  # what keys and values are held in while answers are made; "": as they are computed
 
     @property
     def head_dim(self) -> int:

@@ -18,7 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from beartype import BeartypeConf, beartype
+from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# how long an example takes says how busy the machine is
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # shapes and dtypes that are annotated are checked in every call of a test; an int does for a float
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))

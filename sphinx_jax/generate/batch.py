@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import traceback
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from sphinx_jax.generate.stops import Stops
 from sphinx_jax.model.blueprint import Leaves
 from sphinx_jax.model.cache import Cache, Common
 
+Beside = tuple[tuple[jax.Array, ...] | None, Common | None]  # pictures and beginnings of rows that are read
 SHARED = 16  # positions that two sequences must have in common for one to take them from the other
 SOON = 4  # steps between two looks where somebody reads along
 BUSY = 8  # and where somebody waits for a slot
@@ -45,7 +46,7 @@ class Batch:
         self.config, self.leaves, self.pictures, self.mesh = config, leaves, pictures, mesh
         self.stops, self.sizes = stops, sizes
         self.waiting: deque[Job] = deque()
-        self._table = jax.numpy.asarray(stops.table(config.decoder.vocab_size))
+        self.table = jax.numpy.asarray(stops.table(config.decoder.vocab_size))
         self._ticks = itertools.count(1)
         self.forget()
 
@@ -55,7 +56,7 @@ class Batch:
         self._slots: list[Slot] = []
         self._reading: Reading | None = None
         self._entering: list[Job] = []
-        self._beginnings = Beginnings(self.config, self.sizes)
+        self.beginnings = Beginnings(self.config, self.sizes)
 
     @property
     def active(self) -> list[int]:
@@ -131,10 +132,10 @@ class Batch:
         count = next(p for p in reversed(self.sizes.prompts) if p <= room)
         self._entering = [self.waiting[i] for i in range(count)]
         self._look(self._entering)
-        if self._beginnings.lacks(self._entering[0]):
-            self._read_beginnings([s for s in self._entering if self._beginnings.lacks(s)])
+        if self.beginnings.lacks(self._entering[0]):
+            self._read_beginnings([s for s in self._entering if self.beginnings.lacks(s)])
             return True
-        self._entering = self._first_of_each([s for s in self._entering if not self._beginnings.lacks(s)])
+        self._entering = self._first_of_each([s for s in self._entering if not self.beginnings.lacks(s)])
         count = next(p for p in reversed(self.sizes.prompts) if p <= len(self._entering))
 
         def positions(count: int) -> int:
@@ -149,7 +150,7 @@ class Batch:
         if larger and not self.active and all(source is None for _, source in sources):
             self._cache, self._slots, free = None, [], []  # of what was longer, nothing goes on
         self._make_room(count, positions(count))
-        self._beginnings.use(chosen)
+        self.beginnings.use(chosen)
         cache = self._cache
         assert cache is not None
         ends = [len(sequence.ids) for sequence in chosen]
@@ -171,7 +172,7 @@ class Batch:
     def _read_beginnings(self, waiting: Sequence[Job]) -> None:
         """Begin to read what these sequences begin with, for some of their pictures."""
         firsts = list({s.named: s for s in waiting}.values())
-        positions = self.sizes.room(self._beginnings.positions)
+        positions = self.sizes.room(self.beginnings.positions)
         firsts = firsts[: max(p for p in self.sizes.together(positions) if p <= len(firsts))]
         # the slots that they are going to take, without which there may be no place for what is read
         self._make_room(len(firsts), max(s.need for s in firsts))
@@ -216,7 +217,7 @@ class Batch:
         if self._cache is None:
             self._cache = programs.empty(self.config, rows, positions)
             self._slots = [Slot() for _ in range(rows)]
-            self._beginnings.shrink(rows, {s.named for s in self._entering})
+            self.beginnings.shrink(rows, {s.named for s in self._entering})
             return
         # one size after the other: programs for all pairs would be many
         for size in self.sizes.positions:
@@ -253,7 +254,7 @@ class Batch:
                 tokens[row, : len(piece)] = piece
                 turned[row] = sequence.turned(start[row], size)
             visual = self._visual(reading.sequences) if (tokens < 0).any() else None
-            common = self._beginnings.common(rows, range(count))
+            common = self.beginnings.common(rows, range(count))
             made_of = self.config, self.leaves, reading.cache, tokens, start, turned, visual, common
             reading.cache, hidden = programs.prefill(*made_of)
             self._begin(hidden, start)
@@ -265,7 +266,7 @@ class Batch:
         if reading.beginnings:
             busy = self._busy | {s.named for s in reading.sequences}
             for row, sequence in enumerate(reading.sequences):
-                self._beginnings.put(need(sequence.named), reading.cache, row, busy, len(self._slots))
+                self.beginnings.put(need(sequence.named), reading.cache, row, busy, len(self._slots))
             return False
         for row, (number, sequence) in enumerate(zip(reading.slots, reading.sequences, strict=True)):
             self._cache = programs.copy_row(self._cache, reading.cache, row, number)
@@ -293,16 +294,16 @@ class Batch:
         """The next token of the sequences in these slots, from what the last layer made of them at `last` (P,)."""
         going = [slot for slot in slots if slot is not None]
         rows = self._rows([slot or 0 for slot in slots], going)
-        allowed = self._allowed([None if slot is None else self._slots[slot].sequence for slot in slots])
+        allowed = self.allowed([None if slot is None else self._slots[slot].sequence for slot in slots])
         inside = np.clip(last, 0, hidden.shape[1] - 1)
-        rows, *made = programs.begin(self.config, self.leaves, hidden, inside, rows, self._table, allowed)
+        rows, *made = programs.begin(self.config, self.leaves, hidden, inside, rows, self.table, allowed)
         states, tokens, chances = (np.asarray(x) for x in (rows.state, *made))
         for row, slot in enumerate(slots):
             if slot is not None and (sequence := self._slots[slot].sequence) is not None:
                 self._slots[slot].state = int(states[row])
                 sequence.add(int(tokens[row]), float(chances[row]))
 
-    def _allowed(self, sequences: Sequence[Job | None]) -> np.ndarray | None:
+    def allowed(self, sequences: Sequence[Job | None]) -> np.ndarray | None:
         """(P, V) bool: the tokens that each may go on with; None, any."""
         return None
 
@@ -339,8 +340,8 @@ class Batch:
             steps = SOON
         enough = max(1, len(active) // 4) if waiting else len(active)
         assert self._cache is not None
-        arguments = (self._rows(range(len(self._slots)), active), self._table, np.int32(steps), np.int32(enough))
-        common = self._beginnings.common(self._slots, active)
+        arguments = (self._rows(range(len(self._slots)), active), self.table, np.int32(steps), np.int32(enough))
+        common = self.beginnings.common(self._slots, active)
         self._cache, rows, *new = programs.decode(self.config, self.leaves, self._cache, *arguments, common)
         states, made, chances = (np.asarray(x) for x in (rows.state, *new))
         for i, sequence in zip(active, sequences, strict=True):
@@ -362,58 +363,15 @@ class Batch:
             free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
             free.sort(key=lambda i: -self._slots[i].used)
             self._take(sorted([*self.active, *free[: size - len(self.active)]]), self._cache.positions)
-        self._beginnings.shrink(len(self._slots), self._busy)
+        self.beginnings.shrink(len(self._slots), self._busy)
 
-    def warm_up(self) -> Iterator[str]:
-        """Compile whatever may be needed, saying before each program what it is."""
-        sizes, config = self.sizes, self.config
-        visual = self.pictures.warm_up() if config.has_vision else None
-        for positions, larger in itertools.zip_longest(sizes.positions, sizes.positions[1:]):
-            pieces = [p for p in sizes.pieces if p <= positions]
-            for count, size in itertools.product(sizes.together(positions), pieces):
-                for seen, common in self._warm_reading(count, sizes.beginnings[-1], visual):
-                    yield f"reading {count} x {size} of {positions}"
-                    tokens, start, turned = programs.nothing_read(count, size)
-                    cache = programs.empty(config, count, positions)
-                    _, hidden = programs.prefill(config, self.leaves, cache, tokens, start, turned, seen, common)
-                allowed = self._allowed([None] * count)
-                programs.begin(config, self.leaves, hidden, start, programs.idle(count), self._table, allowed)
-                programs.judge(config, self.leaves, hidden, tokens)
-            for rows, more in itertools.zip_longest(sizes.rows, sizes.rows[1:]):
-                yield f"continuing {rows} of {positions}"
-                self._warm_going_on(rows, positions, visual)
-                cache = programs.empty(config, rows, positions)
-                for fewer in (p for p in sizes.positions if p <= positions):
-                    for count in sizes.together(fewer):
-                        cache = programs.copy_row(cache, programs.empty(config, count, fewer), 0, 0)
-                        programs.copy_row(programs.empty(config, count, fewer), cache, 0, 0)
-                if larger:
-                    programs.resized(cache, range(rows), larger)
-                if more:
-                    grown = programs.resized(cache, [0] * more, positions)
-                    programs.resized(grown, [0] * rows, positions)
-        if visual is not None:
-            yield "holding pictures"
-            self._beginnings.warm_up()
-
-    def _warm_reading(
-        self, rows: int, most: int, visual: jax.Array | None
-    ) -> Iterator[tuple[tuple[jax.Array, ...] | None, Common | None]]:
-        """Pictures and beginnings, as many rows read them, at most so many beginnings."""
-        yield None, None
-        if visual is not None:
-            yield (visual,) * rows, None
-            yield from (
-                (None, self._beginnings.nobodys(places, rows)) for places in self.sizes.beginnings if places <= most
-            )
-
-    def _warm_going_on(self, rows: int, positions: int, visual: jax.Array | None) -> None:
+    def warm_going_on(self, rows: int, positions: int, beside: Iterable[Beside]) -> None:
+        """Compile what continues so many rows."""
         few = np.int32(1)
-        for seen, common in self._warm_reading(rows, self.sizes.most_beginnings(rows), visual):
+        for seen, common in beside:
             if seen is None:
-                cache = programs.empty(self.config, rows, positions)
-                idle = programs.idle(rows)
-                programs.decode(self.config, self.leaves, cache, idle, self._table, few, few, common)
+                cache, idle = programs.empty(self.config, rows, positions), programs.idle(rows)
+                programs.decode(self.config, self.leaves, cache, idle, self.table, few, few, common)
 
     def _rows(self, slots: Sequence[int], going: Collection[int]) -> Rows:
         """The rows of these slots, of which those `going` are to say something."""

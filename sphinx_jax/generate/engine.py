@@ -26,6 +26,7 @@ from sphinx_jax.generate.jobs import Job
 from sphinx_jax.generate.pictures import Detail, Picture, Pictures, ahead
 from sphinx_jax.generate.sizes import Sizes
 from sphinx_jax.generate.stops import Stops
+from sphinx_jax.generate.warming import warm_up
 from sphinx_jax.model.blueprint import Leaves
 from sphinx_jax.progress import progress
 
@@ -317,7 +318,7 @@ class Engine:
         """
         with self._lock, jax.set_mesh(self.mesh), progress(desc="compiling", unit=" programs", disable=quiet) as bar:
             for batch in self._batches if grammars else [self._batch]:
-                for name in batch.warm_up():
+                for name in warm_up(batch):
                     bar.set_postfix_str(name)
                     bar.update()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
-import jax
 import numpy as np
 
 from sphinx_jax.generate import programs
-from sphinx_jax.generate.batch import BUSY, Batch
+from sphinx_jax.generate.batch import BUSY, Batch, Beside
 from sphinx_jax.generate.jobs import Job
 
 FED = (1, 4, 16)  # tokens that are read at once: the one that was chosen, and those that had to follow it
@@ -20,7 +20,7 @@ class Guided(Batch):
     What a grammar leaves no choice of is not chosen but read with what was, in one pass.
     """
 
-    def _allowed(self, sequences: Sequence[Job | None]) -> np.ndarray:
+    def allowed(self, sequences: Sequence[Job | None]) -> np.ndarray:
         allowed = np.ones((len(sequences), self.config.decoder.vocab_size), bool)
         for row, sequence in zip(allowed, sequences, strict=True):
             if sequence is not None and sequence.guide is not None and not sequence.done:
@@ -57,7 +57,7 @@ class Guided(Batch):
                 turned[i] = slot.sequence.turned(start[i], size)
                 last[i] = len(slot.sequence.ids) - 1 - start[i]
         visual = self._visual([slot.sequence for slot in self._slots]) if (tokens < 0).any() else None
-        common = self._beginnings.common(self._slots, active)
+        common = self.beginnings.common(self._slots, active)
         self._cache, hidden = programs.prefill(self.config, self.leaves, cache, tokens, start, turned, visual, common)
         for i, job in zip(active, self._jobs(), strict=True):
             self._slots[i].ids = job.ids[: start[i] + size]
@@ -66,14 +66,12 @@ class Guided(Batch):
             self._slots[i].used = next(self._ticks)
             self._slots[i].settle()
 
-    def _warm_going_on(self, rows: int, positions: int, visual: jax.Array | None) -> None:
-        nobody = self._allowed([None] * rows)
-        for size in _sizes(positions):
-            for seen, common in self._warm_reading(rows, self.sizes.most_beginnings(rows), visual):
-                cache, read = programs.empty(self.config, rows, positions), programs.nothing_read(rows, size)
-                _, hidden = programs.prefill(self.config, self.leaves, cache, *read, seen, common)
-                idle = programs.idle(rows)
-                programs.begin(self.config, self.leaves, hidden, read.start, idle, self._table, nobody)
+    def warm_going_on(self, rows: int, positions: int, beside: Iterable[Beside]) -> None:
+        nobody = self.allowed([None] * rows)
+        for of_all, size in itertools.product(beside, _sizes(positions)):
+            cache, read = programs.empty(self.config, rows, positions), programs.nothing_read(rows, size)
+            _, hidden = programs.prefill(self.config, self.leaves, cache, *read, *of_all)
+            programs.begin(self.config, self.leaves, hidden, read.start, programs.idle(rows), self.table, nobody)
 
 
 def _sizes(positions: int) -> list[int]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -39,6 +39,7 @@ def from_pretrained(
     tokenizer: str | Path | None = None,
     quick_gelu: bool | None = None,
     quantize: str | None = None,
+    cache: Literal["int8"] | None = None,
 ) -> Sphinx:
     """Load a model.
 
@@ -54,17 +55,20 @@ def from_pretrained(
       quick_gelu: CLIP's activation of a published folder, which differs by release date.
       quantize: `int8` or `nf4`: the matrices of the decoder's layers in so many bits, all else in the compute
         dtype, which is bfloat16 by default then (float32 on a CPU).
+      cache: `int8`: keys and values of what was read and said in 8 bits, each vector with a scale of its own.
 
     Raises:
       BadArgument, BadCheckpoint, ConfigError: one line on what is missing or does not fit.
     """
+    if cache not in (None, "int8"):
+        raise BadArgument(f"cache must be int8, or left out, not {cache!r}")
     folders, compute = _folders(folder), known_dtype(dtype)
     if quantize is not None:
         check_kind(quantize)
         compute = compute or known_dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if len(folders) > 1 or is_foreign(folders[0]):
         foreign = open_foreign(folders, model=model, config=config, tokenizer=tokenizer, quick_gelu=quick_gelu)
-        held = _with_dtype(foreign.config, compute)
+        held = _held(foreign.config, compute, cache)
         mesh = mesh or serving_mesh(held.decoder)
         dtypes = held_dtypes(held)
         if quantize is None:
@@ -83,7 +87,7 @@ def from_pretrained(
             f"{folders[0]} holds no model: no checkpoint, workdir with one, consolidated.*.pth or safetensors"
         )
     words = store.read_tokenizer(found) if tokenizer is None else load_tokenizer(tokenizer)
-    held = _with_dtype(store.read_config(found), compute)
+    held = _held(store.read_config(found), compute, cache)
     mesh = mesh or serving_mesh(held.decoder)
     if words is not None:
         check_fits(words, held.decoder.vocab_size)
@@ -121,8 +125,10 @@ def _nearest(missing: Path) -> str:
     return f"; did you mean {first.parent / near[0] / missing.relative_to(first)}?" if near else ""
 
 
-def _with_dtype(config: ModelConfig, dtype: np.dtype | None) -> ModelConfig:
-    return config if dtype is None else dataclasses.replace(config, dtype=str(dtype))
+def _held(config: ModelConfig, dtype: np.dtype | None, cache: Literal["int8"] | None) -> ModelConfig:
+    """The config with what is chosen where a model is loaded."""
+    decoder = config.decoder if cache is None else dataclasses.replace(config.decoder, cache=cache)
+    return dataclasses.replace(config, decoder=decoder, dtype=config.dtype if dtype is None else str(dtype))
 
 
 def last_checkpoint(workdir: Path) -> Path | None:

@@ -230,7 +230,7 @@ def copy_row(into: Cache, of: Cache, row: int, to: int) -> Cache:
 @functools.partial(jax.jit, donate_argnames=("into",))
 def _copy_row(into: jax.Array, of: jax.Array, row: jax.Array, to: jax.Array) -> jax.Array:
     held = jax.lax.dynamic_slice_in_dim(of, row, 1)[:, :, : into.shape[2]]
-    return jax.lax.dynamic_update_slice(into, held, (to, 0, 0, 0))
+    return jax.lax.dynamic_update_slice(into, held, (to, 0, 0, 0)[: into.ndim])
 
 
 def resized(cache: Cache, rows: Sequence[int], positions: int, axes: Axes = AXES) -> Cache:
@@ -241,7 +241,7 @@ def resized(cache: Cache, rows: Sequence[int], positions: int, axes: Axes = AXES
 @functools.partial(jax.jit, static_argnames=("positions", "axes"))
 def _resized(x: jax.Array, rows: jax.Array, positions: int, axes: Axes) -> jax.Array:
     room = ((0, 0), (0, 0), (0, max(0, positions - x.shape[2])), (0, 0))
-    return constrain(jnp.pad(x[rows, :, :positions], room), *axes)
+    return constrain(jnp.pad(x[rows, :, :positions], room[: x.ndim]), *axes[: x.ndim])
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

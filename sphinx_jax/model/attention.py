@@ -12,9 +12,10 @@ import einops
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from sphinx_jax.model.cache import Grouping
+from sphinx_jax.model.cache import Grouping, Layer, Rounded
 from sphinx_jax.sharding import has_cudnn_attention, partition_spec, platform
 
 MASKED = -1e30  # finite, so that a row that sees nothing gives numbers and not NaN
@@ -56,10 +57,10 @@ def attend(
 
 def attend_cached(
     q: Float[Array, "B T N H"],
-    keys: Float[Array, "B K S H"],
-    values: Float[Array, "B K S H"],
+    keys: Layer,
+    values: Layer,
     positions: Int[Array, "B T"],
-    common: tuple[Float[Array, "P K C H"], Float[Array, "P K C H"]] | None = None,
+    common: tuple[Float[Array, "P K C H"] | Rounded, Float[Array, "P K C H"] | Rounded] | None = None,
     groups: Grouping | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention to a cache, whose positions beyond a query's own are not seen; the softmax runs in float32.
@@ -75,7 +76,7 @@ def attend_cached(
       (B, T, N, H).
     """
     batch, length, heads, width = q.shape
-    kv_heads = keys.shape[1]
+    kv_heads = jax.tree.leaves(keys)[0].shape[1]
     q = einops.rearrange(q * width**-0.5, "b t (k g) h -> b k (g t) h", k=kv_heads)
     nothing = jnp.zeros(q.shape[:3], jnp.float32)
     state = Attended(nothing + MASKED, nothing, jnp.zeros(q.shape, jnp.float32))
@@ -84,11 +85,11 @@ def attend_cached(
         positions = positions - groups.held[:, None]
     limits = jnp.tile(positions + 1, (1, heads // kv_heads))  # (B, G · T)
     state = _attend_some(q, keys, values, limits, state)
-    out = (state.out / state.total[..., None]).astype(values.dtype)
+    out = (state.out / state.total[..., None]).astype(q.dtype)
     return einops.rearrange(out, "b k (g t) h -> b t (k g) h", t=length)
 
 
-def _attend_common(q: jax.Array, keys: jax.Array, values: jax.Array, groups: Grouping, state: Attended) -> Attended:
+def _attend_common(q: jax.Array, keys: Layer, values: Layer, groups: Grouping, state: Attended) -> Attended:
     """Attention of queries (B, K, M, H) to what their rows have in common with others, group by group."""
 
     def one(number: jax.Array, state: Attended) -> Attended:
@@ -98,7 +99,7 @@ def _attend_common(q: jax.Array, keys: jax.Array, values: jax.Array, groups: Gro
             """(B, K, M, …) -> (1, K, R · M, …)"""
             return einops.rearrange(x.at[rows].get(mode="fill", fill_value=0), "r k m ... -> 1 k (r m) ...")
 
-        k, v = (jax.lax.dynamic_slice_in_dim(x, groups.beginning[number], 1) for x in (keys, values))
+        k, v = _part((keys, values), groups.beginning[number], 1, axis=0)
         limits = jnp.repeat(groups.held.at[rows].get(mode="fill", fill_value=0), q.shape[2])[None]
         found = _attend_some(together(q), k, v, limits, Attended(*map(together, state)))
 
@@ -111,27 +112,27 @@ def _attend_common(q: jax.Array, keys: jax.Array, values: jax.Array, groups: Gro
     return jax.lax.fori_loop(0, groups.count, one, state)
 
 
-def _attend_some(q: jax.Array, keys: jax.Array, values: jax.Array, limits: jax.Array, state: Attended) -> Attended:
+def _attend_some(q: jax.Array, keys: Layer, values: Layer, limits: jax.Array, state: Attended) -> Attended:
     """What was attended to, and with it the first `limits` (B, M) of keys (B, K, S, H), by queries (B, K, M, H).
 
     A CPU takes the keys block by block, as flash attention does, and none beyond the largest limit: scores of all keys
     leave its caches.  Of an accelerator a loop would take more than it saves.
     """
-    room = keys.shape[2]
+    room = jax.tree.leaves(keys)[0].shape[2]
     block = min(KEY_BLOCK, room) if platform() == "cpu" else room
 
     def add(number: jax.Array | int, so_far: Attended) -> Attended:
         """Attention to one more block of keys."""
         first = number * block
         start = jnp.minimum(first, room - block)  # the last block may reach back into the one before
-        some = [jax.lax.dynamic_slice_in_dim(x, start, block, axis=2) for x in (keys, values)]
+        k, v = _part((keys, values), start, block, axis=2)
         at = start + jnp.arange(block)
         seen = (at < limits[..., None]) & (at >= first)  # (B, M, S)
-        scores = jnp.einsum("bkmh,bksh->bkms", q, some[0]).astype(jnp.float32)
+        scores = _scaled(jnp.einsum("bkmh,bksh->bkms", q, _whole(k, q.dtype)).astype(jnp.float32), k)
         scores = jnp.where(seen[:, None], scores, MASKED)
         highest = jnp.maximum(so_far.highest, scores.max(-1))
         exponents, kept = jnp.exp(scores - highest[..., None]), jnp.exp(so_far.highest - highest)
-        out = jnp.einsum("bkms,bksh->bkmh", exponents.astype(values.dtype), some[1])
+        out = jnp.einsum("bkms,bksh->bkmh", _scaled(exponents, v).astype(q.dtype), _whole(v, q.dtype))
         return Attended(
             highest,
             so_far.total * kept + exponents.sum(-1),
@@ -141,6 +142,19 @@ def _attend_some(q: jax.Array, keys: jax.Array, values: jax.Array, limits: jax.A
     if block == room:
         return add(0, state)
     return jax.lax.fori_loop(0, (limits.max() + block - 1) // block, add, state)
+
+
+def _part(of: Any, start: jax.Array, count: int, axis: int) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, count, axis), of)
+
+
+def _whole(x: Layer, dtype: DTypeLike) -> jax.Array:
+    return x.whole.astype(dtype) if isinstance(x, Rounded) else x
+
+
+def _scaled(by_position: jax.Array, x: Layer) -> jax.Array:
+    """(B, K, M, S) times the scales of the positions: products with vectors in 8 bits are scaled, not the vectors."""
+    return by_position * x.scale[:, :, None] if isinstance(x, Rounded) else by_position
 
 
 class Attended(NamedTuple):

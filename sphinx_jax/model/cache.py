@@ -9,13 +9,23 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int, Int8
 
 from sphinx_jax.config import DecoderConfig
-from sphinx_jax.sharding import constrain, platform
+from sphinx_jax.sharding import constrain, partition_spec, platform
 
 AXES = ("batch", "kv_heads", None, None)
 COMMON_AXES = (None, "kv_heads", None, None)  # any row may have any of the beginnings
+
+
+class Rounded(NamedTuple):
+    """Vectors in 8 bits, each with its scale."""
+
+    whole: Int8[Array, "B K S H"]
+    scale: Float32[Array, "B K S"]
+
+
+Layer = Float[Array, "B K S H"] | Rounded  # keys or values of one
 
 
 class Cache(NamedTuple):
@@ -25,8 +35,8 @@ class Cache(NamedTuple):
     attention read them as they lie.
     """
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
+    keys: tuple[Layer, ...]
+    values: tuple[Layer, ...]
 
     @classmethod
     def empty(
@@ -37,16 +47,23 @@ class Cache(NamedTuple):
         dtype: DTypeLike,
         axes: tuple[str | None, ...] = AXES,
     ) -> Cache:
-        shape = (batch, config.num_kv_heads, positions, config.head_dim)
-        return cls(*(tuple(constrain(jnp.zeros(shape, dtype), *axes) for _ in range(config.layers)) for _ in range(2)))
+        shape = (batch, heads_held(config), positions, config.head_dim)
+
+        def layer() -> Layer:
+            if config.cache != "int8":
+                return constrain(jnp.zeros(shape, dtype), *axes)
+            whole, scale = jnp.zeros(shape, jnp.int8), jnp.zeros(shape[:3], jnp.float32)
+            return Rounded(constrain(whole, *axes), constrain(scale, *axes[:3]))
+
+        return cls(*(tuple(layer() for _ in range(config.layers)) for _ in range(2)))
 
     @property
     def rows(self) -> int:
-        return len(self.keys[0])
+        return len(jax.tree.leaves(self)[0])
 
     @property
     def positions(self) -> int:
-        return self.keys[0].shape[2]
+        return jax.tree.leaves(self)[0].shape[2]
 
 
 class Grouping(NamedTuple):
@@ -73,18 +90,54 @@ def of_layers(common: Common | None, layers: int) -> list[tuple[Any, Grouping | 
 
 
 def write(
-    cache: Float[Array, "B K S H"], new: Float[Array, "B T K H"], start: Int[Array, " B"]
-) -> Float[Array, "B K S H"]:
-    """Put new (B, T, K, H) into cache (B, K, S, H), each row from its own position `start` (B,)."""
-    new = new.swapaxes(1, 2)
-    put = jax.vmap(lambda row, values, at: jax.lax.dynamic_update_slice(row, values, (0, at, 0)))
-    return put(cache, new, start)
+    cache: Float[Array, "B C S H"] | Rounded, new: Float[Array, "B T K H"], start: Int[Array, " B"]
+) -> Float[Array, "B C S H"] | Rounded:
+    """Put new (B, T, K, H) into cache (B, C, S, H), each row from its own position `start` (B,).
+
+    Where C is more than K, C / K heads that follow each other have the same.
+    """
+    heads = jax.tree.leaves(cache)[0].shape[1]
+    new = constrain(jnp.repeat(new.swapaxes(1, 2), heads // new.shape[2], axis=1), *AXES)
+
+    def put(row: jax.Array, values: jax.Array, at: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(row, values, (0, at, 0)[: row.ndim])
+
+    into = rounded(new) if isinstance(cache, Rounded) else new
+    return jax.tree.map(lambda cache, new: jax.vmap(put)(cache, new, start), cache, into)
 
 
-def pinned(written: Float[Array, "B K S H"]) -> Float[Array, "B K S H"]:
+def rounded(x: Float[Array, "B K S H"]) -> Rounded:
+    """Each vector (H,) in steps of a 127th of its largest number."""
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(x).max(-1), jnp.finfo(jnp.float32).tiny) / 127
+    return Rounded(jnp.round(x / scale[..., None]).astype(jnp.int8), scale)
+
+
+def heads_held(config: DecoderConfig) -> int:
+    """Key/value heads of a cache: where a mesh has more devices along `tensor`, each has a copy of the one it needs."""
+    devices = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    shared_out = devices % config.num_kv_heads == config.heads % devices == 0
+    return max(config.num_kv_heads, devices) if shared_out else config.num_kv_heads
+
+
+def pinned(written: Layer) -> Layer:
     """A layer's cache as it lies, in a loop over tokens.
 
     For a single row a TPU's compiler would have a second one there, in another layout and padded. Outside of a loop JAX
     refuses to give an array that was taken over another layout than none.
     """
-    return with_layout_constraint(written, Layout((0, 1, 2, 3))) if platform() == "tpu" else written
+    if platform() != "tpu":
+        return written
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def pin(x: jax.Array) -> jax.Array:
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+    def on_shards(x: jax.Array) -> jax.Array:
+        if mesh.empty or mesh.size == 1:
+            return pin(x)
+        # of all of it at once XLA would gather the shards first
+        spec = partition_spec(AXES[: x.ndim], x.shape, mesh)
+        return jax.shard_map(pin, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(x)
+
+    return jax.tree.map(on_shards, written)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.attention import attend, attend_cached
-from sphinx_jax.model.cache import Cache, Common, Grouping, of_layers, pinned, write
+from sphinx_jax.model.cache import Cache, Common, Grouping, Layer, of_layers, pinned, write
 from sphinx_jax.model.layers import RMSNorm, by_rows, param, run_stack, stack
 from sphinx_jax.model.lora import Dims, Maps
 from sphinx_jax.model.moe import Moe
@@ -34,10 +34,10 @@ BEFORE = Seen()
 class Held(NamedTuple):
     """What a layer holds of the positions before, and where new ones belong."""
 
-    keys: jax.Array  # (B, K, S, H)
-    values: jax.Array
+    keys: Layer
+    values: Layer
     positions: jax.Array  # (B, T) int32, of the new ones
-    common: tuple[jax.Array, jax.Array] | None = None  # the layer's keys and values of beginnings, each (P, K, C, H)
+    common: tuple[Layer, Layer] | None = None  # the layer's keys and values of beginnings, each (P, K, C, H)
     groups: Grouping | None = None
     looped: bool = False  # whether the program goes on with what it wrote
 
@@ -112,6 +112,8 @@ class Decoder(nnx.Module):
         """(B, T) int32 -> (B, T, D)."""
         # the embed axis is replicated first: of a gather from a table sharded in two dimensions XLA gathers the batch
         table = constrain(self.embedding[...].astype(dtype), "vocab", None)
+        if tokens.size == 1:  # a GPU's compiler makes a slice of it, and gathers the table to have one
+            return constrain(table[jnp.stack([tokens, tokens])][0], "batch", None, None)
         return constrain(table[tokens], "batch", None, None)
 
     def __call__(

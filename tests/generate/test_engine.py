@@ -367,7 +367,7 @@ def test_a_picture_is_held_once_whoever_asks(seeing):
     asked = [f"what is {word}" for word in ("it", "there", "on", "left", "new", "red")]
     shown = pictures(40)
     engine = Engine(seeing, slots=8, pictures=1)
-    held = engine._batch._beginnings
+    held = engine._batch.beginnings
 
     def answer(requests: list[Request]) -> list[list[int]]:
         expected = [said.tokens for r in requests for (said,) in Engine(seeing, slots=1).map([r])]
@@ -381,7 +381,7 @@ def test_a_picture_is_held_once_whoever_asks(seeing):
     answer([Request(question, picture, 9, temperature=0.0) for question in asked[:2] for picture in shown])
     assert held.places == 4
     answer([Request(asked[0], None, 9, temperature=0.0)])
-    assert engine._batch._beginnings.places == 1, "one row, one picture"
+    assert engine._batch.beginnings.places == 1, "one row, one picture"
 
 
 def test_an_error_while_a_picture_is_read_is_told_to_all_who_wait_for_it(seeing, monkeypatch):
@@ -510,7 +510,7 @@ def test_what_was_long_does_not_hold_up_what_is_short(seeing):
         assert engine._batch._cache.positions == 1024
         engine.submit(Request("no", picture, max_new_tokens=3)).wait()
         assert engine._batch._cache.positions == 256
-    held = engine._batch._beginnings
+    held = engine._batch.beginnings
     assert held._cache.positions == 1 + seeing.config.image_positions
 
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import ONE_STEP, ROOT, born, run_with_devices, tiny_config
 from test_sharding import batches
 
-from sphinx_jax.config import DECODERS, ConfigError
+from sphinx_jax.config import ConfigError, family
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.measure.ahead import needs, report
 from sphinx_jax.measure.ahead.collectives import collectives
@@ -165,19 +165,32 @@ ENTRY %main (x: bf16[64]) -> bf16[16] {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("topology", "devices", "rows"), [("v5e:1x1", 1, 1), ("v5e:1x1", 1, 8), ("v5e:2x4", 8, 1)])
-def test_a_token_takes_no_second_cache_and_lays_out_no_matrix_anew(topology, devices, rows, tmp_path):
-    """Of the 13B decoder's widths, in the programs of the real compiler; 8 bits are read as 8 bits."""
+@pytest.mark.parametrize(
+    ("recipe", "topology", "devices", "rows"),
+    [
+        ("sphinx_1k", "v5e:1x1", 1, 1),
+        ("sphinx_1k", "v5e:1x1", 1, 8),
+        ("sphinx_1k", "v5e:2x4", 8, 1),
+        ("sphinx_tiny_1k", "v5e:2x4", 8, 1),  # fewer key/value heads than devices
+    ],
+)
+def test_a_token_takes_no_second_cache_and_lays_out_or_gathers_no_matrix_anew(
+    recipe, topology, devices, rows, tmp_path
+):
+    """Of the 13B and 1.1B decoders' widths, in the programs of the real compiler; 8 bits are read as 8 bits."""
     pytest.importorskip("libtpu")
-    decoder = dataclasses.replace(DECODERS["13b"], layers=2)
+    decoder = dataclasses.replace(family(recipe).decoder, layers=2)
     # few words: the compiler counts what it keeps on the chip twice, and that may be the output's matrix
     small = [f"--config.model.decoder.{name}" for name in ("layers=2", "vocab_size=1024")]
-    said = compile_ahead("sphinx_1k", topology, tmp_path, f"--serve={rows}", *small)
+    said = compile_ahead(recipe, topology, tmp_path, f"--serve={rows}", *small)
     whole, few = json.loads(said.splitlines()[-1])
     smallest = 2 * decoder.dim**2 // devices  # bytes of a matrix
     for need in (whole, few):
         assert need["fits"] and need["temporary_bytes"] < smallest < need["cache_bytes"]
-    saved = 2 * (4 * decoder.dim**2 + 3 * decoder.dim * decoder.ffn_dim) // devices  # a byte of two, of each weight
+        assert sum(c["bytes"] for c in need["collectives"]) < smallest / 10
+    kv_width = decoder.num_kv_heads * decoder.head_dim
+    weights = 2 * decoder.dim**2 + 2 * decoder.dim * kv_width + 3 * decoder.dim * decoder.ffn_dim
+    saved = 2 * weights // devices  # a byte of two, of each weight
     # on one chip a single row's matrices pass through its fast memory, which counts them twice
     least = 0.95 if rows * devices > 1 else 0.3
     assert whole["accessed_bytes"] - few["accessed_bytes"] > least * saved

@@ -69,8 +69,9 @@ def collectives(text: str) -> list[Collective]:
         constants[current] += map(int, _CONSTANT.findall(right))
 
     def turns(condition: str) -> int:
-        """A loop that JAX writes goes on while a counter is less than a constant."""
-        return max(constants[condition] + [n for called in calls[condition] for n in constants[called]], default=1)
+        """A loop that JAX writes goes on while a counter is less than a constant; another's turns count as one."""
+        found = constants[condition] + [n for called in calls[condition] for n in constants[called]]
+        return max(found, default=1) or 1
 
     total: Counter = Counter()
     received: Counter = Counter()

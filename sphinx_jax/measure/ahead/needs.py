@@ -57,6 +57,7 @@ class Need:
     largest: int | None = None  # rows of the first kind that a device could take at a time
     cache_bytes: int = 0  # of keys and values, which a program takes and gives back
     temporary_bytes: int = 0  # that the program itself takes
+    read_bytes: float = 0  # that the step cannot do without, by our own count
     accessed_bytes: float = 0  # as the compiler counts them, copies between memories of a chip among them
 
     @property
@@ -123,12 +124,13 @@ def _compile_train(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh, chi
 
 
 def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -> dict[str, Need]:
-    """Prefill and one decode step of a batch with one prompt, and its picture, for every device that rows divide over.
+    """Prefill and one decode step, on the mesh that answering lays over these devices, of a batch with one prompt, and
+    its picture, for each of its parts that rows are shared out to.
 
     Weights are in the compute dtype, the decoder's quantised where a stage has it so.  A prompt is taken whole, in one
     program with the encoders; the engine reads it in pieces, layer by layer, which needs less.
     """
-    model, mesh = recipe.model, mesh_of(recipe, devices)
+    model, mesh = recipe.model, serving_mesh(recipe.model.decoder, list(devices))
     batch = _ways(mesh)
     kinds = {getattr(s, "quantize", "") for s in recipe.settings.values()} - {""}
     with jax.set_mesh(mesh):
@@ -202,8 +204,9 @@ def _state(model: ModelConfig, mesh: Mesh, rows: int, positions: int) -> tuple[A
     def array(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, partition_spec(axes, shape, mesh)))
 
-    shapes = jax.eval_shape(lambda: Cache.empty(model.decoder, rows, positions, jnp.dtype(model.dtype)))
-    cache = jax.tree.map(lambda x: array(x.shape, x.dtype, *AXES), shapes)
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(lambda: Cache.empty(model.decoder, rows, positions, jnp.dtype(model.dtype)))
+    cache = jax.tree.map(lambda x: array(x.shape, x.dtype, *AXES[: x.ndim]), shapes)
     state = jax.tree.map(lambda x: array(x.shape, x.dtype, "batch", *x.shape[1:] and (None,)), programs.idle(rows))
     count = array((), jnp.int32)
     return cache, state, array((2, model.decoder.vocab_size), jnp.int32, None, None), count, count
@@ -214,7 +217,7 @@ def _decode(
 ) -> Need:
     """A token of every row of a `_state`, for which so many bytes of weights are read."""
     cache: Cache = state[0]
-    work = cache.keys[0].shape[0] * flops.decoder_token(model.decoder, cache.positions)
+    work = cache.rows * flops.decoder_token(model.decoder, cache.positions)
     lower = functools.partial(programs.decode.lower, model, leaves, *state)
     need = _compile(what, lower, mesh, chip, work, work, weights + _share(cache))
     # a token does not touch the encoders, which stay where they are
@@ -255,7 +258,7 @@ def _compile(what: str, lower: Any, mesh: Mesh, chip: Chip, worth: float, work: 
             compiled = lowered.compile()
             memory, found = compiled.memory_analysis(), collectives(compiled.as_text())
             peak, fits, temporary = _peak(memory), True, memory.temp_size_in_bytes
-            accessed = compiled.cost_analysis().get("bytes accessed", 0)
+            accessed = (compiled.cost_analysis() or {}).get("bytes accessed", 0)  # GPUs' has none
         except jax.errors.JaxRuntimeError as error:
             peak, fits, temporary, accessed, found = _used(str(error)), False, 0, 0, []
     compute = work / devices / chip.flops
@@ -272,6 +275,7 @@ def _compile(what: str, lower: Any, mesh: Mesh, chip: Chip, worth: float, work: 
         0.0,
         found,
         temporary_bytes=temporary,
+        read_bytes=traffic,
         accessed_bytes=accessed,
     )
     need.mfu_bound = need.flops / chip.flops / need.roofline_seconds

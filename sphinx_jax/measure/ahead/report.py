@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ PODS = ("v5e:16x16", "v6e:8x8", "v5p:4x4x4")
 TABLE = dict.fromkeys(("sphinx_7b", "sphinx_1k", "sphinx_tiny_1k"), PODS) | {
     "sphinx_moe_1k": ("v5e:16x16", "v6e:8x16", "v5p:4x4x4")
 }
+SERVE = "serve"  # a token of one answer, where people answer
+HOSTS = ("v5e:2x4", "v6e:2x4", "v5p:2x2x2", "h100:1", "h100:2", "h100:8")
 
 
 def report(
@@ -65,57 +68,69 @@ def fill(path: str | Path, recipe_of: Callable[[str], dict[str, Any]]) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for config, topologies in TABLE.items():
         recipe = parse(recipe_of(config), origins=False)
-        for topology in topologies:
-            wanted = [s for s in train_stages(recipe) if s != "continue_synthetic"]  # the same step as pretrain_real
-            for stage in (*wanted, "inference"):
-                key = {"config": config, "topology": topology, "stage": stage, "recipe": _digest(recipe, stage)}
-                if any(key.items() <= row.items() for row in rows):
-                    continue
-                rows = [r for r in rows if (r["config"], r["topology"], r["stage"]) != (config, topology, stage)]
-                print(f"{config} {stage} on {topology}", file=sys.stderr, flush=True)
-                devices, chip = open_topology(topology)
-                if stage == "inference":
-                    found = {kind: _entry(n) for kind, n in inference_needs(recipe, devices, chip).items()}
-                else:
-                    found = {"train": _entry(train_need(recipe, stage, devices, chip, False))}
-                rows.append({**key, "hbm_bytes": chip.hbm, **found})
-                path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-                path.with_suffix(".md").write_text(draw(rows))
-                jax.clear_caches()  # programs of the row before take gigabytes
+        wanted = [s for s in train_stages(recipe) if s != "continue_synthetic"]  # the same step as pretrain_real
+        for topology, stage in (*itertools.product(topologies, wanted), *((host, SERVE) for host in HOSTS)):
+            key = {"config": config, "topology": topology, "stage": stage, "recipe": _digest(recipe, stage)}
+            if any(key.items() <= row.items() for row in rows):
+                continue
+            rows = [r for r in rows if (r["config"], r["topology"], r["stage"]) != (config, topology, stage)]
+            print(f"{config} {stage} on {topology}", file=sys.stderr, flush=True)
+            devices, chip = open_topology(topology)
+            if stage == SERVE:
+                needs = {kind: serving_need(recipe.model, devices, chip, 1, kind) for kind in ("", "int8")}
+                found = {kind or "whole": _entry(need) for kind, need in needs.items()}
+            else:
+                found = {"train": _entry(train_need(recipe, stage, devices, chip, False))}
+            rows.append({**key, "hbm_bytes": chip.hbm, **found})
+            path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            path.with_suffix(".md").write_text(draw(rows))
+            jax.clear_caches()  # programs of the row before take gigabytes
     path.with_suffix(".md").write_text(draw(rows))
 
 
 def _digest(recipe: Recipe, stage: str) -> str:
-    """Short for what a row depends on: model, mesh and the stage's settings (of `inference` model and mesh alone)."""
-    parts = (recipe.model, recipe.mesh, recipe.settings.get(stage))
+    """Short for what a row depends on: model, mesh and the stage's settings; of answering the model alone."""
+    parts = (recipe.model, recipe.mesh, recipe.settings[stage]) if stage != SERVE else (recipe.model,)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of a table's file as Markdown."""
-    lines = [
+    """The rows of a table's file as Markdown: steps of training, and tokens of answers."""
+    recipes = list(TABLE)
+    rows = sorted(rows, key=lambda r: (recipes.index(r["config"]), r["topology"], r["stage"]))
+    steps = [
         "| recipe | step | topology | rows a device at a time | parts | parameters | optimizer | peak | of | at best | "
         "MFU at most |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    recipes = list(TABLE)
-    for row in sorted(
-        rows, key=lambda r: (recipes.index(r["config"]), r["topology"], r["stage"] == "inference", r["stage"])
-    ):
-        for kind in ("train", "prefill", "decode"):
-            if kind not in row:
-                continue
+    tokens = [
+        "| recipe | decoder's matrices | topology | parameters | cache | temporaries | peak | of | MB a token reads | "
+        "MB received | at best |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        room = f"{row['hbm_bytes'] / GIB:.2f}"
+        for kind in [k for k in ("train", "whole", "int8") if k in row]:
             e = row[kind]
-            each = ", ".join(f"{n} {name}" for name, n in e["rows"].items())
-            parts = ", ".join(str(n) for n in e["parts"].values()) or "–"
-            sizes = " | ".join(f"{e[key] / GIB:.2f}" for key in ("parameter_bytes", "optimizer_bytes", "peak_bytes"))
-            step = row["stage"] if kind == "train" else kind
-            lines.append(
-                f"| {row['config']} | {step} | {row['topology']} | {each} | {parts} | {sizes} | "
-                f"{row['hbm_bytes'] / GIB:.2f}{'' if e['fits'] else ' **does not fit**'} | "
-                f"{e['roofline_seconds'] * 1e3:,.1f} ms | {e['mfu_bound']:.0%} |"
-            )
-    return "\n".join(lines) + "\n"
+            fits = room if e["fits"] else f"{room} **does not fit**"
+            best = f"{e['roofline_seconds'] * 1e3:,.1f} ms"
+            if kind == "train":
+                each = ", ".join(f"{n} {name}" for name, n in e["rows"].items())
+                parts = ", ".join(str(n) for n in e["parts"].values())
+                begin = f"| {row['config']} | {row['stage']} | {row['topology']} | {each} | {parts} | "
+                sizes = _gib(e, "parameter_bytes", "optimizer_bytes", "peak_bytes")
+                steps.append(f"{begin}{sizes} | {fits} | {best} | {e['mfu_bound']:.0%} |")
+            else:
+                begin = f"| {row['config']} | {kind} | {row['topology']} | "
+                sizes = _gib(e, "parameter_bytes", "cache_bytes", "temporary_bytes", "peak_bytes")
+                received = sum(c["bytes"] for c in e["collectives"])
+                moved = f"{e['read_bytes'] / 1e6:,.0f} | {received / 1e6:,.1f}"
+                tokens.append(f"{begin}{sizes} | {fits} | {moved} | {best} |")
+    return "\n".join([*steps, "", *tokens]) + "\n"
+
+
+def _gib(entry: dict[str, Any], *names: str) -> str:
+    return " | ".join(f"{entry[name] / GIB:.2f}" for name in names)
 
 
 def to_json(chip: Chip, train: Sequence[Need], inference: dict[str, Need]) -> dict[str, Any]:
@@ -145,6 +160,7 @@ def _entry(need: Need) -> dict[str, Any]:
         "largest_rows": need.largest,
         "cache_bytes": need.cache_bytes,
         "temporary_bytes": need.temporary_bytes,
+        "read_bytes": need.read_bytes,
         "accessed_bytes": need.accessed_bytes,
         "collectives": [c._asdict() for c in need.collectives],
     }
