@@ -189,6 +189,8 @@ def group(rows: Float[Array, "M D"], expert: Int[Array, " M"], experts: int) -> 
     sizes = jnp.bincount(expert, length=experts + 1)[:experts]
     if platform() != "cpu":
         dot = functools.partial(jax.lax.ragged_dot, group_sizes=sizes)
+        if len(expert) < experts:  # it would read those that nobody chose
+            dot = functools.partial(dot_each, expert=jnp.minimum(expert[order], experts - 1))
         return Groups(rows[order], expert[order], dot, place)
     block, blocks = block_shape(len(expert), experts)
     padded = -(-sizes // block) * block
@@ -204,6 +206,11 @@ def block_shape(rows: int, experts: int) -> tuple[int, int]:
     """Rows of a block, and how many blocks hold `rows` whatever their experts."""
     block = min(LARGEST_BLOCK, 2 ** int(np.log2(max(1, rows // (2 * experts)))))
     return block, (rows + min(experts, rows) * (block - 1)) // block
+
+
+def dot_each(x: Float[Array, "M D"], w: Float[Array, "E D F"], expert: Int[Array, " M"]) -> Float[Array, "M F"]:
+    """Few rows (M, D), each by its own expert's matrix of (E, D, F), which alone is read -> (M, F)."""
+    return jnp.concatenate([x[i : i + 1] @ w[expert[i]] for i in range(len(expert))])
 
 
 @jax.custom_vjp

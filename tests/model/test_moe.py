@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sphinx_jax.config import ConfigError, DecoderConfig, MoeConfig
+from sphinx_jax.model import moe
 from sphinx_jax.model.moe import Moe, balance_loss, block_shape
 
 
@@ -45,7 +46,9 @@ def loop_over_experts(module: Moe, x: np.ndarray) -> jax.Array:
     ("tokens", "experts", "per_token", "changes"),
     [(1, 4, 2, {}), (3, 8, 2, {}), (300, 8, 2, {}), (41, 3, 3, {"lora_rank": 2, "bias": ("gate", "up", "down")})],
 )
-def test_values_and_gradients_are_those_of_a_loop_over_experts(tokens, experts, per_token, changes):
+@pytest.mark.parametrize("where", ["cpu", "tpu"])
+def test_values_and_gradients_are_those_of_a_loop_over_experts(tokens, experts, per_token, changes, where, monkeypatch):
+    monkeypatch.setattr(moe, "platform", lambda: where)
     graphdef, state = mixture(experts, per_token, **changes)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, tokens, 32)), jnp.float32)
     fast = jax.jit(jax.value_and_grad(lambda s, x: (nnx.merge(graphdef, s)(x)[0] ** 2).sum(), (0, 1)))

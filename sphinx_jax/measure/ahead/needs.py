@@ -192,7 +192,12 @@ def serving_need(
     if model.decoder.tied_embeddings:
         read["decoder/embedding"] = leaves["decoder/embedding"]
     name = f"token of {rows}{f' in {quantize}' if quantize else ''}"
-    need = _decode(name, model, leaves, state, mesh, chip, _share(read))
+    weights = _share(read)
+    if model.decoder.moe and not quantize:  # experts in few bits are made whole, all of them
+        experts = {p: x for p, x in read.items() if p.startswith(f"{STACK}ffn/") and not p.endswith("/router")}
+        chosen = min(1, rows * model.decoder.moe.per_token / model.decoder.moe.experts)
+        weights -= int(_share(experts) * (1 - chosen))
+    need = _decode(name, model, leaves, state, mesh, chip, weights)
     need.parameter_bytes, need.cache_bytes = _share(leaves), _share(state[0])
     need.rows = {"image" if model.has_vision else "text": rows}
     return need
