@@ -110,18 +110,17 @@ def test_answers_are_the_same_on_a_mesh():
         from sphinx_jax.model.blueprint import blueprint
         from sphinx_jax.sharding import make_mesh, serving_mesh
         tokenizer = load_tokenizer(DATA / "tokenizer.model")
-        for name in ("dense", "moe"):
+        for name, mixed in (("dense", make_mesh(1, 4, 2, 1)), ("moe", make_mesh(1, 2, 1, 4))):
             model, found = MODELS[name], []
-            served = serving_mesh(model.decoder)
-            for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(1, 4, 2, 1), make_mesh(1, 2, 1, 4), served):
+            for mesh in (make_mesh(devices=jax.devices()[:1]), mixed, serving_mesh(model.decoder)):
                 leaves = {p: jax.device_put(x, blueprint(model).shardings(mesh)[p]) for p, x in born(model).items()}
                 pixels = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)
                 shown = [None, *map(Image.fromarray, pixels)] if model.has_vision else [None]
                 asked = [
                     Request("a red star " * n, shown[n % len(shown)], max_new_tokens=8, temperature=n % 2)
-                    for n in (3, 9, 4, 7, 2, 8)
+                    for n in (3, 9, 4, 7)
                 ]
-                engine = Engine(Sphinx(model, leaves, tokenizer, mesh), slots=8)
+                engine = Engine(Sphinx(model, leaves, tokenizer, mesh), slots=4)
                 found.append([said.tokens for (said,) in engine.map(asked)])
             assert all(tokens == found[0] for tokens in found), name
     """)
