@@ -140,9 +140,10 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     mine = share(asked, jax.process_index(), count)
     answer(run, s, engine, mine, look, record)
     answer(run, s, engine, {n: q for n, q in mine.items() if key(n) in record.texts}, None, record)
+    constant = constants(run, s, asked)  # in all processes, which open data together
     texts = functools.reduce(operator.or_, gather_json(record.texts))
     if jax.process_index() == 0:
-        write(run, s, folder, asked, texts)
+        write(s, folder, asked, texts, constant)
         record.remove()
 
 
@@ -157,9 +158,14 @@ def key(number: int, blind: bool = False) -> str:
     return f"{'blind' if blind else 'seen'} {number}"
 
 
-def write(run: Run, s: EvaluateStage, folder: Path, asked: Sequence[Question], texts: Mapping[str, str]) -> None:
-    """Predictions and scores; of pictures that could not be read there are none."""
-    constant = constants(run, s, asked)
+def write(
+    s: EvaluateStage,
+    folder: Path,
+    asked: Sequence[Question],
+    texts: Mapping[str, str],
+    constant: Mapping[tuple[str, str], Mapping[str, str]],
+) -> None:
+    """Predictions and scores, beside constant answers; of pictures that could not be read there are none."""
     rows = []
     for number, question in enumerate(asked):
         if key(number) not in texts:
