@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from sphinx_jax.data.conversation import STOP
 from sphinx_jax.data.image import ImageSource
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import arguments
+from sphinx_jax.generate.ahead import ahead
 from sphinx_jax.generate.batch import Batch
 from sphinx_jax.generate.guide import Guides
 from sphinx_jax.generate.guided import Guided
 from sphinx_jax.generate.jobs import Job
-from sphinx_jax.generate.pictures import Detail, Picture, Pictures, ahead
+from sphinx_jax.generate.pictures import Detail, Picture, Pictures
 from sphinx_jax.generate.sizes import Sizes
 from sphinx_jax.generate.stops import Stops
 from sphinx_jax.generate.warming import warm_up
@@ -302,7 +304,11 @@ class Engine:
         def read(request: Request) -> Request:
             return dataclasses.replace(request, image=self._picture(request.image, request.detail))
 
-        return (done.result() for done in ahead(read, requests))
+        def by_threads(request: Request) -> bool:
+            # what is in memory already may be in several requests, and PIL reads it when it is first looked at
+            return isinstance(request.image, str | bytes | os.PathLike)
+
+        return (done.result() for done in ahead(read, requests, by_threads))
 
     @functools.cached_property
     def _guides(self) -> Guides:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -68,10 +67,11 @@ class Guided(Batch):
 
     def warm_going_on(self, rows: int, positions: int, beside: Iterable[Beside]) -> None:
         nobody = self.allowed([None] * rows)
-        for of_all, size in itertools.product(beside, _sizes(positions)):
-            cache, read = programs.empty(self.config, rows, positions), programs.nothing_read(rows, size)
-            _, hidden = programs.prefill(self.config, self.leaves, cache, *read, *of_all)
-            programs.begin(self.config, self.leaves, hidden, read.start, programs.idle(rows), self.table, nobody)
+        for of_all in beside:
+            for size in _sizes(positions):
+                cache, read = programs.empty(self.config, rows, positions), programs.nothing_read(rows, size)
+                _, hidden = programs.prefill(self.config, self.leaves, cache, *read, *of_all)
+                programs.begin(self.config, self.leaves, hidden, read.start, programs.idle(rows), self.table, nobody)
 
 
 def _sizes(positions: int) -> list[int]:

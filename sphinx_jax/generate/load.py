@@ -21,6 +21,7 @@ from sphinx_jax.checkpoint.foreign.convert import known_dtype
 from sphinx_jax.checkpoint.foreign.foreign import Foreign, is_foreign, open_foreign
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tokenizer import check_fits, load_tokenizer
+from sphinx_jax.generate import arguments
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import apart, blueprint, held_dtypes
@@ -39,7 +40,7 @@ def from_pretrained(
     tokenizer: str | Path | None = None,
     quick_gelu: bool | None = None,
     quantize: str | None = None,
-    cache: Literal["int8"] | None = None,
+    cache: Literal["int8", "whole"] | None = None,
 ) -> Sphinx:
     """Load a model.
 
@@ -55,13 +56,14 @@ def from_pretrained(
       quick_gelu: CLIP's activation of a published folder, which differs by release date.
       quantize: `int8` or `nf4`: the matrices of the decoder's layers in so many bits, all else in the compute
         dtype, which is bfloat16 by default then (float32 on a CPU).
-      cache: `int8`: keys and values of what was read and said in 8 bits, each vector with a scale of its own.
+      cache: `int8`: keys and values of what was read and said in 8 bits, each vector with a scale of its own; `whole`:
+        as they are computed; default: as the checkpoint says, which is whole where training said nothing.
 
     Raises:
       BadArgument, BadCheckpoint, ConfigError: one line on what is missing or does not fit.
     """
-    if cache not in (None, "int8"):
-        raise BadArgument(f"cache must be int8, or left out, not {cache!r}")
+    if cache is not None:
+        arguments.check_one_of("cache", cache, ("int8", "whole"))
     folders, compute = _folders(folder), known_dtype(dtype)
     if quantize is not None:
         check_kind(quantize)
@@ -125,9 +127,11 @@ def _nearest(missing: Path) -> str:
     return f"; did you mean {first.parent / near[0] / missing.relative_to(first)}?" if near else ""
 
 
-def _held(config: ModelConfig, dtype: np.dtype | None, cache: Literal["int8"] | None) -> ModelConfig:
+def _held(config: ModelConfig, dtype: np.dtype | None, cache: Literal["int8", "whole"] | None) -> ModelConfig:
     """The config with what is chosen where a model is loaded."""
-    decoder = config.decoder if cache is None else dataclasses.replace(config.decoder, cache=cache)
+    decoder = config.decoder
+    if cache is not None:
+        decoder = dataclasses.replace(decoder, cache="" if cache == "whole" else cache)
     return dataclasses.replace(config, decoder=decoder, dtype=config.dtype if dtype is None else str(dtype))
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, NamedTuple, TypeVar
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -24,11 +22,8 @@ KEPT = 64  # pictures that are remembered
 EDGE = 2  # pixels that a resize spreads what is beside a crop over
 NOISE = 8  # of 255: what a JPEG file makes of one colour
 
-READERS = min(16, os.cpu_count() or 1)  # threads
 
 Detail = Literal["low", "auto", "high"]
-Given = TypeVar("Given")
-Read = TypeVar("Read")
 
 
 class Picture(NamedTuple):
@@ -41,6 +36,7 @@ class Picture(NamedTuple):
     pixels: np.ndarray | None = None  # (S, S, 3) uint8
     features: Features | None = None
     views: tuple[int, ...] | None = None  # None: all
+    full: bool = False  # known to have no empty one
 
     @property
     def as_read(self) -> str:
@@ -79,11 +75,20 @@ class Pictures:
 
     def in_detail(self, picture: Picture, detail: Detail) -> Picture:
         """A picture of which those views alone are read that `detail` says; of few, as few as were said before."""
-        crops = need(self.config.views).crops
-        if detail == "high" or picture.views is not None or not crops:
+        views = need(self.config.views)
+        if detail == "high" or picture.views is not None or not views.crops:
             return picture
-        views = (0,) if detail == "low" else (0, *(1 + crop for crop in holding(need(picture.pixels), crops)))
-        return picture if len(views) == 1 + crops**2 else picture._replace(views=views)
+        if detail == "low":
+            return picture._replace(views=(0,))
+        if picture.full:
+            return picture
+        pixels = need(picture.pixels)
+        kept = set(holding(pixels, views.crops))
+        if views.skip_padded:  # one position, which the model was trained to see
+            kept.update(padded(pixels, views.crops))
+        if len(kept) == views.crops**2:
+            return picture._replace(full=True)
+        return picture._replace(views=(0, *(1 + crop for crop in sorted(kept))))
 
     def features(self, pixels: np.ndarray) -> Features:
         """(B, S, S, 3) uint8 -> what the encoders see."""
@@ -138,31 +143,20 @@ class Pictures:
         return jax.tree.map(lambda *rows: np.stack(rows).astype(np.float32), *rows)
 
 
-def ahead(read: Callable[[Given], Read], given: Iterable[Given]) -> Iterator[Future[Read]]:
-    """What is read of each, in their order, by threads and some ahead of their turn."""
-    pool, taken = ThreadPoolExecutor(READERS, "reading"), deque[Future[Read]]()
-    try:
-        for one in given:
-            taken.append(pool.submit(read, one))
-            if len(taken) > 2 * READERS:
-                yield taken.popleft()
-        while taken:
-            yield taken.popleft()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def holding(pixels: np.ndarray, crops: int) -> list[int]:
     """(S, S, 3) uint8 -> the numbers of its crops × crops, row by row, in which there is more than one colour."""
+    return [number for number, crop in enumerate(_cut(pixels, crops)) if (np.ptp(crop, axis=(0, 1)) > NOISE).any()]
+
+
+def padded(pixels: np.ndarray, crops: int) -> list[int]:
+    """Those in which there is nothing but padding, but for an edge that a resize spreads the picture over."""
+    return [n for n, crop in enumerate(_cut(pixels, crops)) if (crop[EDGE:-EDGE, EDGE:-EDGE] == PAD_COLOUR).all()]
+
+
+def _cut(pixels: np.ndarray, crops: int) -> Iterator[np.ndarray]:
     edges = np.arange(crops + 1) * len(pixels) // crops
-    found = []
-    for number, (row, column) in enumerate(itertools.product(range(crops), repeat=2)):
-        inside = pixels[edges[row] : edges[row + 1], edges[column] : edges[column + 1]]
-        # what is at its edge alone, its neighbour has
-        inside = inside[EDGE:-EDGE, EDGE:-EDGE].reshape(-1, 3)
-        if len(inside) and (np.ptp(inside, axis=0) > NOISE).any():
-            found.append(number)
-    return found
+    for row, column in itertools.product(range(crops), repeat=2):
+        yield pixels[edges[row] : edges[row + 1], edges[column] : edges[column + 1]]
 
 
 def _parts(pictures: Sequence[Picture], singly: bool) -> Iterator[list[Picture]]:

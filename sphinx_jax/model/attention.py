@@ -77,6 +77,9 @@ def attend_cached(
     """
     batch, length, heads, width = q.shape
     kv_heads = jax.tree.leaves(keys)[0].shape[1]
+    dtype = q.dtype
+    if isinstance(keys, Rounded) and dtype == jnp.float16:  # in which shares times scales may round to nothing
+        q = q.astype(jnp.float32)
     q = einops.rearrange(q * width**-0.5, "b t (k g) h -> b k (g t) h", k=kv_heads)
     nothing = jnp.zeros(q.shape[:3], jnp.float32)
     state = Attended(nothing + MASKED, nothing, jnp.zeros(q.shape, jnp.float32))
@@ -85,7 +88,7 @@ def attend_cached(
         positions = positions - groups.held[:, None]
     limits = jnp.tile(positions + 1, (1, heads // kv_heads))  # (B, G · T)
     state = _attend_some(q, keys, values, limits, state)
-    out = (state.out / state.total[..., None]).astype(q.dtype)
+    out = (state.out / state.total[..., None]).astype(dtype)
     return einops.rearrange(out, "b k (g t) h -> b t (k g) h", t=length)
 
 
@@ -149,7 +152,7 @@ def _part(of: Any, start: jax.Array, count: int, axis: int) -> Any:
 
 
 def _whole(x: Layer, dtype: DTypeLike) -> jax.Array:
-    return x.whole.astype(dtype) if isinstance(x, Rounded) else x
+    return x.steps.astype(dtype) if isinstance(x, Rounded) else x
 
 
 def _scaled(by_position: jax.Array, x: Layer) -> jax.Array:

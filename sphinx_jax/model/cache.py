@@ -21,7 +21,7 @@ COMMON_AXES = (None, "kv_heads", None, None)  # any row may have any of the begi
 class Rounded(NamedTuple):
     """Vectors in 8 bits, each with its scale."""
 
-    whole: Int8[Array, "B K S H"]
+    steps: Int8[Array, "B K S H"]
     scale: Float32[Array, "B K S"]
 
 
@@ -29,10 +29,10 @@ Layer = Float[Array, "B K S H"] | Rounded  # keys or values of one
 
 
 class Cache(NamedTuple):
-    """Arrays (B, K, S, H), one a layer, S the most positions that a sequence may take.
+    """Arrays (B, K, S, H), one a layer, or `Rounded`; S the most positions that a sequence may take.
 
     Layers lie apart, so that each is written in place; heads come before positions, so that the products of
-    attention read them as they lie.
+    attention read them as they lie.  On a mesh there may be copies of a head (`heads_held`).
     """
 
     keys: tuple[Layer, ...]
@@ -52,8 +52,8 @@ class Cache(NamedTuple):
         def layer() -> Layer:
             if config.cache != "int8":
                 return constrain(jnp.zeros(shape, dtype), *axes)
-            whole, scale = jnp.zeros(shape, jnp.int8), jnp.zeros(shape[:3], jnp.float32)
-            return Rounded(constrain(whole, *axes), constrain(scale, *axes[:3]))
+            steps, scale = jnp.zeros(shape, jnp.int8), jnp.zeros(shape[:3], jnp.float32)
+            return Rounded(constrain(steps, *axes), constrain(scale, *axes[:3]))
 
         return cls(*(tuple(layer() for _ in range(config.layers)) for _ in range(2)))
 
@@ -90,11 +90,10 @@ def of_layers(common: Common | None, layers: int) -> list[tuple[Any, Grouping | 
 
 
 def write(
-    cache: Float[Array, "B C S H"] | Rounded, new: Float[Array, "B T K H"], start: Int[Array, " B"]
-) -> Float[Array, "B C S H"] | Rounded:
-    """Put new (B, T, K, H) into cache (B, C, S, H), each row from its own position `start` (B,).
-
-    Where C is more than K, C / K heads that follow each other have the same.
+    cache: Float[Array, "B held S H"] | Rounded, new: Float[Array, "B T K H"], start: Int[Array, " B"]
+) -> Float[Array, "B held S H"] | Rounded:
+    """Put new (B, T, K, H) into cache (B, `heads_held`, S, H), each row from its own position `start`
+    (B,); of heads that are held several times copies follow each other.
     """
     heads = jax.tree.leaves(cache)[0].shape[1]
     new = constrain(jnp.repeat(new.swapaxes(1, 2), heads // new.shape[2], axis=1), *AXES)
@@ -109,7 +108,8 @@ def write(
 def rounded(x: Float[Array, "B K S H"]) -> Rounded:
     """Each vector (H,) in steps of a 127th of its largest number."""
     x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.abs(x).max(-1), jnp.finfo(jnp.float32).tiny) / 127
+    largest = jnp.abs(x).max(-1)
+    scale = jnp.where(largest > 0, largest, 1) / 127
     return Rounded(jnp.round(x / scale[..., None]).astype(jnp.int8), scale)
 
 

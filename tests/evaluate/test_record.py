@@ -3,13 +3,16 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sphinx_jax.config import ConfigError
 from sphinx_jax.evaluate.record import Record
 from sphinx_jax.generate.engine import Said
-from sphinx_jax.recipe.stages.evaluate import EvaluateStage, Question, answer, key, share
+from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.recipe.stages.evaluate import EvaluateStage, Question, answer, check_room, key, share
 
 ABOUT = {"questions": "a", "checkpoint": "b"}
 TEXTS = {
@@ -48,14 +51,14 @@ def test_answers_to_something_else_are_thrown_away(tmp_path):
 
 
 def test_what_other_processes_wrote_is_known_and_left_to_them(tmp_path):
-    """Also where there are fewer now, and of a run of the release that had one file."""
-    (tmp_path / "answers.jsonl").write_text(f'{json.dumps(ABOUT, sort_keys=True)}\n["seen 9", "old"]\n')
+    """Also where there are fewer now; a file of before is cleared away."""
+    (tmp_path / "answers.jsonl").write_text('{"questions": "a"}\n["seen 9", "old"]\n')
     for process in range(3):
         record = Record(tmp_path, ABOUT, process)
         record.add(f"seen {process}", f"by {process}")
         record.close()
     again = Record(tmp_path, ABOUT, 1)
-    assert again.texts == {"seen 0": "by 0", "seen 1": "by 1", "seen 2": "by 2", "seen 9": "old"}
+    assert again.texts == {"seen 0": "by 0", "seen 1": "by 1", "seen 2": "by 2"}
     again.add("seen 5", "more")
     again.close()
     assert (tmp_path / "answers-1.jsonl").read_text().count("\n") == 3
@@ -104,8 +107,18 @@ def test_a_killed_evaluation_asks_nothing_twice(tmp_path, until):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_processes_share_the_pictures_out(count):
-    asked = [Question(d, p, "vqa", "", f"{d} {p} {n}", "x") for d in ("a", "b") for p in range(5) for n in range(3)]
+    asked = [Question(d, p, "vqa", "", f"{d} {p} {n}", "x") for d in "ab" for p in range(9) for n in range(1 + p % 4)]
     shares = [share(asked, process, count) for process in range(count)]
     assert sorted(n for each in shares for n in each) == list(range(len(asked)))
     of = [{(q.domain, q.picture) for q in each.values()} for each in shares]
-    assert sum(map(len, of)) == 10 and max(map(len, of)) - min(map(len, of)) <= 1
+    sizes = list(map(len, shares))
+    assert sum(map(len, of)) == 18 and max(sizes) - min(sizes) <= 4
+
+
+def test_a_model_that_a_process_has_no_room_for_is_told(tiny, mesh):
+    leaves = blueprint(tiny).abstract(mesh, None)
+    size = sum(np.prod(x.shape) * x.dtype.itemsize for x in leaves.values())
+    check_room(leaves, SimpleNamespace(memory_stats=lambda: {"bytes_limit": size}))
+    check_room(leaves, SimpleNamespace(memory_stats=lambda: None))  # a CPU says nothing
+    with pytest.raises(ConfigError, match="GiB of each device of this process"):
+        check_room(leaves, SimpleNamespace(memory_stats=lambda: {"bytes_limit": size - 1}))

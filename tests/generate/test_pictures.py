@@ -14,11 +14,12 @@ from PIL import Image
 from sphinx_jax import Engine, Request, Sphinx
 from sphinx_jax.config import CLIP_MEAN
 from sphinx_jax.data.answer_grammar import of_regex
-from sphinx_jax.data.image import BadImage
+from sphinx_jax.data.image import PAD_COLOUR, BadImage
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.generate import pictures as picture_module
+from sphinx_jax.generate import ahead as reading
+from sphinx_jax.generate.ahead import ahead
 from sphinx_jax.generate.arguments import BadArgument
-from sphinx_jax.generate.pictures import Pictures, holding
+from sphinx_jax.generate.pictures import Picture, Pictures, holding
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.model.decoder import Seen
 
@@ -95,7 +96,7 @@ def test_what_is_left_out_is_hidden_and_keeps_its_place(model, by_hand, detail, 
 def test_nothing_is_left_out_of_what_is_full(model):
     pictures = Pictures(model.config, model.leaves)
     seen = pictures.picture(full())
-    assert pictures.in_detail(seen, "auto") is seen
+    assert pictures.in_detail(seen, "auto").as_read == seen.as_read
     low = pictures.in_detail(seen, "low")
     assert low.as_read != seen.as_read and pictures.in_detail(low, "high") is low
     (short,) = pictures.see([low])
@@ -120,9 +121,54 @@ def test_a_crop_holds_something_where_there_are_two_colours(crops):
     edges = [n * size // crops for n in range(crops + 1)]
     for number in range(crops**2):
         row, column = divmod(number, crops)
-        one = pixels.copy()
-        one[edges[row] + 3, edges[column] + 3] = 255
-        assert holding(one, crops) == [number]
+        for y, x in ((edges[row], edges[column]), (edges[row + 1] - 1, edges[column + 1] - 1)):  # also at its edges
+            one = pixels.copy()
+            one[y, x] = 255
+            assert holding(one, crops) == [number]
+
+
+def test_what_a_model_has_a_token_for_is_read(model):
+    """A crop of padding, of one position then, is no empty one; with `low` it is left out all the same."""
+    wide = Image.fromarray(np.random.default_rng(2).integers(0, 255, (8, 32, 3), np.uint8))
+    pictures = Pictures(model.config, model.leaves)
+    pixels = np.asarray(pictures.picture(wide).pixels).copy()
+    pixels[:16] = PAD_COLOUR
+    seen = Picture("a", pixels)
+    found = pictures.in_detail(seen, "auto")
+    skips = model.config.views.skip_padded
+    assert found.views == (None if skips else (0, 3, 4)) and found.full == skips
+    assert pictures.in_detail(seen, "low").views == (0,)
+    assert pictures.in_detail(found, "auto") is found
+
+
+def test_a_picture_that_is_read_when_it_is_looked_at_serves_many_requests(model, tmp_path):
+    file = tmp_path / "large.png"
+    full(300).save(file)
+    with Image.open(file) as lazy:
+        answers = list(model.engine.map(Request("a", lazy, 2, temperature=0.0) for _ in range(12)))
+    (alone,) = model.engine.map([Request("a", file, 2, temperature=0.0)])
+    assert all(said[0].tokens == alone[0].tokens for said in answers)
+
+
+def test_nothing_is_waited_for_in_vain_and_nothing_is_lost_before_an_error(monkeypatch):
+    monkeypatch.setattr(reading, "READERS", 3)
+    pulled = []
+
+    def numbers():
+        for n in range(6):
+            pulled.append(n)
+            yield n
+        raise OSError("gone")
+
+    found = ahead(lambda n: n * n, numbers(), lambda n: False)
+    assert next(found).result() == 0 and pulled == [0]
+    assert [done.result() for _, done in zip(range(5), found, strict=False)] == [1, 4, 9, 16, 25]
+    with pytest.raises(OSError, match="gone"):
+        next(found)
+    slow = threading.Event()
+    found = ahead(lambda n: slow.wait(60) and n, iter(range(20)))
+    threading.Timer(0.2, slow.set).start()
+    assert [done.result() for done in found] == list(range(20))
 
 
 def test_pictures_are_read_ahead_by_threads_and_refused_in_their_turn(model, monkeypatch, tmp_path):
@@ -131,8 +177,11 @@ def test_pictures_are_read_ahead_by_threads_and_refused_in_their_turn(model, mon
     engine, readers = Engine(model, slots=2), set()
     read = engine.pictures.picture
     monkeypatch.setattr(engine.pictures, "picture", lambda image: readers.add(threading.get_ident()) or read(image))
-    monkeypatch.setattr(picture_module, "READERS", 2)
-    shown = [half_empty(), full(), half_empty(40), file, full(40)]
+    monkeypatch.setattr(reading, "READERS", 2)
+    shown = [tmp_path / f"{n}.png" for n in range(3)]
+    for path, image in zip(shown, (half_empty(), full(), half_empty(40)), strict=True):
+        image.save(path)
+    shown += [file, shown[0]]
     told = []
     with pytest.raises(BadImage, match=r"broken\.png"):
         for said in engine.map(Request("a", image, 2, temperature=0.0) for image in shown):

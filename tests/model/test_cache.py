@@ -29,8 +29,8 @@ def test_a_number_in_8_bits_is_near_and_no_vector_hurts_another(seed, size):
     x[0, 1, 2] *= 1e3
     x[1, 0, 0] = 0
     found = rounded(jnp.asarray(x))
-    assert found.whole.dtype == jnp.int8
-    back = np.asarray(found.whole, np.float32) * np.asarray(found.scale)[..., None]
+    assert found.steps.dtype == jnp.int8
+    back = np.asarray(found.steps, np.float32) * np.asarray(found.scale)[..., None]
     assert (np.abs(back - x) <= np.abs(x).max(-1, keepdims=True) / 127 * 0.501).all()
 
 
@@ -44,7 +44,7 @@ def test_attention_to_8_bits_is_that_to_the_numbers_they_stand_for():
     )
 
     def plain(x: Rounded) -> jax.Array:
-        return x.whole * x.scale[..., None]
+        return x.steps * x.scale[..., None]
 
     positions = np.array([[3, 4], [7, 8], [150, 151]], np.int32) + np.array([[200], [0], [0]], np.int32)
     groups = grouping([200, 0, 148], {0: 1, 2: 0})
@@ -61,7 +61,7 @@ def test_what_is_written_lies_at_its_positions_in_every_copy_of_its_head(cache):
     new = np.random.default_rng(0).normal(size=(2, 3, 2, 8)).astype(np.float32)
     found = write(held, jnp.asarray(new), jnp.array([1, 6]))
     if cache:
-        found = found.whole * found.scale[..., None]
+        found = found.steps * found.scale[..., None]
     found = np.asarray(found)
     for row, start in enumerate((1, 6)):
         for head in range(4):
@@ -87,7 +87,7 @@ def test_answers_in_8_bits_do_not_depend_on_others_and_are_near_the_whole_ones(t
     prompts, ends, images = ["what is it", "no " * 30], [" a star", " and so on"], shown[1:]
     np.testing.assert_allclose(model.score(prompts, ends, images), whole.score(prompts, ends, images), atol=0.02)
     assert model.score(prompts, ends, images) != whole.score(prompts, ends, images)
-    with pytest.raises(BadArgument, match="cache must be int8, or left out, not 'int4'"):
+    with pytest.raises(BadArgument, match="cache must be int8 or whole, not 'int4'"):
         from_pretrained(DATA, cache="int4")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -89,9 +90,21 @@ def fill(path: str | Path, recipe_of: Callable[[str], dict[str, Any]]) -> None:
 
 
 def _digest(recipe: Recipe, stage: str) -> str:
-    """Short for what a row depends on: model, mesh and the stage's settings; of answering the model alone."""
-    parts = (recipe.model, recipe.mesh, recipe.settings[stage]) if stage != SERVE else (recipe.model,)
+    """Short for what a row depends on: model, mesh and the stage's settings; of answering the model alone.
+
+    What is as it is by default is left out: a setting that is new changes no row that does not use it.
+    """
+    whole = (recipe.model, recipe.mesh, recipe.settings[stage]) if stage != SERVE else (recipe.model,)
+    parts = [_chosen(part) for part in whole]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def _chosen(settings: Any) -> Any:
+    """The settings that differ from their defaults, by name."""
+    if not dataclasses.is_dataclass(settings):
+        return settings
+    found = {field.name: (getattr(settings, field.name), field.default) for field in dataclasses.fields(settings)}
+    return {name: _chosen(value) for name, (value, default) in found.items() if value != default}
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> str:

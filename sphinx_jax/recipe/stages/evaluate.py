@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ import jax
 from annotated_types import MinLen
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.config import ConfigError
+from sphinx_jax.config import ConfigError, need
 from sphinx_jax.data.answer_grammar import TASKS
 from sphinx_jax.data.conversation import SYSTEM, render
 from sphinx_jax.data.image import BadImage
@@ -33,8 +34,9 @@ from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.evaluate.record import Record
 from sphinx_jax.evaluate.scores import tabulate
+from sphinx_jax.generate.ahead import ahead
 from sphinx_jax.generate.engine import Engine, Request
-from sphinx_jax.generate.pictures import Detail, Picture, ahead
+from sphinx_jax.generate.pictures import Detail, Picture
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import blueprint, held_dtypes
 from sphinx_jax.model.embedding_mix import Features
@@ -118,6 +120,8 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     s, count = settings, jax.process_count()
     mesh = serving_mesh(run.recipe.model.decoder, jax.local_devices())
     # first: what cannot be had is told before pictures are made
+    if count > 1:
+        check_room(blueprint(run.recipe.model).abstract(mesh, held_dtypes(run.recipe.model)), jax.local_devices()[0])
     leaves = run.leaves(s.start, held_dtypes(run.recipe.model), mesh=mesh if count > 1 else None)
     asked = questions(run, s)
     features = {domain: run.features(leaves, s.split, domain) for domain in s.domains}
@@ -141,16 +145,34 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     answer(run, s, engine, mine, look, record)
     answer(run, s, engine, {n: q for n, q in mine.items() if key(n) in record.texts}, None, record)
     constant = constants(run, s, asked)  # in all processes, which open data together
-    texts = functools.reduce(operator.or_, gather_json(record.texts))
+    keys = [key(n, blind) for n in mine for blind in (False, True)]
+    texts = functools.reduce(operator.or_, gather_json({k: record.texts[k] for k in keys if k in record.texts}))
+    if not texts:
+        raise ConfigError(f"no picture of the {s.split} split in domains {some(s.domains)} could be read")
     if jax.process_index() == 0:
         write(s, folder, asked, texts, constant)
         record.remove()
 
 
+def check_room(leaves: Mapping[str, jax.ShapeDtypeStruct], device: jax.Device) -> None:
+    """Raises ConfigError where a process has too few devices for a model of its own."""
+    room = (device.memory_stats() or {}).get("bytes_limit")
+    size = sum(math.prod(need(x.sharding).shard_shape(x.shape)) * x.dtype.itemsize for x in leaves.values())
+    if room and size > room:
+        raise ConfigError(
+            f"the model takes {size / 2**30:.1f} GiB of each device of this process, which has {room / 2**30:.1f}; "
+            "evaluate in fewer processes that have more devices each"
+        )
+
+
 def share(asked: Sequence[Question], process: int, count: int) -> dict[int, Question]:
     """Number -> question of those that one of so many processes asks: all about a picture, or none."""
-    pictures = {place: n for n, place in enumerate(dict.fromkeys((q.domain, q.picture) for q in asked))}
-    return {n: q for n, q in enumerate(asked) if pictures[q.domain, q.picture] % count == process}
+    about = collections.Counter((q.domain, q.picture) for q in asked)
+    whose, load = {}, [0] * count
+    for picture, questions in about.items():
+        whose[picture] = min(range(count), key=lambda p: load[p])  # who has the fewest so far
+        load[whose[picture]] += questions
+    return {n: q for n, q in enumerate(asked) if whose[q.domain, q.picture] == process}
 
 
 def key(number: int, blind: bool = False) -> str:
@@ -174,8 +196,6 @@ def write(
         given = {"prediction": texts[key(number)], "blind": texts[key(number, blind=True)], "majority": majority}
         fn = METRICS[question.task].fn
         rows.append(asdict(question) | given | {"score": {k: fn(t, question.answer) for k, t in given.items()}})
-    if not rows:
-        raise ConfigError(f"no picture of the {s.split} split in domains {some(s.domains)} could be read")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "predictions.jsonl").open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
