@@ -102,6 +102,18 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
 
 
+MAPS = 30_000  # of the 65,530 pieces of memory that Linux lets a process have by default
+
+
+@pytest.fixture(autouse=True)
+def _room_for_programs():
+    """Each compiled program takes some pieces of memory; where no more are to be had, LLVM ends the process."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        jax.clear_caches()
+
+
 @functools.cache
 def _born(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
     from sphinx_jax.model.blueprint import blueprint
