@@ -105,7 +105,7 @@ def pytest_collection_modifyitems(items):
 MAPS = 30_000  # of the 65,530 pieces of memory that Linux lets a process have by default
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _room_for_programs():
     """Each compiled program takes some pieces of memory; where no more are to be had, LLVM ends the process."""
     yield
