@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import traceback
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -244,21 +244,18 @@ class Batch:
         count, room = len(reading.sequences), reading.cache.positions
         if reading.left:
             size = self.sizes.piece(reading.left, count, room)
-            tokens, start, turned = programs.nothing_read(count, size)
+            piece = programs.nothing_read(count, size)
             # as they were when reading began: with its first token more of a sequence may be among the beginnings
             rows = [self._slots[i] for i in reading.slots] or reading.sequences
             for row, (sequence, held) in enumerate(zip(reading.sequences, reading.held, strict=True)):
                 # a piece that would not fit into the cache reads again what lies before it
-                start[row] = min(held + reading.read, rows[row].held + room - size)
-                piece = sequence.ids[start[row] : start[row] + size]
-                tokens[row, : len(piece)] = piece
-                turned[row] = sequence.turned(start[row], size)
-            visual = self._visual(reading.sequences) if (tokens < 0).any() else None
+                piece.start[row] = min(held + reading.read, rows[row].held + room - size)
+                sequence.put(piece, row)
+            visual = self._visual(reading.sequences) if (piece.tokens < 0).any() else None
             common = self.beginnings.common(rows, range(count))
-            made_of = self.config, self.leaves, reading.cache, tokens, start, turned, visual, common
-            reading.cache, hidden = programs.prefill(*made_of)
-            self._begin(hidden, start)
-            self._judge(hidden, start)
+            reading.cache, hidden = programs.prefill(self.config, self.leaves, reading.cache, *piece, visual, common)
+            self._begin(hidden, piece.start)
+            self._judge(hidden, piece.start)
             reading.read += size
         if reading.left:
             return False
@@ -390,14 +387,3 @@ class Batch:
                 of_all[i] = value
             rows.key[i] = programs.key_of(s.seed)
         return rows
-
-
-def run(batch: Batch, sequences: Sequence[Job]) -> Iterator[Job]:
-    """Answer them all, in the order given."""
-    batch.waiting.extend(sequences)
-    for sequence in sequences:
-        while not sequence.done:
-            batch.step()
-        if sequence.error is not None:
-            raise sequence.error
-        yield sequence

@@ -44,20 +44,18 @@ class Guided(Batch):
         pending = {i: len(job.ids) - len(self._slots[i].ids) for i, job in zip(active, self._jobs(), strict=True)}
         sizes = _sizes(room)
         size = next((s for s in sizes if s >= max(pending.values())), sizes[-1])
-        tokens, start, turned = programs.nothing_read(count, size)
-        last = np.zeros(count, np.int32)
+        piece = programs.nothing_read(count, size)
+        start, last = piece.start, np.zeros(count, np.int32)
         for i, slot in enumerate(self._slots):
             # where a piece would not fit what lies before it is read again; who is idle keeps what is not written over
             start[i] = min(len(slot.ids), slot.held + room - size)
             slot.ids = slot.ids[: start[i]]
             if i in pending and slot.sequence is not None:
-                piece = slot.sequence.ids[start[i] : start[i] + size]
-                tokens[i, : len(piece)] = piece
-                turned[i] = slot.sequence.turned(start[i], size)
+                slot.sequence.put(piece, i)
                 last[i] = len(slot.sequence.ids) - 1 - start[i]
-        visual = self._visual([slot.sequence for slot in self._slots]) if (tokens < 0).any() else None
+        visual = self._visual([slot.sequence for slot in self._slots]) if (piece.tokens < 0).any() else None
         common = self.beginnings.common(self._slots, active)
-        self._cache, hidden = programs.prefill(self.config, self.leaves, cache, tokens, start, turned, visual, common)
+        self._cache, hidden = programs.prefill(self.config, self.leaves, cache, *piece, visual, common)
         for i, job in zip(active, self._jobs(), strict=True):
             self._slots[i].ids = job.ids[: start[i] + size]
         self._choose(hidden, last, [i if i in pending and last[i] < size else None for i in range(count)])

@@ -10,6 +10,7 @@ import numpy as np
 from sphinx_jax.config import need
 from sphinx_jax.generate.guide import Guide
 from sphinx_jax.generate.pictures import Picture, Seen
+from sphinx_jax.generate.programs import Piece
 from sphinx_jax.generate.stops import Stops
 from sphinx_jax.model.cache import Cache
 
@@ -77,6 +78,13 @@ class Job:
         of_picture = np.concatenate([[0], self.seen.turned])
         inside = of_picture[np.minimum(at, len(of_picture) - 1)]
         return np.where(at < len(of_picture), inside, at + self.seen.left_out).astype(np.int32)
+
+    def put(self, piece: Piece, row: int) -> None:
+        """Make a row of a piece this sequence's, from the piece's `start` on."""
+        start, length = piece.start[row], piece.tokens.shape[1]
+        ids = self.ids[start : start + length]
+        piece.tokens[row, : len(ids)] = ids
+        piece.turned[row] = self.turned(start, length)
 
     @property
     def done(self) -> bool:

@@ -152,13 +152,19 @@ class Ours:
         return self._run(self.batches[16], requests)
 
     def _run(self, batch: Any, requests: Sequence[dict[str, Any]]) -> tuple[float, list[list[int]]]:
-        from sphinx_jax.generate.batch import Job, run
+        from sphinx_jax.generate.jobs import Job
 
         batch.forget()  # nothing is taken from the round before
         jobs = [Job(list(r["prompt"]), r["most"], self.stops) for r in requests]
         begun = time.perf_counter()
-        done = list(run(batch, jobs))
-        return time.perf_counter() - begun, [job.tokens for job in done]
+        batch.waiting.extend(jobs)
+        while not all(job.done for job in jobs):
+            batch.step()
+        spent = time.perf_counter() - begun
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+        return spent, [job.tokens for job in jobs]
 
     def read(self) -> float:
         """Bytes a second that a sum reads."""
