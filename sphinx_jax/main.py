@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
-from sphinx_jax.command import plain_errors
+from sphinx_jax.command import plain_errors, with_huge_pages
 from sphinx_jax.paths import CACHE, as_path
 
 # not locked: a setting that the file leaves at its default can be given too; `runner.parse` refuses unknown keys
@@ -112,16 +112,6 @@ def parse(argv: list[str]) -> list[str]:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     except SystemExit:
         sys.exit(0)  # absl ends with 1 where help was asked for
-
-
-def with_huge_pages() -> None:
-    """Start again with glibc's heap in huge pages, unless the environment tunes glibc itself.
-
-    XLA's CPU backend takes its memory anew at every step; faulting it in by 4 KiB costs a small model half of its time.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def entry() -> None:

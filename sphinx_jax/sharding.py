@@ -108,6 +108,14 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
+def device_bytes(tree: Any) -> int:
+    """Bytes that arrays, perhaps abstract ones, take on each device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * jax.dtypes.itemsize_bits(x.dtype) // 8
+        for x in jax.tree.leaves(tree)
+    )
+
+
 def row_ways(mesh: Mesh) -> int:
     """How many parts the rows of a batch are cut into."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])

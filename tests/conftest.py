@@ -28,7 +28,11 @@ settings.load_profile("no deadline")
 # shapes and dtypes that are annotated are checked in every call of a test; an int does for a float
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 MODULES = ("attention", "cache", "decoder", "embedding_mix", "encoders", "layers", "moe", "rope", "sphinx", "views")
-CHECKED = [*(f"sphinx_jax.model.{name}" for name in MODULES), "sphinx_jax.train.step", "sphinx_jax.generate.sampling"]
+CHECKED = [
+    *(f"sphinx_jax.model.{name}" for name in MODULES),
+    "sphinx_jax.train.step",
+    "sphinx_jax.generate.batching.sampling",
+]
 install_import_hook(CHECKED, "conftest.check")
 
 from sphinx_jax.config import (  # noqa: E402 (after the hook)

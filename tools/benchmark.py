@@ -36,7 +36,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.command import plain_errors
+from sphinx_jax.command import plain_errors, with_huge_pages
 from sphinx_jax.measure.peers import mix
 
 ROOT = Path(__file__).parents[1]
@@ -172,6 +172,7 @@ def stage_of(flags_given: list[str]) -> tuple[Any, str]:
 
 
 if __name__ == "__main__":
+    with_huge_pages()  # for whatever stands beside it too
     with plain_errors():
         args = arguments()
         work = {

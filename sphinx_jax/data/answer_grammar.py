@@ -1,4 +1,4 @@
-"""What the answers of a task may be, as grammars in Lark's form, which `generate.guide` holds answers to.
+"""What the answers of a task may be, as grammars in Lark's form, which `generate.batching.guide` holds answers to.
 
 They are narrower than what `data.grammar` reads: an answer that keeps to one is what its formatter would write.
 """

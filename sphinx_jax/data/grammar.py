@@ -25,6 +25,8 @@ the brackets, several lists in one answer, and
 * put the corners of a box in order.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -93,7 +95,8 @@ class Point:
 class Box:
     """A box by its edges, left, top, right, bottom; `x1 <= x2`, `y1 <= y2`; in pixels or relative.
 
-    `confidence` is how sure a model is of it, from 0 to 1, where one found it.
+    Where a model found it, `confidence` is how sure it is of that, from 0 to 1, and `expected` the mean of the boxes
+    that its last digits could have made, each as likely as the model has it: finer than the text, which rounds.
     """
 
     x1: float
@@ -101,6 +104,7 @@ class Box:
     x2: float
     y2: float
     confidence: float | None = field(default=None, compare=False, kw_only=True)
+    expected: Box | None = field(default=None, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not (self.x1 <= self.x2 and self.y1 <= self.y2):

@@ -275,7 +275,8 @@ def _move(value: Any, move_x: Callable[[float], float], move_y: Callable[[float]
     match value:
         case Box():
             x1, y1, x2, y2 = move_x(value.x1), move_y(value.y1), move_x(value.x2), move_y(value.y2)
-            return replace(value, x1=x1, y1=y1, x2=x2, y2=y2)
+            expected = value.expected and _move(value.expected, move_x, move_y)
+            return replace(value, x1=x1, y1=y1, x2=x2, y2=y2, expected=expected)
         case Point():
             return Point(move_x(value.x), move_y(value.y))
         case Pose():

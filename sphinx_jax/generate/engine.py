@@ -7,28 +7,29 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypedDict, get_args
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from sphinx_jax.config import ConfigError, ModelConfig
 from sphinx_jax.data.answer_grammar import of_task
 from sphinx_jax.data.conversation import STOP
 from sphinx_jax.data.image import ImageSource
+from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import arguments
-from sphinx_jax.generate.ahead import ahead
-from sphinx_jax.generate.batch import Batch
-from sphinx_jax.generate.guide import Guides
-from sphinx_jax.generate.guided import Guided
-from sphinx_jax.generate.jobs import Job
-from sphinx_jax.generate.pictures import Detail, Picture, Pictures
-from sphinx_jax.generate.sizes import Sizes
-from sphinx_jax.generate.stops import Stops
-from sphinx_jax.generate.warming import warm_up
+from sphinx_jax.generate.batching.batch import Batch
+from sphinx_jax.generate.batching.guide import Guides
+from sphinx_jax.generate.batching.guided import Guided
+from sphinx_jax.generate.batching.jobs import Job
+from sphinx_jax.generate.batching.pictures import Detail, Picture, Pictures
+from sphinx_jax.generate.batching.sizes import Sizes
+from sphinx_jax.generate.batching.stops import Stops
+from sphinx_jax.generate.batching.warming import warm_up
 from sphinx_jax.model.blueprint import Leaves
 from sphinx_jax.progress import progress
 
@@ -133,6 +134,9 @@ class Said(NamedTuple):
     tokens: list[int]  # the stop's included
     logprobs: list[float]  # natural logarithm of the probability that the model gives each, among those that fit
     ended: str  # why: stop, length (max_new_tokens), cancelled
+    # of tokens that a grammar left a choice of, by their numbers: the likeliest of those that fit, (K,) int32, and the
+    # logarithms of their probabilities among them, (K,) float32
+    others: Mapping[int, tuple[np.ndarray, np.ndarray]] = {}
 
 
 class Answer:
@@ -181,7 +185,7 @@ class Answer:
             self._engine.advance(self.jobs)
         self._raise()
         return [
-            Said(job.stops.text(job.tokens), job.tokens, [chance for _, chance in job.said], job.ended)
+            Said(job.stops.text(job.tokens), job.tokens, [chance for _, chance in job.said], job.ended, job.others)
             for job in self.jobs
         ]
 
@@ -308,7 +312,7 @@ class Engine:
             # what is in memory already may be in several requests, and PIL reads it when it is first looked at
             return isinstance(request.image, str | bytes | os.PathLike)
 
-        return (done.result() for done in ahead(read, requests, by_threads))
+        return (done.result() for done in read_ahead(read, requests, by_threads))
 
     @functools.cached_property
     def _guides(self) -> Guides:

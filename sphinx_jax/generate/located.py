@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
+
 from sphinx_jax.data.image import load_image
 from sphinx_jax.data.tasks import Box, LayoutRegion, PaddedSquare, Pose, TextRegion, instruct, parse_answer
 from sphinx_jax.generate.arguments import BadArgument
@@ -16,7 +18,8 @@ from sphinx_jax.generate.engine import Said
 Frame = Literal["pixels", "padded"]
 LENGTH = 1024  # tokens of an answer, at most
 
-_LIST = re.compile(rb"\[([^\[\]]*)(?:\]|$)")
+_NUMBER = rb"0\.\d\d|1\.00"
+_BOX = re.compile(rb"[\[;]" + rb",".join([rb" ?(%b)" % _NUMBER] * 4) + rb"(?=[\];]|$)")
 
 
 class Question(NamedTuple):
@@ -44,12 +47,12 @@ def question(task: str, image: Any, frame: str, **fields: Any) -> tuple[Question
 
 
 def places(asked: Question, said: Said, pieces: Sequence[bytes]) -> list[Any]:
-    """The typed values of an answer, its boxes with confidences, in the frame that was asked for."""
+    """The typed values of an answer, its boxes with what is known of them, in the frame that was asked for."""
     value = parse_answer(asked.task, said.text)
-    chances = list(confidences(said, pieces))
+    known = list(weighed(said, pieces))
 
     def sure(box: Box) -> Box:
-        return dataclasses.replace(box, confidence=chances.pop(0) if chances else None)
+        return dataclasses.replace(box, **(known.pop(0)._asdict() if known else {}))
 
     def place(one: Any) -> Any:
         if isinstance(one, Box):
@@ -63,32 +66,56 @@ def places(asked: Question, said: Said, pieces: Sequence[bytes]) -> list[Any]:
     return [place(one) for one in (value if isinstance(value, list) else [value])]
 
 
-def confidences(said: Said, pieces: Sequence[bytes]) -> Iterator[float]:
-    """Of each box of an answer, in order: the geometric mean of the probabilities of the tokens that its numbers were
-    chosen with, among those that could stand there."""
+class Weighed(NamedTuple):
+    """How likely a box is, and its neighbours."""
+
+    confidence: float  # geometric mean of the probabilities of its tokens that were chosen, among those that fit
+    expected: Box
+
+
+def weighed(said: Said, pieces: Sequence[bytes]) -> Iterator[Weighed]:
+    """What the probabilities of an answer's tokens say of each of its boxes, in order."""
     begins, text = [], b""
     for token in said.tokens:
         begins.append(len(text))
         text += pieces[token]
-    for found in _LIST.finditer(text):
-        start = found.start(1)
-        for item in found[1].split(b";"):
-            end = start + len(item)
-            inside = [
-                chance
-                for begin, token, chance in zip(begins, said.tokens, said.logprobs, strict=True)
-                if begin < end and begin + len(pieces[token]) > start and chance != 0.0  # forced ones say nothing
-            ]
-            if item.count(b",") == 3:
-                yield math.exp(sum(inside) / len(inside)) if inside else 1.0
-            start = end + 1
+
+    def chosen(start: int, end: int) -> list[int]:
+        """The numbers of the tokens of a part of the text that could have been others: forced ones say nothing."""
+        inside = [i for i, begin in enumerate(begins) if begin < end and begin + len(pieces[said.tokens[i]]) > start]
+        return [i for i in inside if said.logprobs[i] != 0.0]
+
+    def mean(start: int, end: int) -> float:
+        """Of the numbers that the last token of this one could have made of it, each as likely as it is."""
+        inside, numbers, shares = chosen(start, end), [float(text[start:end])], [1.0]
+        if inside and inside[-1] in said.others:
+            last, others = inside[-1], said.others[inside[-1]]
+            made = [_number(text[: begins[last]] + pieces[other], text[:start]) for other in others[0]]
+            if any(number is not None for number in made):
+                shares = np.exp(others[1]) * [number is not None for number in made]
+                numbers = [number or 0.0 for number in made]
+        return float(np.average(numbers, weights=shares))
+
+    for found in _BOX.finditer(text):
+        chances = [said.logprobs[i] for i in chosen(found.start(1), found.end(4))]
+        x1, y1, x2, y2 = (mean(*found.span(number)) for number in range(1, 5))
+        # each is the mean for the others as they were said
+        expected = Box(x1, y1, max(x1, x2), max(y1, y2))
+        yield Weighed(math.exp(sum(chances) / len(chances)) if chances else 1.0, expected)
+
+
+def _number(text: bytes, before: bytes) -> float | None:
+    """The number that a text goes on with after what stood before it, if it is whole."""
+    found = re.match(_NUMBER, text[len(before) :]) if text.startswith(before) else None
+    return float(found[0]) if found else None
 
 
 class Located:
     """The questions whose answers are places; a part of `Sphinx`.
 
     `frame` says whether boxes and points are given and returned in "pixels" of the picture, or relative to the square
-    it is padded to ("padded", 0 to 1, as answers have them).  Boxes have a `confidence`, from 0 to 1.
+    it is padded to ("padded", 0 to 1, as answers have them).  Boxes have a `confidence`, from 0 to 1, and
+    an `expected` box, whose numbers are finer than those that are said.
     """
 
     def ground(self, image: Any, phrase: str, frame: Frame = "pixels") -> list[Box]:

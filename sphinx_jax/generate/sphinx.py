@@ -17,10 +17,10 @@ from sphinx_jax.data.conversation import clean, render
 from sphinx_jax.data.image import ImageSource
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import arguments
+from sphinx_jax.generate.batching.jobs import in_common
+from sphinx_jax.generate.batching.pictures import Detail, Picture, Pictures
 from sphinx_jax.generate.engine import Engine, Request, Settings
-from sphinx_jax.generate.jobs import in_common
 from sphinx_jax.generate.located import Located
-from sphinx_jax.generate.pictures import Detail, Picture, Pictures
 from sphinx_jax.model.blueprint import Leaves, apart, blueprint
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.sharding import serving_mesh

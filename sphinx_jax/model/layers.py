@@ -187,8 +187,7 @@ def _ready(params: nnx.State, dtype: jnp.dtype) -> nnx.State:
         if is_quantised(value):
             from sphinx_jax.model.quantise import scales_outputs, whole
 
-            # experts' matrices are multiplied elsewhere
-            if axes and scales_outputs(value) and "expert" not in axes:
+            if axes and scales_outputs(value):
                 return variable.replace(value.replace(qvalue=constrain(value.qvalue, *axes[-value.qvalue.ndim :])))
             value = whole(value, dtype)
         if value.ndim < 2 or not axes:

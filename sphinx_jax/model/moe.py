@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Num
 
 from sphinx_jax.config import DecoderConfig, need
-from sphinx_jax.model.layers import constant, contract, param
+from sphinx_jax.model.layers import constant, contract, is_quantised, param
 from sphinx_jax.sharding import partition_spec, platform
 
 LARGEST_BLOCK = 128  # rows of a block on a CPU
@@ -30,7 +31,8 @@ class Groups(NamedTuple):
 
     rows: jax.Array  # (R, D) tokens, one for each expert that they chose, sorted by expert
     expert: jax.Array  # (R,) of each row
-    dot: Callable[[jax.Array, jax.Array], jax.Array]  # (R, D), (E, D, F) -> (R, F), each row by its expert's matrix
+    # (R, D), (E, D, F) -> (R, F), each row by its expert's matrix; in float32 by those in 8 bits
+    dot: Callable[[jax.Array, jax.Array], jax.Array]
     place: jax.Array  # (M,) the row of each token that was given
 
 
@@ -57,7 +59,7 @@ class Moe(nnx.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """x (B, T, D) -> (B, T, D), and the layer's load-balance loss, a float32 scalar."""
         run = functools.partial(mixture, self.config)
-        maps = {n: Map(getattr(self, n)[...], *self.additions(n)) for n in ("gate", "up", "down")}
+        maps = {n: Map(*_apart(getattr(self, n).get_value()), *self.additions(n)) for n in ("gate", "up", "down")}
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
             return run(x, self.router[...], maps)
@@ -84,23 +86,32 @@ class Moe(nnx.Module):
     def held(self, name: str, map_: Map, mesh) -> Map:
         """How the parts of a map lie while they multiply: by expert and over `tensor`, whole along `embed`."""
         inner, outer = (None, "ffn") if name != "down" else ("ffn", None)
-        axes = Map(("expert", inner, outer), ("expert", outer), ("expert", inner, None), ("expert", None, outer))
+        of_outputs = ("expert", outer)
+        axes = Map(("expert", inner, outer), of_outputs, of_outputs, ("expert", inner, None), ("expert", None, outer))
         return Map(*(None if v is None else partition_spec(a, v.shape, mesh) for a, v in zip(axes, map_, strict=True)))
+
+
+def _apart(matrices: Any) -> tuple[jax.Array, jax.Array | None]:
+    """Matrices (E, inputs, outputs), and the scales (E, outputs) of those in 8 bits."""
+    return (matrices.qvalue, matrices.scale[:, 0]) if is_quantised(matrices) else (matrices, None)
 
 
 class Map(NamedTuple):
     """A linear map of every expert."""
 
-    w: Any  # (E, inputs, outputs)
+    w: Any  # (E, inputs, outputs), perhaps in 8 bits
+    scale: Any = None  # (E, outputs), of what such a matrix makes
     bias: Any = None  # (E, outputs)
     a: Any = None  # (E, inputs, rank)
     b: Any = None  # (E, rank, outputs)
 
     def __call__(self, x: jax.Array, groups: Groups) -> jax.Array:
         """x (R, inputs) -> (R, outputs), each row by its own expert."""
-        y = groups.dot(x, self.w.astype(x.dtype))
+        y = groups.dot(x, self.w)
+        if self.scale is not None:
+            y = (y * self.scale[groups.expert]).astype(x.dtype)
         if self.a is not None:
-            y = y + groups.dot(groups.dot(x, self.a.astype(x.dtype)), self.b.astype(x.dtype))
+            y = y + groups.dot(groups.dot(x, self.a), self.b)
         return y if self.bias is None else y + self.bias.astype(x.dtype)[groups.expert]
 
 
@@ -188,7 +199,7 @@ def group(rows: Float[Array, "M D"], expert: Int[Array, " M"], experts: int) -> 
     place = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
     sizes = jnp.bincount(expert, length=experts + 1)[:experts]
     if platform() != "cpu":
-        dot = functools.partial(jax.lax.ragged_dot, group_sizes=sizes)
+        dot = functools.partial(dot_groups, sizes=sizes)
         if len(expert) < experts:  # it would read those that nobody chose
             dot = functools.partial(dot_each, expert=jnp.minimum(expert[order], experts - 1))
         return Groups(rows[order], expert[order], dot, place)
@@ -208,16 +219,31 @@ def block_shape(rows: int, experts: int) -> tuple[int, int]:
     return block, (rows + min(experts, rows) * (block - 1)) // block
 
 
-def dot_each(x: Float[Array, "M D"], w: Float[Array, "E D F"], expert: Int[Array, " M"]) -> Float[Array, "M F"]:
+def dot_groups(x: Float[Array, "M D"], w: Num[Array, "E D F"], sizes: Int[Array, " E"]) -> Float[Array, "M F"]:
+    """Rows (M, D), so many for each expert, by the matrices (E, D, F) -> (M, F)."""
+    return jax.lax.ragged_dot(x, w.astype(x.dtype), sizes, preferred_element_type=_product(x, w))
+
+
+def dot_each(x: Float[Array, "M D"], w: Num[Array, "E D F"], expert: Int[Array, " M"]) -> Float[Array, "M F"]:
     """Few rows (M, D), each by its own expert's matrix of (E, D, F), which alone is read -> (M, F)."""
-    return jnp.concatenate([x[i : i + 1] @ w[expert[i]] for i in range(len(expert))])
+    return jnp.concatenate([_dot(x[i : i + 1], w, expert[i]) for i in range(len(expert))])
+
+
+def _dot(x: jax.Array, w: jax.Array, expert: jax.Array) -> jax.Array:
+    # chosen before it is cast: of matrices in 8 bits nothing else is read
+    return jnp.matmul(x, w[expert].astype(x.dtype), preferred_element_type=_product(x, w))
+
+
+def _product(x: jax.Array, w: jax.Array) -> DTypeLike:
+    """Products with integers may be larger than float16 goes, before they are scaled."""
+    return x.dtype if jnp.issubdtype(w.dtype, jnp.floating) else jnp.float32
 
 
 @jax.custom_vjp
 def blocked_dot(x: jax.Array, w: jax.Array, expert: jax.Array) -> jax.Array:
     """x (blocks · block, D), w (E, D, F), expert (blocks,) -> (blocks · block, F)."""
     parts = x.reshape(len(expert), -1, x.shape[-1])
-    y = jax.lax.map(lambda part: part[0] @ w[part[1]], (parts, expert))
+    y = jax.lax.map(lambda part: _dot(part[0], w, part[1]), (parts, expert))
     return y.reshape(len(x), -1)
 
 
@@ -228,14 +254,17 @@ def _forward(x, w, expert):
 def _backward(saved, grad):
     # one buffer takes each block's share in place; a scan's own transpose adds a whole (E, D, F) for every block
     x, w, expert = saved
+    trains = jnp.issubdtype(w.dtype, jnp.floating)
 
     def add(total, part):
         rows, above, e = part
-        return total.at[e].add(rows.T @ above), above @ w[e].T
+        of_rows = (above @ w[e].astype(above.dtype).T).astype(rows.dtype)
+        return total.at[e].add(rows.T @ above) if trains else total, of_rows
 
     parts = (a.reshape(len(expert), -1, a.shape[-1]) for a in (x, grad))
-    of_w, of_x = jax.lax.scan(add, jnp.zeros_like(w), (*parts, expert))
-    return of_x.reshape(x.shape), of_w, np.zeros(expert.shape, jax.dtypes.float0)
+    of_w, of_x = jax.lax.scan(add, jnp.zeros_like(w) if trains else None, (*parts, expert))
+    nothing = np.zeros(w.shape, jax.dtypes.float0)
+    return of_x.reshape(x.shape), of_w if trains else nothing, np.zeros(expert.shape, jax.dtypes.float0)
 
 
 blocked_dot.defvjp(_forward, _backward)

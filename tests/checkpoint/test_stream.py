@@ -187,7 +187,7 @@ def leaf_and_slices(draw):
     return shape, draw(st.permutations(cuts)), tuple(index)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(leaf_and_slices())
 def test_slices_are_those_of_numpy(example):
     shape, cuts, index = example

@@ -91,7 +91,7 @@ def test_template_equals_the_reference():
     assert reference["end"] == talk.STOP
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TURNS)
 def test_labels_are_exactly_the_answers(turns):
     """What is learnt of each turn reads as its answer, whatever else in the conversation reads the same."""
@@ -108,7 +108,7 @@ def test_labels_are_exactly_the_answers(turns):
         assert TOKENIZER.encode(prompt, bos=True) == encoded.tokens[: where[0]].tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TURNS, st.integers(1, 260))
 def test_cutting_only_drops_the_end(turns, room):
     whole = talk.encode_conversation(turns, TOKENIZER, 10_000)

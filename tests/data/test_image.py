@@ -47,7 +47,7 @@ def test_normalised_clip_mean_is_nothing():
     assert np.abs(im.preprocess(Image.new("RGB", (4, 4), im.PAD_COLOUR), 4)).max() < 0.02
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 90), st.integers(1, 90))
 def test_padding_is_centred_and_leaves_the_picture_alone(width, height):
     pixels = np.random.default_rng(width * 100 + height).integers(0, 256, (height, width, 3), np.uint8)
@@ -61,7 +61,7 @@ def test_padding_is_centred_and_leaves_the_picture_alone(width, height):
     assert (square[outside] == im.PAD_COLOUR).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 32))
 def test_every_picture_becomes_a_square_of_the_size_asked_for(width, height, size):
     picture = Image.new("RGB", (width, height), (10, 200, 30))

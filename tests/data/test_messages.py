@@ -261,7 +261,7 @@ def usable(item: Item) -> bool:
     return isinstance(item.image, str | bytes | None) and len(item.tasks) == len(item.turns) and "<image>" not in texts
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ITEMS)
 def test_any_json_is_an_item_or_one_short_line(raw):
     try:
@@ -270,7 +270,7 @@ def test_any_json_is_an_item_or_one_short_line(raw):
         assert str(error).isprintable() and len(str(error)) < 300
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ITEMS, max_size=3) | JSON)
 def test_any_list_is_read_or_one_short_line(tmp_path, caplog, raw):
     file = tmp_path / "a.json"

@@ -87,7 +87,7 @@ def test_no_two_pictures_are_equal(world):
 
 
 @given(st.integers(0, 2**31), st.sampled_from(SPLITS), st.sampled_from(DOMAINS), st.integers(0, 10**6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_picture_depends_on_its_arguments_alone(seed, split, domain, index):
     first = make_picture(seed, split, domain, index)
     make_picture(seed, split, domain, index + 1)
@@ -199,7 +199,7 @@ def test_boxes_are_where_the_colour_is(world):
 
 
 @given(st.sampled_from(NAMES[:9]), st.floats(20, 120), st.floats(-0.2, 0.2))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_shape_is_as_large_as_asked(name, side, angle):
     mask = shape_mask(name, side, angle)
     assert abs(max(mask.shape) - side) < 2.5 + 0.25 * side * (name == "moon")

@@ -81,7 +81,7 @@ def test_prose_is_plain_and_split_by_document():
 
 
 @given(st.integers(0, 1000), st.sampled_from(SPLITS), st.integers(0, 10**6))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_text_depends_on_its_arguments_alone(seed, split, index):
     pairs = text.dialogue(seed, split, index)
     assert pairs == text.dialogue(seed, split, index) and pairs

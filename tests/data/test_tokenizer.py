@@ -123,7 +123,7 @@ def test_encodes_as_the_reference(kinds, kind, text):
 
 
 @KINDS
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ids=st.lists(st.integers(3, 10_000), max_size=12), text=TEXTS)
 def test_pieces_spell_what_is_decoded(kinds, kind, ids, text):
     """Token by token as a whole, but for blanks that a decoder takes from the beginning."""
@@ -149,7 +149,7 @@ def test_special_tokens_spell_nothing(kinds, kind):
 
 
 @KINDS
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=TEXTS)
 def test_spans_cover_the_text_in_order(kinds, kind, text):
     tokenizer = kinds[kind]
@@ -163,14 +163,14 @@ def test_spans_cover_the_text_in_order(kinds, kind, text):
 
 
 @KINDS
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=TEXTS.filter(lambda text: "▁" not in text))
 def test_text_survives_the_round_trip(kinds, kind, text):
     tokenizer = kinds[kind]
     assert tokenizer.decode(tokenizer.encode(text, bos=True, eos=True)) == text
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=TEXTS)
 def test_both_kinds_of_file_agree(kinds, text):
     ours, theirs = (kinds[kind].encode_with_spans(text) for kind in ("sentencepiece", "llama"))

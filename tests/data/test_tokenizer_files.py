@@ -55,7 +55,7 @@ def test_added_tokens_and_the_named_end_count_beside_a_tokenizer_model(way, tmp_
     assert pickle.loads(pickle.dumps(tokenizer)).encode("<|im_end|>", eos=True) == [512, 512]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=TEXTS)
 def test_a_sentencepiece_model_with_added_tokens_spells_all_else_as_before(with_added, text):
     plain, tokenizer = with_added
@@ -184,7 +184,7 @@ def llama3(tmp_path_factory):
     return folder, table, load_tokenizer(folder)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.one_of(TEXTS, st.text("a catsredox'é\n ", max_size=30), st.text("a", max_size=12)))
 @example(text="aaaaaaaaaa it's   the cat\n\n 012345")
 def test_ranks_are_merged_as_tiktoken_does(llama3, text):

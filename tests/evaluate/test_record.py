@@ -20,7 +20,7 @@ TEXTS = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_file_that_is_cut_anywhere_keeps_what_was_whole(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("record")

@@ -15,12 +15,12 @@ from sphinx_jax import Engine, Request, Sphinx
 from sphinx_jax.config import DecoderConfig, ModelConfig
 from sphinx_jax.data.answer_grammar import of_choices
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.generate import programs
 from sphinx_jax.generate.arguments import BadArgument
-from sphinx_jax.generate.beginnings import grouping
+from sphinx_jax.generate.batching import programs
+from sphinx_jax.generate.batching.beginnings import grouping
+from sphinx_jax.generate.batching.jobs import in_common
+from sphinx_jax.generate.batching.sizes import Sizes
 from sphinx_jax.generate.engine import QueueFull
-from sphinx_jax.generate.jobs import in_common
-from sphinx_jax.generate.sizes import Sizes
 from sphinx_jax.model.blueprint import apart, blueprint
 from sphinx_jax.model.cache import Common
 from sphinx_jax.model.views import normalise

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sphinx_jax.generate.beginnings import grouping
+from sphinx_jax.generate.batching.beginnings import grouping
 from sphinx_jax.model.attention import KEY_BLOCK, attend_cached
 
 
@@ -22,7 +22,7 @@ def whole(q, keys, values, positions):
     return out
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.sampled_from([1, 60, KEY_BLOCK, KEY_BLOCK + 1, 2 * KEY_BLOCK, 300, 3 * KEY_BLOCK - 1]),
     st.integers(1, 5),
@@ -54,7 +54,7 @@ def test_a_row_does_not_depend_on_how_far_others_are():
     np.testing.assert_array_equal(near[0], far[0])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from([7, KEY_BLOCK + 40]), st.integers(1, 19), st.integers(1, 3), st.data())
 def test_what_rows_have_in_common_is_attended_to_as_if_each_had_it(room, batch, length, data):
     """Any number of rows about any number of beginnings, whole or in part, and rows without one among them."""

@@ -15,14 +15,14 @@ from sphinx_jax import Engine, Request, Sphinx, from_pretrained
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate.arguments import BadArgument
-from sphinx_jax.generate.beginnings import grouping
+from sphinx_jax.generate.batching.beginnings import grouping
 from sphinx_jax.model.attention import attend_cached
 from sphinx_jax.model.cache import Cache, Rounded, rounded, write
 
 TOKENIZER = load_tokenizer(DATA / "tokenizer.model")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.sampled_from([1e-30, 1e-3, 1.0, 1e4]))
 def test_a_number_in_8_bits_is_near_and_no_vector_hurts_another(seed, size):
     x = size * np.random.default_rng(seed).normal(size=(2, 3, 5, 8)).astype(np.float32)
@@ -95,7 +95,7 @@ def test_each_device_holds_the_head_that_it_needs_and_no_more():
     run_with_devices("""
         import jax, jax.numpy as jnp
         from sphinx_jax.config import DecoderConfig
-        from sphinx_jax.generate import programs
+        from sphinx_jax.generate.batching import programs
         from sphinx_jax.sharding import make_mesh
         from conftest import tiny_config
         for heads, kv_heads, tensor, held in ((8, 2, 8, 8), (8, 8, 4, 8), (8, 4, 2, 4), (6, 3, 2, 3), (8, 1, 4, 4)):

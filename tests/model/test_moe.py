@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sphinx_jax.config import ConfigError, DecoderConfig, MoeConfig
 from sphinx_jax.model import moe
 from sphinx_jax.model.moe import Moe, balance_loss, block_shape
+from sphinx_jax.model.quantise import quantise, whole
 
 
 def mixture(experts: int, per_token: int, **changes) -> tuple:
@@ -20,6 +21,16 @@ def mixture(experts: int, per_token: int, **changes) -> tuple:
         graphdef, state = nnx.split(Moe(config, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(1)
     return graphdef, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.2, jnp.float32), state)
+
+
+def in_few_bits(state) -> tuple:
+    """The same with matrices in 8 bits, and with those made whole."""
+    few, made = nnx.State(dict(state)), nnx.State(dict(state))
+    for name in ("gate", "up", "down"):
+        held = quantise(f"decoder/blocks/ffn/{name}", state[name].get_value()[None], "int8")
+        held = jax.tree.map(lambda x: x[0], held)
+        few[name], made[name] = state[name].replace(held), state[name].replace(whole(held, jnp.float32))
+    return few, made
 
 
 def loop_over_experts(module: Moe, x: np.ndarray) -> jax.Array:
@@ -56,8 +67,28 @@ def test_values_and_gradients_are_those_of_a_loop_over_experts(tokens, experts, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4), fast(state, x), slow(state, x))
 
 
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("where", ["cpu", "tpu"])
+def test_matrices_in_8_bits_give_what_they_stand_for(tokens, where, monkeypatch):
+    monkeypatch.setattr(moe, "platform", lambda: where)
+    graphdef, state = mixture(4, 2, lora_rank=2, bias=("gate", "down"))
+    few, made = in_few_bits(state)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, tokens, 32)), jnp.float32)
+
+    def run(state, x, lora):
+        return (nnx.merge(graphdef, nnx.State({**state, "lora": lora}))(x)[0] ** 2).sum()
+
+    found, expected = (jax.jit(jax.value_and_grad(run, (1, 2)))(s, x, state["lora"]) for s in (few, made))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4), found, expected)
+    # in float16, which has no place for the products before they are scaled
+    groups = moe.group(jnp.full((tokens, 32), 100, jnp.float16), jnp.arange(tokens) % 4, 4)
+    half, true = (moe.Map(*moe._apart(s["gate"].get_value()))(groups.rows, groups) for s in (few, made))
+    assert half.dtype == jnp.float16 and np.isfinite(half).all()
+    np.testing.assert_allclose(half, true, rtol=0.02, atol=2)
+
+
 @given(st.integers(1, 5000), st.integers(1, 64))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_blocks_hold_the_rows_however_they_fall(rows, experts):
     block, blocks = block_shape(rows, experts)
     used = min(experts, rows)
@@ -85,7 +116,7 @@ def test_every_mesh_gives_what_one_device_gives():
         import jax, jax.numpy as jnp, numpy as np
         from flax import nnx
         from sphinx_jax.sharding import make_mesh
-        from test_moe import mixture
+        from test_moe import in_few_bits, mixture
         graphdef, state = mixture(4, 2, lora_rank=2, bias=("gate", "down"))
         x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 5, 32)), jnp.float32)
         def loss(s, x):
@@ -102,4 +133,8 @@ def test_every_mesh_gives_what_one_device_gives():
             for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(found), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=str(shape))
             assert ("all-to-all" in compiled.as_text()) == ("expert" in shape), shape
+            few, made = in_few_bits(state)
+            with jax.set_mesh(mesh):
+                run = jax.jit(lambda s, x: nnx.merge(graphdef, s)(x)[0])
+                np.testing.assert_allclose(run(few, x), run(made, x), rtol=1e-4, atol=1e-4, err_msg=str(shape))
     """)

@@ -125,7 +125,7 @@ class _Tokens:
         loop.run(job)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.sampled_from([1.0, 2.0, 3.0, 4.0, math.nan]), min_size=1, max_size=7),
     st.integers(0, 6),

@@ -322,7 +322,7 @@ def test_equal_magnitudes_are_taken_in_order(method):
     values=st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 2**-149, 3e38, -3e38, 65536.0]), min_size=1),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_cut_takes_exactly_so_many_the_largest_and_of_equals_the_first(values, data):
     count = data.draw(st.integers(0, len(values)))
     stop = data.draw(st.integers(0, len(values)))
@@ -334,7 +334,7 @@ def test_a_cut_takes_exactly_so_many_the_largest_and_of_equals_the_first(values,
 
 
 @given(start=st.integers(0, 10**12), count=st.integers(1, 40), skipped=st.integers(0, 39))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_random_bits_belong_to_positions(start, count, skipped):
     bits = random_bits("a stream", start, skipped + count)
     np.testing.assert_array_equal(random_bits("a stream", start + skipped, count), bits[skipped:])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sphinx_jax.config import ModelConfig, unknown
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.generate import programs
-from sphinx_jax.generate.sizes import Sizes
+from sphinx_jax.generate.batching import programs
+from sphinx_jax.generate.batching.sizes import Sizes
 from sphinx_jax.measure.ahead.collectives import Collective, collectives, moved
 from sphinx_jax.measure.ahead.topologies import Chip, lowering_for
 from sphinx_jax.model import flops
@@ -30,7 +29,7 @@ from sphinx_jax.model.blueprint import STACK, Leaves, apart, blueprint
 from sphinx_jax.model.cache import AXES, Cache
 from sphinx_jax.model.views import normalise
 from sphinx_jax.recipe.recipe import PLAYGROUND, Recipe, mesh_of
-from sphinx_jax.sharding import partition_spec, row_ways, serving_mesh
+from sphinx_jax.sharding import device_bytes, partition_spec, row_ways, serving_mesh
 from sphinx_jax.train.program import abstract_batches, abstract_kept, abstract_state, program
 from sphinx_jax.train.settings import TrainStage, shapes, throughput
 
@@ -110,12 +109,12 @@ def _compile_train(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh, chi
     tokenizer = load_tokenizer(PLAYGROUND / "tokenizer.model")  # rows have the same shapes with any
     batches = abstract_batches(s, shapes(model, s), tokenizer, mesh)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
-    parameters = _share({**state.trainable, **state.frozen})
-    slots = _share(state.optimizer)
+    parameters = device_bytes({**state.trainable, **state.frozen})
+    slots = device_bytes(state.optimizer)
     worth = throughput(model, s).flops
     again = worth if s.remat == "none" else worth + _recomputed(model, s)
     passes = sum(made.parts.values()) * (3 if s.remat == "none" else 4)
-    traffic = _gathered(state.trainable, mesh, model) * passes + 3 * slots + 4 * _share(state.trainable)
+    traffic = _gathered(state.trainable, mesh, model) * passes + 3 * slots + 4 * device_bytes(state.trainable)
     need = _compile(f"train {name}", lambda: made.step.lower(state, batches, rate), mesh, chip, worth, again, traffic)
     need.parameter_bytes, need.optimizer_bytes = parameters, slots
     need.parts = made.parts
@@ -170,7 +169,7 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
         "decode": _decode("decode", model, leaves, state, mesh, chip, weights),
     }
     for need in needs.values():
-        need.parameter_bytes, need.rows = _share(leaves), {"image" if size else "text": 1}
+        need.parameter_bytes, need.rows = device_bytes(leaves), {"image" if size else "text": 1}
     return needs
 
 
@@ -192,13 +191,13 @@ def serving_need(
     if model.decoder.tied_embeddings:
         read["decoder/embedding"] = leaves["decoder/embedding"]
     name = f"token of {rows}{f' in {quantize}' if quantize else ''}"
-    weights = _share(read)
-    if model.decoder.moe and not quantize:  # experts in few bits are made whole, all of them
+    weights = device_bytes(read)
+    if model.decoder.moe and quantize != "nf4":  # experts in 4 bits are made whole, all of them
         experts = {p: x for p, x in read.items() if p.startswith(f"{STACK}ffn/") and not p.endswith("/router")}
         chosen = min(1, rows * model.decoder.moe.per_token / model.decoder.moe.experts)
-        weights -= int(_share(experts) * (1 - chosen))
+        weights -= int(device_bytes(experts) * (1 - chosen))
     need = _decode(name, model, leaves, state, mesh, chip, weights)
-    need.parameter_bytes, need.cache_bytes = _share(leaves), _share(state[0])
+    need.parameter_bytes, need.cache_bytes = device_bytes(leaves), device_bytes(state[0])
     need.rows = {"image" if model.has_vision else "text": rows}
     return need
 
@@ -224,9 +223,9 @@ def _decode(
     cache: Cache = state[0]
     work = cache.rows * flops.decoder_token(model.decoder, cache.positions)
     lower = functools.partial(programs.decode.lower, model, leaves, *state)
-    need = _compile(what, lower, mesh, chip, work, work, weights + _share(cache))
+    need = _compile(what, lower, mesh, chip, work, work, weights + device_bytes(cache))
     # a token does not touch the encoders, which stay where they are
-    need.peak_bytes += _share({p: x for p, x in leaves.items() if not p.startswith("decoder/")})
+    need.peak_bytes += device_bytes({p: x for p, x in leaves.items() if not p.startswith("decoder/")})
     need.fits &= need.peak_bytes <= chip.hbm
     return need
 
@@ -315,14 +314,6 @@ def _recomputed(model: ModelConfig, s: TrainStage) -> float:
     return total
 
 
-def _share(tree: Any) -> int:
-    """Bytes of abstract arrays on one device."""
-    sizes = (
-        math.prod(x.sharding.shard_shape(x.shape)) * jax.dtypes.itemsize_bits(x.dtype) for x in jax.tree.leaves(tree)
-    )
-    return sum(sizes) // 8
-
-
 def _gathered(leaves: Leaves, mesh: Mesh, model: ModelConfig) -> int:
     """Bytes of leaves in the compute dtype on one device, as the layers multiply by them: whole along `fsdp`."""
     specs = blueprint(model).specs
@@ -331,7 +322,7 @@ def _gathered(leaves: Leaves, mesh: Mesh, model: ModelConfig) -> int:
     def size(path: str) -> int:
         ways = mesh.shape["tensor"] * (mesh.shape["expert"] if "expert" in specs[path].axes else 1)
         # what is in 8 bits is read so
-        few = any(x.dtype == jnp.int8 for x in jax.tree.leaves(leaves[path])) and "expert" not in specs[path].axes
+        few = any(x.dtype == jnp.int8 for x in jax.tree.leaves(leaves[path]))
         return specs[path].size // ways * (1 if few else width)
 
     return sum(map(size, leaves))

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.config import DECODERS, FAMILY, DecoderConfig, ModelConfig
-from sphinx_jax.generate import programs
-from sphinx_jax.generate.programs import STEPS
+from sphinx_jax.generate.batching import programs
+from sphinx_jax.generate.batching.programs import STEPS
 from sphinx_jax.measure.device import hardware
 from sphinx_jax.measure.device.rows import Row, Setting, reason, size_text
 from sphinx_jax.model.blueprint import Leaves, apart, blueprint

@@ -27,7 +27,8 @@ DECODER = DecoderConfig(
 )
 PAIRS = ((48, 1), (48, 8), (922, 4))  # positions of a prompt, rows
 MORE = 16  # tokens whose time is taken
-BATCHES = (16, 64)  # of the peer, of which the faster counts
+BATCHES = (8, 16, 32)  # of the peer, of which the fastest counts
+REST = 0.3  # seconds before a side's turn, in which the other's threads stop spinning
 PEER = "transformers, sdpa"
 READ = 256 * 2**20  # bytes that are read to see how fast memory is
 
@@ -41,6 +42,7 @@ class Side:
 
     def ask(self, **what: Any) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
+        time.sleep(REST)
         self._process.stdin.write(json.dumps(what) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -131,10 +133,10 @@ def _make(folder: Path, decoder: DecoderConfig) -> None:
 class Ours:
     def __init__(self, folder: Path):
         from sphinx_jax import from_pretrained
-        from sphinx_jax.generate.batch import Batch
-        from sphinx_jax.generate.pictures import Pictures
-        from sphinx_jax.generate.sizes import Sizes
-        from sphinx_jax.generate.stops import Stops
+        from sphinx_jax.generate.batching.batch import Batch
+        from sphinx_jax.generate.batching.pictures import Pictures
+        from sphinx_jax.generate.batching.sizes import Sizes
+        from sphinx_jax.generate.batching.stops import Stops
 
         model = from_pretrained(folder / "ours")
         positions = model.config.decoder.max_positions
@@ -152,7 +154,7 @@ class Ours:
         return self._run(self.batches[16], requests)
 
     def _run(self, batch: Any, requests: Sequence[dict[str, Any]]) -> tuple[float, list[list[int]]]:
-        from sphinx_jax.generate.jobs import Job
+        from sphinx_jax.generate.batching.jobs import Job
 
         batch.forget()  # nothing is taken from the round before
         jobs = [Job(list(r["prompt"]), r["most"], self.stops) for r in requests]
@@ -189,7 +191,7 @@ class Theirs:
         from transformers import LlamaForCausalLM
 
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        self.torch = torch
+        self.torch, self.batches = torch, BATCHES
         self.model = LlamaForCausalLM.from_pretrained(folder / "theirs", attn_implementation="sdpa", dtype="float32")
 
     def answer(self, prompts: Sequence[Sequence[int]], most: int) -> tuple[float, list[list[int]]]:
@@ -204,11 +206,13 @@ class Theirs:
 
     def many(self, requests: Sequence[dict[str, Any]]) -> tuple[float, list[list[int]]]:
         found = []
-        for size in BATCHES:
+        for size in self.batches:
             parts = [requests[at : at + size] for at in range(0, len(requests), size)]
             answers = [self.answer([r["prompt"] for r in part], max(r["most"] for r in part)) for part in parts]
-            found.append((sum(seconds for seconds, _ in answers), [row for _, rows in answers for row in rows]))
-        return min(found)
+            found.append((sum(seconds for seconds, _ in answers), size, [row for _, rows in answers for row in rows]))
+        seconds, size, rows = min(found)
+        self.batches = (size,)  # after the first round, which does not count
+        return seconds, rows
 
 
 class _Wordless:

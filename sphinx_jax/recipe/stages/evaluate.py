@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import logging
-import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,10 +22,11 @@ import jax
 from annotated_types import MinLen
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.config import ConfigError, need
+from sphinx_jax.config import ConfigError
 from sphinx_jax.data.answer_grammar import TASKS
 from sphinx_jax.data.conversation import SYSTEM, render
 from sphinx_jax.data.image import BadImage
+from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.data.sources import some
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.distributed import gather_json
@@ -34,16 +34,15 @@ from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.evaluate.record import Record
 from sphinx_jax.evaluate.scores import tabulate
-from sphinx_jax.generate.ahead import ahead
+from sphinx_jax.generate.batching.pictures import Detail, Picture
 from sphinx_jax.generate.engine import Engine, Request
-from sphinx_jax.generate.pictures import Detail, Picture
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import blueprint, held_dtypes
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.progress import progress
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.settings import Count, Name, Settings
-from sphinx_jax.sharding import serving_mesh
+from sphinx_jax.sharding import device_bytes, serving_mesh
 from sphinx_jax.train.features import pictures_hash
 
 # what an answer may take at most: the published evaluation's 10 for short answers and 30 for boxes, more where an
@@ -157,7 +156,7 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
 def check_room(leaves: Mapping[str, jax.ShapeDtypeStruct], device: jax.Device) -> None:
     """Raises ConfigError where a process has too few devices for a model of its own."""
     room = (device.memory_stats() or {}).get("bytes_limit")
-    size = sum(math.prod(need(x.sharding).shard_shape(x.shape)) * x.dtype.itemsize for x in leaves.values())
+    size = device_bytes(leaves)
     if room and size > room:
         raise ConfigError(
             f"the model takes {size / 2**30:.1f} GiB of each device of this process, which has {room / 2**30:.1f}; "
@@ -233,7 +232,7 @@ def answer(
     numbers: list[int] = []
 
     def requests() -> Iterator[Request]:
-        shown = itertools.repeat(None) if look is None else ahead(look, [group[0][1] for group in groups])
+        shown = itertools.repeat(None) if look is None else read_ahead(look, [group[0][1] for group in groups])
         for group, picture in zip(groups, shown, strict=False):
             try:
                 image = picture and picture.result()

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
 from sphinx_jax.config import ModelConfig
-from sphinx_jax.generate.sampling import Rule, sample
+from sphinx_jax.generate.batching.sampling import Rule, sample
 from sphinx_jax.model.blueprint import Leaves, blueprint, layer_blueprint, layer_leaves
 from sphinx_jax.model.cache import AXES, Cache, Common, Grouping, of_layers
 from sphinx_jax.model.decoder import Held
@@ -23,6 +23,7 @@ from sphinx_jax.sharding import constrain
 
 NOTHING = -1  # where a row has ended: no token
 JUDGED = 16  # positions of each prompt whose logits are there at once
+OTHERS = 16  # of the likeliest tokens that one was chosen among
 STEPS = 32  # tokens a row that the device makes at most before the host looks
 
 
@@ -44,6 +45,15 @@ def idle(rows: int) -> Rows:
     zero = functools.partial(np.zeros, rows, np.int32)
     rule = Rule(np.zeros(rows, np.float32), np.ones(rows, np.float32), zero())
     return Rows(zero(), zero(), zero(), zero(), zero(), zero(), np.zeros((rows, 2), np.uint32), rule)
+
+
+class Chosen(NamedTuple):
+    """Tokens that P rows go on with."""
+
+    tokens: jax.Array  # (P,) int32; `NOTHING` where a row has ended
+    chances: jax.Array  # (P,) float32, log-probabilities
+    # (P, OTHERS) the likeliest, in order, and theirs, where tokens are chosen among some
+    others: tuple[jax.Array, jax.Array] | None = None
 
 
 class Piece(NamedTuple):
@@ -130,17 +140,17 @@ def begin(
     rows: Rows,
     table: Int32[Array, "states V"],
     allowed: Bool[Array, "P V"] | None = None,
-) -> tuple[Rows, Int32[Array, " P"], Float[Array, " P"]]:
+) -> tuple[Rows, Chosen]:
     """The first token of each answer, from what the last layer made of its prompt (`prefill`) at `last` (P,).
 
     `allowed` are those that it is chosen among, and of which its log-probability is.
 
-    Returns the rows after it, tokens and log-probabilities.
+    Returns the rows after it, and what was chosen.
     """
     decoder = blueprint(config).bind(leaves).decoder
     at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    rows, new, chance = _choose(decoder, decoder.norm(at_last), jax.tree.map(jnp.asarray, rows), table, allowed)
-    return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), (rows, new, chance))
+    found = _choose(decoder, decoder.norm(at_last), jax.tree.map(jnp.asarray, rows), table, allowed)
+    return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), found)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -161,11 +171,13 @@ def judge(
 
 def _choose(
     decoder: Any, hidden: jax.Array, rows: Rows, table: jax.Array, allowed: jax.Array | None = None
-) -> tuple[Rows, jax.Array, jax.Array]:
-    """Hidden states (B, D) -> the rows with a token more, the token (`NOTHING` where a row has ended), its chance."""
-    logits = constrain(decoder.logits(hidden), "batch", None)
+) -> tuple[Rows, Chosen]:
+    """Hidden states (B, D) -> the rows with a token more, and the token."""
+    logits, others = constrain(decoder.logits(hidden), "batch", None), None
     if allowed is not None:
         logits = jnp.where(allowed, logits, -jnp.inf)
+        chances, likeliest = jax.lax.top_k(logits, min(OTHERS, logits.shape[-1]))
+        others = likeliest, chances - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(rows.key), impl="threefry2x32"), rows.said)
     new, chance = sample(logits, keys, rows.rule)
     alive, reached = rows.left > 0, table[rows.state, new]
@@ -176,7 +188,7 @@ def _choose(
         said=rows.said + alive,
         left=jnp.where(alive & (reached != len(table) - 1), rows.left - 1, 0),
     )
-    return rows, jnp.where(alive, new, NOTHING), chance
+    return rows, Chosen(jnp.where(alive, new, NOTHING), chance, others)
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
@@ -212,8 +224,8 @@ def decode(
         step, cache, rows, out, chances = state
         turned = (rows.position + rows.left_out)[:, None]
         hidden, cache = model.extend(rows.token[:, None], cache, rows.position, None, common, True, turned)
-        rows, new, chance = _choose(model.decoder, hidden[:, 0], rows, table)
-        return step + 1, cache, rows, out.at[:, step].set(new), chances.at[:, step].set(chance)
+        rows, new = _choose(model.decoder, hidden[:, 0], rows, table)
+        return step + 1, cache, rows, out.at[:, step].set(new.tokens), chances.at[:, step].set(new.chances)
 
     rows = jax.tree.map(jnp.asarray, rows)
     nothing = jnp.full((batch, STEPS), NOTHING), jnp.zeros((batch, STEPS), jnp.float32)

@@ -8,9 +8,9 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from sphinx_jax.config import ModelConfig, need
-from sphinx_jax.generate import programs
-from sphinx_jax.generate.jobs import Job, Slot
-from sphinx_jax.generate.sizes import Sizes
+from sphinx_jax.generate.batching import programs
+from sphinx_jax.generate.batching.jobs import Job, Slot
+from sphinx_jax.generate.batching.sizes import Sizes
 from sphinx_jax.model.cache import COMMON_AXES, Cache, Common, Grouping
 
 GROUP = 8  # rows whose attention to a beginning is one product

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sphinx_jax.config import need
-from sphinx_jax.generate.guide import Guide
-from sphinx_jax.generate.pictures import Picture, Seen
-from sphinx_jax.generate.programs import Piece
-from sphinx_jax.generate.stops import Stops
+from sphinx_jax.generate.batching.guide import Guide
+from sphinx_jax.generate.batching.pictures import Picture, Seen
+from sphinx_jax.generate.batching.programs import Piece
+from sphinx_jax.generate.batching.stops import Stops
 from sphinx_jax.model.cache import Cache
 
 
@@ -24,6 +24,7 @@ class Job:
       most: tokens that may follow.
       seen: what the decoder reads of its picture, from the time the prompt is read on.
       said: tokens, and the log-probability of each.
+      others: of some of them, by their numbers, the likeliest of those that could have stood there, with theirs.
       judged_from: where it is not continued but judged: the number of the first token of `text` that is.
       judged: log-probabilities of the tokens from there on.
     """
@@ -38,6 +39,7 @@ class Job:
     streamed: bool = False
     cancelled: bool = False
     said: list[tuple[int, float]] = field(default_factory=list)
+    others: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     state: int = 0  # of its own stops
     judged_from: int = 0
     begins: bool = False  # nothing but what all about its picture begin with, to be held for them

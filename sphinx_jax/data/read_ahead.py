@@ -13,7 +13,7 @@ Given = TypeVar("Given")
 Found = TypeVar("Found")
 
 
-def ahead(
+def read_ahead(
     read: Callable[[Given], Found], given: Iterable[Given], by_threads: Callable[[Given], bool] = lambda one: True
 ) -> Iterator[Future[Found]]:
     """What `read` makes of each, in their order, by threads and a few ahead of their turn.

@@ -20,10 +20,10 @@ from sphinx_jax.data.conversation import STOP
 from sphinx_jax.data.tasks import Box, PaddedSquare, format_answer, parse_answer
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate.arguments import BadArgument
+from sphinx_jax.generate.batching.guide import BadGrammar, Guides
+from sphinx_jax.generate.batching.stops import Stops
 from sphinx_jax.generate.engine import Said
-from sphinx_jax.generate.guide import BadGrammar, Guides
-from sphinx_jax.generate.located import confidences, places, question
-from sphinx_jax.generate.stops import Stops
+from sphinx_jax.generate.located import places, question, weighed
 from sphinx_jax.recipe.recipe import PLAYGROUND
 
 TOKENIZERS = {name: load_tokenizer(path) for name, path in {"letters": DATA, "numbers": PLAYGROUND}.items()}
@@ -50,7 +50,7 @@ def walk(kind: str, grammar: str, choose, most: int = 500) -> str | None:
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("task", TASKS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10**6))
 def test_whatever_fits_is_what_the_task_would_write(kind, task, seed):
     rng = np.random.default_rng(seed)
@@ -213,9 +213,30 @@ def test_confidence_is_of_the_tokens_that_were_chosen():
     pieces = tokenizer.pieces()
     halves = iter([0.5] * 4 + [0.9] * 4 + [1 / 4, 1, 1 / 4, 1])
     chances = [math.log(next(halves)) if pieces[t][:1] == b"0" else 0.0 for t in tokens]
-    found = list(confidences(Said(text, tokens, chances, "stop"), pieces))
-    assert len(list(confidences(Said(text, tokens[:-1], chances[:-1], "length"), pieces))) == 3
+    found = [each.confidence for each in weighed(Said(text, tokens, chances, "stop"), pieces)]
+    assert len(list(weighed(Said(text, tokens[:-1], chances[:-1], "length"), pieces))) == 3
     assert found == pytest.approx([0.5, 0.9, 1 / 4])  # a certain choice looks as one that was forced
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_the_expected_box_is_the_mean_of_those_that_the_last_digits_could_have_made(kind):
+    tokenizer = TOKENIZERS[kind]
+    pieces = tokenizer.pieces()
+    tokens = tokenizer.encode("\n[0.15, 0.20, 0.35, 1.00]")[len(tokenizer.encode("\n")) :]
+    ends = np.cumsum([len(pieces[t]) for t in tokens])
+    chances, others = [0.0] * len(tokens), {}
+    # of the first number: 0.14 to 0.16, a quarter, a half and a quarter, and a blank, which makes no number
+    after = next(i for i, end in enumerate(ends) if end >= len("[0.15"))
+    spelled = pieces[tokens[after]].decode()
+    likely = {spelled: 0.5, spelled.replace("5", "4"): 0.3, spelled.replace("5", "7"): 0.1, " ": 0.1}
+    ids = {piece: i for i, piece in reversed(list(enumerate(pieces)))}
+    others[after] = np.array([ids[p.encode()] for p in likely]), np.log(list(likely.values())).astype(np.float32)
+    chances[after] = math.log(0.5)
+    (found,) = weighed(Said("", tokens, chances, "stop", others), pieces)
+    mean = (0.5 * 0.15 + 0.3 * 0.14 + 0.1 * 0.17) / 0.9
+    e = found.expected
+    assert (e.x1, e.y1, e.x2, e.y2) == pytest.approx((mean, 0.20, 0.35, 1.00))
+    assert found.confidence == pytest.approx(0.5)
 
 
 def test_places_are_those_of_the_picture():
@@ -226,6 +247,7 @@ def test_places_are_those_of_the_picture():
     said = Said("[0.10, 0.30, 0.55, 0.95]", tokens, [0.0] * len(tokens), "stop")
     (box,) = places(asked, said, tokenizer.pieces())
     assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((20, 10, 110, 100)) and box.confidence == 1
+    assert box.expected == box
     padded, _ = question("rec", picture, "padded", phrase="red star")
     assert places(padded, said, tokenizer.pieces()) == [Box(0.10, 0.30, 0.55, 0.95)]
     inside, _ = question("pose", picture, "pixels", box=PaddedSquare(200, 100).to_pixels(Box(0.25, 0.5, 0.5, 0.75)))

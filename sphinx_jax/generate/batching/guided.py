@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from sphinx_jax.generate import programs
-from sphinx_jax.generate.batch import BUSY, Batch, Beside
-from sphinx_jax.generate.jobs import Job
+from sphinx_jax.generate.batching import programs
+from sphinx_jax.generate.batching.batch import BUSY, Batch, Beside
+from sphinx_jax.generate.batching.jobs import Job
 
 FED = (1, 4, 16)  # tokens that are read at once: the one that was chosen, and those that had to follow it
 

@@ -13,13 +13,12 @@ from PIL import Image
 
 from sphinx_jax import Engine, Request, Sphinx
 from sphinx_jax.config import CLIP_MEAN
+from sphinx_jax.data import read_ahead
 from sphinx_jax.data.answer_grammar import of_regex
 from sphinx_jax.data.image import PAD_COLOUR, BadImage
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.generate import ahead as reading
-from sphinx_jax.generate.ahead import ahead
 from sphinx_jax.generate.arguments import BadArgument
-from sphinx_jax.generate.pictures import Picture, Pictures, holding
+from sphinx_jax.generate.batching.pictures import Picture, Pictures, holding
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.model.decoder import Seen
 
@@ -150,34 +149,13 @@ def test_a_picture_that_is_read_when_it_is_looked_at_serves_many_requests(model,
     assert all(said[0].tokens == alone[0].tokens for said in answers)
 
 
-def test_nothing_is_waited_for_in_vain_and_nothing_is_lost_before_an_error(monkeypatch):
-    monkeypatch.setattr(reading, "READERS", 3)
-    pulled = []
-
-    def numbers():
-        for n in range(6):
-            pulled.append(n)
-            yield n
-        raise OSError("gone")
-
-    found = ahead(lambda n: n * n, numbers(), lambda n: False)
-    assert next(found).result() == 0 and pulled == [0]
-    assert [done.result() for _, done in zip(range(5), found, strict=False)] == [1, 4, 9, 16, 25]
-    with pytest.raises(OSError, match="gone"):
-        next(found)
-    slow = threading.Event()
-    found = ahead(lambda n: slow.wait(60) and n, iter(range(20)))
-    threading.Timer(0.2, slow.set).start()
-    assert [done.result() for done in found] == list(range(20))
-
-
 def test_pictures_are_read_ahead_by_threads_and_refused_in_their_turn(model, monkeypatch, tmp_path):
     file = tmp_path / "broken.png"
     file.write_bytes(b"no picture")
     engine, readers = Engine(model, slots=2), set()
     read = engine.pictures.picture
     monkeypatch.setattr(engine.pictures, "picture", lambda image: readers.add(threading.get_ident()) or read(image))
-    monkeypatch.setattr(reading, "READERS", 2)
+    monkeypatch.setattr(read_ahead, "READERS", 2)
     shown = [tmp_path / f"{n}.png" for n in range(3)]
     for path, image in zip(shown, (half_empty(), full(), half_empty(40)), strict=True):
         image.save(path)

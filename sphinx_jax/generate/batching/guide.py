@@ -14,7 +14,7 @@ import numpy as np
 from sphinx_jax.data.answer_grammar import has_boxes
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate.arguments import BadArgument
-from sphinx_jax.generate.stops import Stops
+from sphinx_jax.generate.batching.stops import Stops
 
 KEPT = 64  # grammars that are remembered
 _LARGEST = "0.99"

@@ -16,13 +16,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sphinx_jax.config import ModelConfig, need
-from sphinx_jax.generate import programs
-from sphinx_jax.generate.beginnings import Beginnings
-from sphinx_jax.generate.jobs import Job, Reading, Slot, in_common
-from sphinx_jax.generate.pictures import Pictures
-from sphinx_jax.generate.programs import NOTHING, STEPS, Rows
-from sphinx_jax.generate.sizes import Sizes
-from sphinx_jax.generate.stops import Stops
+from sphinx_jax.generate.batching import programs
+from sphinx_jax.generate.batching.beginnings import Beginnings
+from sphinx_jax.generate.batching.jobs import Job, Reading, Slot, in_common
+from sphinx_jax.generate.batching.pictures import Pictures
+from sphinx_jax.generate.batching.programs import NOTHING, STEPS, Rows
+from sphinx_jax.generate.batching.sizes import Sizes
+from sphinx_jax.generate.batching.stops import Stops
 from sphinx_jax.model.blueprint import Leaves
 from sphinx_jax.model.cache import Cache, Common
 
@@ -293,11 +293,13 @@ class Batch:
         rows = self._rows([slot or 0 for slot in slots], going)
         allowed = self.allowed([None if slot is None else self._slots[slot].sequence for slot in slots])
         inside = np.clip(last, 0, hidden.shape[1] - 1)
-        rows, *made = programs.begin(self.config, self.leaves, hidden, inside, rows, self.table, allowed)
-        states, tokens, chances = (np.asarray(x) for x in (rows.state, *made))
+        made = programs.begin(self.config, self.leaves, hidden, inside, rows, self.table, allowed)
+        rows, (tokens, chances, others) = jax.tree.map(np.asarray, made)
         for row, slot in enumerate(slots):
             if slot is not None and (sequence := self._slots[slot].sequence) is not None:
-                self._slots[slot].state = int(states[row])
+                self._slots[slot].state = int(rows.state[row])
+                if others is not None:
+                    sequence.others[len(sequence.said)] = tuple(x[row] for x in others)
                 sequence.add(int(tokens[row]), float(chances[row]))
 
     def allowed(self, sequences: Sequence[Job | None]) -> np.ndarray | None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import jax
 
-from sphinx_jax.generate import programs
-from sphinx_jax.generate.batch import Batch, Beside
+from sphinx_jax.generate.batching import programs
+from sphinx_jax.generate.batching.batch import Batch, Beside
 
 
 def warm_up(batch: Batch) -> Iterator[str]:

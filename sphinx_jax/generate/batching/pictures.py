@@ -13,7 +13,7 @@ import numpy as np
 
 from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.data.image import PAD_COLOUR, ImageSource, load_image, padded_resize
-from sphinx_jax.generate import programs
+from sphinx_jax.generate.batching import programs
 from sphinx_jax.model.blueprint import FROZEN, Leaves, make_encode, matches
 from sphinx_jax.model.embedding_mix import Features
 

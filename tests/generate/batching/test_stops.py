@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_tokenizer import KINDS, TEXTS, kinds  # noqa: F401  (a fixture)
 
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.generate.stops import Stops
+from sphinx_jax.generate.batching.stops import Stops
 
 
 class Merging:
@@ -46,13 +46,13 @@ def walked(stops: Stops, tokens: list[int], vocab_size: int) -> int | None:
     return None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(TOKENS, STOPS)
 def test_the_table_ends_where_the_text_does(tokens, texts):
     assert walked(Stops(Merging(), texts), tokens, 20) == ends_by_hand(tokens, texts)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(TOKENS, STOPS)
 def test_streamed_text_only_grows_and_ends_as_the_whole(tokens, texts):
     stops = Stops(Merging(), texts)
@@ -73,7 +73,7 @@ def stops_of(tokenizer: Tokenizer) -> Stops:
 
 
 @KINDS
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(before=TEXTS, after=TEXTS)
 def test_a_stop_in_a_text_is_found_however_it_is_cut_into_tokens(kinds, kind, before, after):  # noqa: F811
     tokenizer = kinds[kind]
