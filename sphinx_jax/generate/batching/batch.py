@@ -294,13 +294,15 @@ class Batch:
         allowed = self.allowed([None if slot is None else self._slots[slot].sequence for slot in slots])
         inside = np.clip(last, 0, hidden.shape[1] - 1)
         made = programs.begin(self.config, self.leaves, hidden, inside, rows, self.table, allowed)
-        rows, (tokens, chances, others) = jax.tree.map(np.asarray, made)
+        rows, (new, chances, others) = jax.tree.map(np.asarray, made)
         for row, slot in enumerate(slots):
             if slot is not None and (sequence := self._slots[slot].sequence) is not None:
                 self._slots[slot].state = int(rows.state[row])
                 if others is not None:
-                    sequence.others[len(sequence.said)] = tuple(x[row] for x in others)
-                sequence.add(int(tokens[row]), float(chances[row]))
+                    tokens, likely = (x[row] for x in others)
+                    fits = np.isfinite(likely)
+                    sequence.others[len(sequence.said)] = tokens[fits], likely[fits]
+                sequence.add(int(new[row]), float(chances[row]))
 
     def allowed(self, sequences: Sequence[Job | None]) -> np.ndarray | None:
         """(P, V) bool: the tokens that each may go on with; None, any."""

@@ -218,6 +218,18 @@ def test_confidence_is_of_the_tokens_that_were_chosen():
     assert found == pytest.approx([0.5, 0.9, 1 / 4])  # a certain choice looks as one that was forced
 
 
+def test_an_answer_knows_what_could_have_stood_in_the_place_of_each_choice(model):
+    (said,) = model.generate(["where"], max_new_tokens=60, temperature=0.0, task="rec", logprobs=True)
+    assert said.others and all(said.logprobs[i] == 0 for i in range(len(said.tokens)) if i not in said.others)
+    for number, (tokens, chances) in said.others.items():
+        assert tokens[0] == said.tokens[number] and chances[0] == pytest.approx(said.logprobs[number], abs=1e-5)
+        assert sum(np.exp(chances)) < 1.001 and (np.diff(chances) <= 0).all()
+    (found,) = weighed(said, TOKENIZERS["letters"].pieces())
+    (box,), e = parse_answer("detection", said.text), found.expected
+    apart = np.abs([e.x1 - box.x1, e.y1 - box.y1, e.x2 - box.x2, e.y2 - box.y2])
+    assert 0 < apart.max() < 0.1  # the last digit of each
+
+
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_the_expected_box_is_the_mean_of_those_that_the_last_digits_could_have_made(kind):
     tokenizer = TOKENIZERS[kind]
