@@ -112,16 +112,15 @@ def compare_quantised(args: argparse.Namespace) -> Iterator[str]:
 
 
 def compare_train(args: argparse.Namespace) -> Iterator[str]:
-    from sphinx_jax.config import DecoderConfig
-    from sphinx_jax.measure.peers import encoders, train
+    from sphinx_jax.measure.peers import encoders, sides, train
 
-    yield train.HEADER
+    yield sides.HEADER
     if args.what != "encoders":
-        config = DecoderConfig(dim=args.dim, layers=args.layers, heads=args.dim // 64)
-        for pair in train.decoder(config, args.batch, args.length, args.rounds):
+        config = {"dim": args.dim, "layers": args.layers, "heads": args.dim // 64}
+        for pair in sides.pairs(train.decoder, args.rounds, config, args.batch, args.length):
             yield pair.line()
     if args.what != "decoder":
-        for pair in encoders.encoders(args.views, args.rounds):
+        for pair in sides.pairs(encoders.encoders, args.rounds, args.views):
             yield pair.line()
 
 

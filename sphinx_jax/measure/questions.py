@@ -21,7 +21,7 @@ from sphinx_jax.config import (
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate.engine import Engine, Request
 from sphinx_jax.generate.sphinx import Sphinx
-from sphinx_jax.measure.peers.train import Pair
+from sphinx_jax.measure.peers.sides import Pair
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.recipe.recipe import PLAYGROUND
 from sphinx_jax.sharding import make_mesh

@@ -1,4 +1,5 @@
-"""Our frozen encoders beside those of transformers and PyTorch, forward alone, on the same machine, in turn.
+"""Our frozen encoders beside those of transformers and PyTorch, forward alone, on the same machine, each side in a
+process of its own.
 
 Both sides have the same weights, random ones in the files of transformers, and must first see the same in a picture.
 """
@@ -30,12 +31,13 @@ from sphinx_jax.config import (
     ViewsConfig,
     clip_config,
 )
-from sphinx_jax.measure.peers.train import Apart, Pair, Torch, compiled, timed
+from sphinx_jax.measure.peers.sides import OURS, Apart, Work
+from sphinx_jax.measure.peers.train import Torch, compiled
 from sphinx_jax.model.blueprint import Blueprint
 from sphinx_jax.model.encoders import Blip2, Clip, ConvNext, DinoV2
 from sphinx_jax.sharding import make_mesh
 
-OURS: dict[str, Callable[[ModelConfig, nnx.Rngs], nnx.Module]] = {
+MODULES: dict[str, Callable[[ModelConfig, nnx.Rngs], nnx.Module]] = {
     "clip": lambda c, rngs: Clip(c.clip, rngs=rngs),
     "dinov2": lambda c, rngs: DinoV2(c.dinov2, rngs=rngs),
     "blip2": lambda c, rngs: Blip2(c.blip2, c.qformer, rngs=rngs),
@@ -67,7 +69,7 @@ class Theirs:
     features: Callable[[Any], Any]
 
 
-def encoders(images: int, rounds: int, width: int = 256, layers: int = 6) -> Iterator[Pair]:
+def encoders(side: str, images: int, width: int = 256, layers: int = 6) -> Iterator[Work]:
     """Encoders over `images` views, smaller than the published ones: ViTs of `width` and `layers`, ConvNeXt-T.
 
     Raises:
@@ -75,24 +77,29 @@ def encoders(images: int, rounds: int, width: int = 256, layers: int = 6) -> Ite
     """
     peer = Torch()
     torch = peer.module
+    torch.manual_seed(0)  # both sides make the same
     for theirs in _models(width, layers):
-        module = theirs.module.eval()
+        name, module = f"{theirs.name}, {images} views", theirs.module.eval()
         with tempfile.TemporaryDirectory() as folder:
             _save(theirs, Path(folder))
             plan, leaves = _ours(theirs.kind, Path(folder), peer.dtype)
         views = np.random.default_rng(0).normal(size=(images, theirs.side, theirs.side, 3)).astype(np.float32)
         placed = jax.device_put(jnp.asarray(views, peer.dtype))
+        run = jax.jit(lambda leaves, views, plan=plan: plan.bind(leaves)(views))
+
+        def our_forward(run=run, leaves=leaves, placed=placed) -> jax.Array:
+            return jax.block_until_ready(run(leaves, placed))
+
+        if side == OURS:
+            yield Work(name, our_forward)
+            continue
         if theirs.kind == "dinov2":  # ours takes pixels of CLIP's statistics
             views = (views * CLIP_STD + CLIP_MEAN - IMAGENET_MEAN) / IMAGENET_STD
         given = torch.from_numpy(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))
         given = given.to(peer.device, getattr(torch, peer.dtype))
         module.to(peer.device, getattr(torch, peer.dtype))
-        run = jax.jit(lambda leaves, views, plan=plan: plan.bind(leaves)(views))
         attention = "" if theirs.kind == "convnext" else module.config._attn_implementation
         forward, how = compiled(torch, theirs.features, attention)
-
-        def our_forward(run=run, leaves=leaves, placed=placed) -> jax.Array:
-            return jax.block_until_ready(run(leaves, placed))
 
         def their_forward(forward=forward, given=given) -> Any:
             with torch.inference_mode():
@@ -104,7 +111,7 @@ def encoders(images: int, rounds: int, width: int = 256, layers: int = 6) -> Ite
         apart = np.abs(ours - seen.reshape(ours.shape)).mean() / np.abs(seen).mean()
         if apart > (0.1 if peer.gpu else 1e-3):
             raise Apart(f"{theirs.name}: features differ by {apart:.1e} of their mean size")
-        yield timed(f"{theirs.name}, {images} views", our_forward, their_forward, rounds, how)
+        yield Work(name, their_forward, how)
 
 
 def _models(width: int, layers: int) -> Iterator[Theirs]:
@@ -161,7 +168,7 @@ def _ours(kind: str, folder: Path, dtype: str) -> tuple[Blueprint, dict[str, jax
     fields = {"clip": clip_config(64, 1, 1)} | read_encoder_config(kind, folder)
     config = ModelConfig("encoder", DecoderConfig(dim=64, layers=1, heads=1), ViewsConfig(), **fields)
     names, tensors = open_encoder(kind, folder, config)
-    plan = Blueprint(lambda rngs: OURS[kind](config, rngs))
+    plan = Blueprint(lambda rngs: MODULES[kind](config, rngs))
     shardings = plan.shardings(make_mesh())
     leaves = {}
     for path, leaf in Foreign((), config, tuple(names), tensors, None).leaves():

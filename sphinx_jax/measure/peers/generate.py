@@ -1,15 +1,12 @@
 """Answers beside transformers on PyTorch: the same weights and prompts, greedy, each side in a process of its own.
 
-Both processes live through the whole comparison and work in turn. Times are those of reading prompts and of each token
+Times are those of reading prompts and of each token
 after them; 64 requests that arrive together are answered by the engine here, and there in padded batches, each of
 which runs until its longest answer ends.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig
-from sphinx_jax.measure.peers.train import HEADER, Pair
+from sphinx_jax.config import DecoderConfig, ModelConfig
+from sphinx_jax.measure.peers.sides import HEADER, OURS, SIDES, THEIRS, Pair, Side
 from sphinx_jax.model.flops import best_seconds
 
 # the shapes of SmolLM2-135M
@@ -28,31 +25,8 @@ DECODER = DecoderConfig(
 PAIRS = ((48, 1), (48, 8), (922, 4))  # positions of a prompt, rows
 MORE = 16  # tokens whose time is taken
 BATCHES = (8, 16, 32)  # of the peer, of which the fastest counts
-REST = 0.3  # seconds before a side's turn, in which the other's threads stop spinning
 PEER = "transformers, sdpa"
 READ = 256 * 2**20  # bytes that are read to see how fast memory is
-
-
-class Side:
-    """A process that answers requests, a line of JSON each."""
-
-    def __init__(self, name: str, folder: Path):
-        command = [sys.executable, "-m", __name__, name, str(folder)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, **what: Any) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        time.sleep(REST)
-        self._process.stdin.write(json.dumps(what) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise ConfigError("a side of the comparison ended; what it said stands above")
-        return json.loads(line)
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
 
 
 def measure(folder: Path, rounds: int, requests: int, decoder: DecoderConfig = DECODER) -> Iterator[str]:
@@ -61,7 +35,7 @@ def measure(folder: Path, rounds: int, requests: int, decoder: DecoderConfig = D
     `requests` arrive together, of prompts and answers of many lengths.
     """
     _make(folder, decoder)
-    sides = {name: Side(name, folder) for name in ("ours", "theirs")}
+    sides = {name: Side(answering, name, str(folder)) for name in SIDES}
     try:
         yield from _compare(sides, rounds, requests, decoder.vocab_size)
     finally:
@@ -72,8 +46,7 @@ def measure(folder: Path, rounds: int, requests: int, decoder: DecoderConfig = D
 def _compare(sides: dict[str, Side], rounds: int, requests: int, vocab: int) -> Iterator[str]:
     rng = np.random.default_rng(0)
     yield f"on {_processor()}; best of {rounds} rounds"
-    speed = sides["ours"].ask(work="read")["bytes"]
-    size = sides["ours"].ask(work="size")["bytes"]
+    speed, size = (sides[OURS].ask(work) for work in ("read", "size"))
     yield HEADER
     for length, rows in PAIRS:
         prompts = rng.integers(3, vocab, (rows, length)).tolist()
@@ -81,12 +54,11 @@ def _compare(sides: dict[str, Side], rounds: int, requests: int, vocab: int) -> 
         said: dict[str, list] = {}
         for round_ in range(rounds + 1):  # the first compiles
             for name, side in sides.items():
-                short, long = (side.ask(work="answer", prompts=prompts, most=n) for n in (1, 1 + MORE))
-                said[name] = long["tokens"]
+                (short, _), (long, said[name]) = (side.ask("answer", prompts=prompts, most=n) for n in (1, 1 + MORE))
                 if round_:
-                    getattr(reads, name).append(short["seconds"])
-                    getattr(steps, name).append((long["seconds"] - short["seconds"]) / MORE)
-        same = np.mean([a == b for a, b in zip(sum(said["ours"], []), sum(said["theirs"], []), strict=True)])
+                    getattr(reads, name).append(short)
+                    getattr(steps, name).append((long - short) / MORE)
+        same = np.mean([a == b for a, b in zip(sum(said[OURS], []), sum(said[THEIRS], []), strict=True)])
         yield f"{reads.line()}; {same:.0%} of the tokens are the same"
         yield steps.line()
         if rows == 1:
@@ -101,9 +73,9 @@ def _compare(sides: dict[str, Side], rounds: int, requests: int, vocab: int) -> 
     many, tokens = Pair(f"{requests} requests at once", [], [], PEER), sum(r["most"] for r in asked)
     for round_ in range(rounds + 1):
         for name, side in sides.items():
-            found = side.ask(work="many", requests=asked)
+            seconds, _ = side.ask("many", requests=asked)
             if round_:
-                getattr(many, name).append(found["seconds"])
+                getattr(many, name).append(seconds)
     yield f"{many.line()}; {tokens / min(many.ours):.0f} and {tokens / min(many.theirs):.0f} tokens/s"
 
 
@@ -224,15 +196,5 @@ class _Wordless:
         return []
 
 
-def serve(name: str, folder: Path) -> None:
-    side = {"ours": Ours, "theirs": Theirs}[name](folder)
-    for line in sys.stdin:
-        what = json.loads(line)
-        work = what.pop("work")
-        found = getattr(side, work)(**what)
-        answer = {"bytes": found} if work in ("read", "size") else dict(zip(("seconds", "tokens"), found, strict=True))
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1], Path(sys.argv[2]))
+def answering(side: str, folder: str) -> Ours | Theirs:
+    return {OURS: Ours, THEIRS: Theirs}[side](Path(folder))

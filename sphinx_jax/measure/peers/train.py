@@ -1,4 +1,4 @@
-"""Our step beside the same decoder in transformers and PyTorch, on the same machine, in turn.
+"""Our step beside the same decoder in transformers and PyTorch, on the same machine, each side in a process of its own.
 
 Both take the same weights, tokens and number of threads, and must first agree on the loss and the length of its
 gradient.  On a GPU both compute in bfloat16 from float32 weights, PyTorch by its autocast; on a CPU in float32.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +20,13 @@ import numpy as np
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.foreign import convert
 from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig
+from sphinx_jax.measure.peers.sides import OURS, Apart, Work
 from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.sharding import make_mesh, platform
 from sphinx_jax.train.optimizer import make_optimizer
 from sphinx_jax.train.step import TrainState, token_losses, update
 
-
-class Apart(ValueError):
-    """The two sides do not compute the same; a ratio of their times would mean nothing."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Seconds of one piece of work, a round after the other, on each side."""
-
-    name: str
-    ours: list[float]
-    theirs: list[float]
-    peer: str
-
-    def line(self) -> str:
-        ours, theirs = min(self.ours), min(self.theirs)
-        return f"{self.name:<28} {ours * 1e3:9.1f} ms  {theirs * 1e3:9.1f} ms  {theirs / ours:5.2f} x  ({self.peer})"
-
-
-HEADER = f"{'best of each':<28} {'sphinx_jax':>12}  {'PyTorch':>12}  faster by"
+GRADIENT, STEP = "forward + backward", "whole step, AdamW"
 
 
 class Torch:
@@ -79,25 +59,34 @@ class Torch:
             self.module.cuda.synchronize()
 
 
-def decoder(config: DecoderConfig, batch: int, length: int, rounds: int) -> list[Pair]:
+def decoder(side: str, config: dict[str, Any], batch: int, length: int) -> Iterator[Work]:
     """Forward and backward of the loss over (batch, length) tokens, and the same with an update by AdamW.
+
+    Args:
+      config: of the decoder, `DecoderConfig`'s.
 
     Raises:
       Apart: losses differ by more than 1e-4, or gradients' lengths by more than 0.1 %; in bfloat16 1e-2 and 2 %.
     """
-    peer = Torch()
-    torch = peer.module
-    model = ModelConfig("llama", config, dtype=peer.dtype)
+    dtype = "bfloat16" if platform() == "gpu" else "float32"
+    model = ModelConfig("llama", DecoderConfig(**config), dtype=dtype)
     leaves = blueprint(model).init(make_mesh())
-    tokens = np.random.default_rng(0).integers(3, config.vocab_size, (batch, length)).astype(np.int32)
-    theirs, how = compiled(torch, _same_weights(model, leaves).to(peer.device), "sdpa")
-    words = torch.from_numpy(tokens.astype(np.int64)).to(peer.device)
+    tokens = np.random.default_rng(0).integers(3, model.decoder.vocab_size, (batch, length)).astype(np.int32)
 
     def loss_of(leaves: Leaves, tokens: jax.Array) -> jax.Array:
         bound = blueprint(model).bind(leaves)
         return token_losses(bound.decoder, bound.hidden(tokens)[0][:, :-1], tokens[:, 1:]).mean()
 
     gradient = jax.jit(jax.value_and_grad(loss_of))
+    if side == OURS:
+        # leaves are given away by the first step, so the gradient is timed before
+        yield Work(GRADIENT, lambda: jax.block_until_ready(gradient(leaves, tokens)))
+        yield Work(STEP, _our_step(loss_of, leaves, tokens, model))
+        return
+    peer = Torch()
+    torch = peer.module
+    theirs, how = compiled(torch, _same_weights(model, leaves).to(peer.device), "sdpa")
+    words = torch.from_numpy(tokens.astype(np.int64)).to(peer.device)
 
     def their_gradient() -> Any:
         theirs.zero_grad(set_to_none=True)
@@ -114,8 +103,20 @@ def decoder(config: DecoderConfig, batch: int, length: int, rounds: int) -> list
     near, share = (1e-2, 2e-2) if peer.gpu else (1e-4, 1e-3)
     if abs(float(value) - their_loss) > near or abs(norm - their_norm) > share * norm:
         raise Apart(f"loss {float(value):.6f} and {their_loss:.6f}, gradient {norm:.5f} and {their_norm:.5f}")
-    optimizer = make_optimizer("adamw", blueprint(model).specs, clip=1.0, weight_decay=0.1)
     adamw = torch.optim.AdamW(theirs.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1)
+
+    def their_step() -> None:
+        their_gradient()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        adamw.step()
+        peer.wait()
+
+    yield Work(GRADIENT, their_gradient, how)
+    yield Work(STEP, their_step, how)
+
+
+def _our_step(loss_of: Callable, leaves: Leaves, tokens: np.ndarray, model: ModelConfig) -> Callable[[], None]:
+    optimizer = make_optimizer("adamw", blueprint(model).specs, clip=1.0, weight_decay=0.1)
 
     def whole(state: TrainState, tokens: jax.Array) -> TrainState:
         value, grads = jax.value_and_grad(loss_of)(state.trainable, tokens)
@@ -124,24 +125,12 @@ def decoder(config: DecoderConfig, batch: int, length: int, rounds: int) -> list
     step = jax.jit(whole, donate_argnums=0)
     state = TrainState(dict(leaves), jax.jit(optimizer.init)(leaves), {})
 
-    def our_step() -> None:
+    def run() -> None:
         nonlocal state
         state = step(state, tokens)
         jax.block_until_ready(state)
 
-    def their_step() -> None:
-        their_gradient()
-        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
-        adamw.step()
-        peer.wait()
-
-    # leaves are given away by the first step, so the gradient is timed before
-    pairs = [
-        timed(
-            "forward + backward", lambda: jax.block_until_ready(gradient(leaves, tokens)), their_gradient, rounds, how
-        )
-    ]
-    return [*pairs, timed("whole step, AdamW", our_step, their_step, rounds, how)]
+    return run
 
 
 def _same_weights(model: ModelConfig, leaves: Leaves):
@@ -167,15 +156,3 @@ def compiled(torch, work: Callable, attention: str) -> tuple[Callable, str]:
     except Exception as error:
         why = f"torch.compile failed here: {str(error).splitlines()[0][:60]}"
         return work, f"{', '.join(filter(None, ('not compiled', attention)))}; {why}"
-
-
-def timed(name: str, ours: Callable, theirs: Callable, rounds: int, peer: str) -> Pair:
-    """Both once to compile, then one after the other."""
-    ours(), theirs()
-    seconds = ([], [])
-    for _ in range(rounds):
-        for work, found in zip((ours, theirs), seconds, strict=True):
-            begun = time.perf_counter()
-            work()
-            found.append(time.perf_counter() - begun)
-    return Pair(name, *seconds, peer)
