@@ -171,9 +171,10 @@ def stage_of(flags_given: list[str]) -> tuple[Any, str]:
 
 
 if __name__ == "__main__":
-    with_huge_pages()  # for whatever stands beside it too
     with plain_errors():
         args = arguments()
+        if args.kind != "mix":  # whose command runs without
+            with_huge_pages()
         work = {
             "mix": compare_mix,
             "train": compare_train,

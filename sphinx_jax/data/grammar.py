@@ -95,8 +95,8 @@ class Point:
 class Box:
     """A box by its edges, left, top, right, bottom; `x1 <= x2`, `y1 <= y2`; in pixels or relative.
 
-    Where a model found it, `confidence` is how sure it is of that, from 0 to 1, and `expected` the mean of the boxes
-    that its last digits could have made, each as likely as the model has it: finer than the text, which rounds.
+    Where a model found it, `confidence` is how sure it is of that, from 0 to 1, and `expected` has for each number the
+    mean of those nearby that could have stood there, each as likely as the model has it; text has two decimals.
     """
 
     x1: float

@@ -134,8 +134,8 @@ class Said(NamedTuple):
     tokens: list[int]  # the stop's included
     logprobs: list[float]  # natural logarithm of the probability that the model gives each, among those that fit
     ended: str  # why: stop, length (max_new_tokens), cancelled
-    # of tokens that a grammar left a choice of, by their numbers: the likeliest of those that fit, (K,) int32, and the
-    # logarithms of their probabilities among them, (K,) float32
+    # of tokens that were chosen among those that fit a grammar, by their numbers: the likeliest of these, (K,) int32,
+    # and the logarithms of their probabilities, (K,) float32
     others: Mapping[int, tuple[np.ndarray, np.ndarray]] = {}
 
 

@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
-
 from sphinx_jax.data.image import load_image
 from sphinx_jax.data.tasks import Box, LayoutRegion, PaddedSquare, Pose, TextRegion, instruct, parse_answer
 from sphinx_jax.generate.arguments import BadArgument
@@ -17,7 +15,9 @@ from sphinx_jax.generate.engine import Said
 
 Frame = Literal["pixels", "padded"]
 LENGTH = 1024  # tokens of an answer, at most
+NEAR = 0.1  # of a number: those farther away are of other things, and their mean lies between the two
 
+_PHRASE = re.compile(rb"<p>.*?</p>")
 _NUMBER = rb"0\.\d\d|1\.00"
 _BOX = re.compile(rb"[\[;]" + rb",".join([rb" ?(%b)" % _NUMBER] * 4) + rb"(?=[\];]|$)")
 
@@ -86,17 +86,21 @@ def weighed(said: Said, pieces: Sequence[bytes]) -> Iterator[Weighed]:
         return [i for i in inside if said.logprobs[i] != 0.0]
 
     def mean(start: int, end: int) -> float:
-        """Of the numbers that the last token of this one could have made of it, each as likely as it is."""
-        inside, numbers, shares = chosen(start, end), [float(text[start:end])], [1.0]
-        if inside and inside[-1] in said.others:
-            last, others = inside[-1], said.others[inside[-1]]
-            made = [_number(text[: begins[last]] + pieces[other], text[:start]) for other in others[0]]
-            if any(number is not None for number in made):
-                shares = np.exp(others[1]) * [number is not None for number in made]
-                numbers = [number or 0.0 for number in made]
-        return float(np.average(numbers, weights=shares))
+        """Of the numbers near this one that its last token could have made of it, each as likely as it is."""
+        number, inside = float(text[start:end]), chosen(start, end)
+        last = inside[-1] if inside else 0
+        # where forced ones follow, others would have been followed by others
+        if last not in said.others or begins[last] + len(pieces[said.tokens[last]]) < end:
+            return number
+        total = share = 0.0
+        for token, chance in zip(*said.others[last], strict=True):
+            other = _number(text[: begins[last]] + pieces[token], text[:start])
+            if other is not None and abs(other - number) < NEAR:
+                total, share = total + math.exp(chance) * other, share + math.exp(chance)
+        return total / share if share else number
 
-    for found in _BOX.finditer(text):
+    # of a phrase, whatever it spells, nothing is a box
+    for found in _BOX.finditer(_PHRASE.sub(lambda phrase: b" " * len(phrase[0]), text)):
         chances = [said.logprobs[i] for i in chosen(found.start(1), found.end(4))]
         x1, y1, x2, y2 = (mean(*found.span(number)) for number in range(1, 5))
         # each is the mean for the others as they were said
@@ -115,7 +119,7 @@ class Located:
 
     `frame` says whether boxes and points are given and returned in "pixels" of the picture, or relative to the square
     it is padded to ("padded", 0 to 1, as answers have them).  Boxes have a `confidence`, from 0 to 1, and
-    an `expected` box, whose numbers are finer than those that are said.
+    an `expected` box, whose numbers lie between those that can be said.
     """
 
     def ground(self, image: Any, phrase: str, frame: Frame = "pixels") -> list[Box]:

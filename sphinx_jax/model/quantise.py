@@ -1,8 +1,8 @@
 """Matrices of the decoder's layers in 8 or 4 bits, for when they do not train (qwix does the arithmetic).
 
 A quantised leaf is a pair of arrays, values and scales, in the place of one.  Matrices in 8 bits are multiplied as they
-are, and the products scaled (`layers.contract`, `moe.Map`); those in 4 bits `run_stack` makes whole where the layer is
-computed, so one layer at a time is.
+are, and the products scaled (`layers.contract`, `moe.Map`; where an accelerator sends many rows to experts, theirs are
+cast first). Those in 4 bits `run_stack` makes whole where the layer is computed, so one layer at a time is.
 """
 
 from __future__ import annotations

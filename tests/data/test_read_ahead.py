@@ -23,7 +23,11 @@ def test_nothing_is_waited_for_in_vain_and_nothing_is_lost_before_an_error(monke
     assert [done.result() for _, done in zip(range(5), found, strict=False)] == [1, 4, 9, 16, 25]
     with pytest.raises(OSError, match="gone"):
         next(found)
-    slow = threading.Event()
-    found = read_ahead(lambda n: slow.wait(60) and n, iter(range(20)))
-    threading.Timer(0.2, slow.set).start()
-    assert [done.result() for done in found] == list(range(20))
+    begun = threading.Barrier(3, timeout=60)  # as many are read at a time
+
+    def read(n: int) -> int:
+        if n < 3:
+            begun.wait()
+        return n
+
+    assert [done.result() for done in read_ahead(read, iter(range(20)))] == list(range(20))

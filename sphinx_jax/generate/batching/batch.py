@@ -298,7 +298,7 @@ class Batch:
         for row, slot in enumerate(slots):
             if slot is not None and (sequence := self._slots[slot].sequence) is not None:
                 self._slots[slot].state = int(rows.state[row])
-                if others is not None:
+                if others is not None and not sequence.done:
                     tokens, likely = (x[row] for x in others)
                     fits = np.isfinite(likely)
                     sequence.others[len(sequence.said)] = tokens[fits], likely[fits]

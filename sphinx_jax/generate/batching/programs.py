@@ -52,7 +52,7 @@ class Chosen(NamedTuple):
 
     tokens: jax.Array  # (P,) int32; `NOTHING` where a row has ended
     chances: jax.Array  # (P,) float32, log-probabilities
-    # (P, OTHERS) the likeliest, in order, and theirs, where tokens are chosen among some
+    # (P, K) the likeliest, up to OTHERS, in order, and theirs, where tokens are chosen among some
     others: tuple[jax.Array, jax.Array] | None = None
 
 

@@ -327,8 +327,8 @@ def _gathered(leaves: Leaves, mesh: Mesh, model: ModelConfig) -> int:
 
     def size(path: str) -> int:
         ways = mesh.shape["tensor"] * (mesh.shape["expert"] if "expert" in specs[path].axes else 1)
-        # what is in 8 bits is read so
-        few = any(x.dtype == jnp.int8 for x in jax.tree.leaves(leaves[path]))
+        # what is in 8 bits is read so, but for experts that many rows are sent to
+        few = any(x.dtype == jnp.int8 for x in jax.tree.leaves(leaves[path])) and "expert" not in specs[path].axes
         return specs[path].size // ways * (1 if few else width)
 
     return sum(map(size, leaves))

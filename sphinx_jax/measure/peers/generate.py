@@ -1,8 +1,7 @@
 """Answers beside transformers on PyTorch: the same weights and prompts, greedy, each side in a process of its own.
 
-Times are those of reading prompts and of each token
-after them; 64 requests that arrive together are answered by the engine here, and there in padded batches, each of
-which runs until its longest answer ends.
+Times are those of reading prompts and of each token after them; requests that arrive together are answered by the
+engine here, and there in padded batches, each of which runs until its longest answer ends.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Two sides of a comparison, each in a process of its own: neither's threads, memory or compiler hinder the other.
+"""Two sides of a comparison, each in a process of its own: in one, ours took a quarter longer than alone.
 
 Both processes live through the whole comparison and work in turn, a line of JSON each way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -67,9 +68,11 @@ class Side:
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         time.sleep(REST)
-        self._process.stdin.write(json.dumps({"work": work, **what}) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"work": work, **what}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
         if not line:
             raise ConfigError("a side of the comparison ended; what it said stands above")
         answer = json.loads(line)

@@ -103,6 +103,7 @@ def decoder(side: str, config: dict[str, Any], batch: int, length: int) -> Itera
     near, share = (1e-2, 2e-2) if peer.gpu else (1e-4, 1e-3)
     if abs(float(value) - their_loss) > near or abs(norm - their_norm) > share * norm:
         raise Apart(f"loss {float(value):.6f} and {their_loss:.6f}, gradient {norm:.5f} and {their_norm:.5f}")
+    del grads
     adamw = torch.optim.AdamW(theirs.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1)
 
     def their_step() -> None:

@@ -231,16 +231,17 @@ def test_an_answer_knows_what_could_have_stood_in_the_place_of_each_choice(model
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_the_expected_box_is_the_mean_of_those_that_the_last_digits_could_have_made(kind):
+def test_the_expected_box_is_the_mean_of_those_nearby_that_the_last_tokens_could_have_made(kind):
     tokenizer = TOKENIZERS[kind]
     pieces = tokenizer.pieces()
     tokens = tokenizer.encode("\n[0.15, 0.20, 0.35, 1.00]")[len(tokenizer.encode("\n")) :]
     ends = np.cumsum([len(pieces[t]) for t in tokens])
     chances, others = [0.0] * len(tokens), {}
-    # of the first number: 0.14 to 0.16, a quarter, a half and a quarter, and a blank, which makes no number
+    # of the first number, beside those nearby: one of another thing where a token is a number, else a blank
     after = next(i for i, end in enumerate(ends) if end >= len("[0.15"))
     spelled = pieces[tokens[after]].decode()
-    likely = {spelled: 0.5, spelled.replace("5", "4"): 0.3, spelled.replace("5", "7"): 0.1, " ": 0.1}
+    other = "0.80" if kind == "numbers" else " "
+    likely = {spelled: 0.5, spelled.replace("5", "4"): 0.3, spelled.replace("5", "7"): 0.1, other: 0.1}
     ids = {piece: i for i, piece in reversed(list(enumerate(pieces)))}
     others[after] = np.array([ids[p.encode()] for p in likely]), np.log(list(likely.values())).astype(np.float32)
     chances[after] = math.log(0.5)
@@ -249,6 +250,14 @@ def test_the_expected_box_is_the_mean_of_those_that_the_last_digits_could_have_m
     e = found.expected
     assert (e.x1, e.y1, e.x2, e.y2) == pytest.approx((mean, 0.20, 0.35, 1.00))
     assert found.confidence == pytest.approx(0.5)
+
+
+def test_what_could_not_have_ended_a_number_does_not_count():
+    """Neither what stood before a token that was forced, nor what a phrase spells."""
+    pieces = [b"<p>a;0.10,0.20,0.30,0.40;b</p>[", b"1", b".00", b"0.99", b",0.20,1.00,0.30]"]
+    said = Said("", [0, 1, 2, 4], [0.0, -0.1, 0.0, 0.0], "stop", {1: (np.array([1, 3]), np.log([0.9, 0.1]))})
+    (found,) = weighed(said, pieces)
+    assert found.expected == Box(1.0, 0.2, 1.0, 0.3) and found.confidence == pytest.approx(math.exp(-0.1))
 
 
 def test_places_are_those_of_the_picture():
