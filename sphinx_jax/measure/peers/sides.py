@@ -1,4 +1,4 @@
-"""Two sides of a comparison, each in a process of its own: in one, ours took a quarter longer than alone.
+"""Two sides of a comparison, each in a process of its own.
 
 Both processes live through the whole comparison and work in turn, a line of JSON each way.
 """
