@@ -293,11 +293,11 @@ class Batch:
         rows = self._rows([slot or 0 for slot in slots], going)
         allowed = self.allowed([None if slot is None else self._slots[slot].sequence for slot in slots])
         inside = np.clip(last, 0, hidden.shape[1] - 1)
-        made = programs.begin(self.config, self.leaves, hidden, inside, rows, self.table, allowed)
-        rows, (new, chances, others) = jax.tree.map(np.asarray, made)
+        rows, made = programs.begin(self.config, self.leaves, hidden, inside, rows, self.table, allowed)
+        states, (new, chances, others) = jax.tree.map(np.asarray, (rows.state, made))
         for row, slot in enumerate(slots):
             if slot is not None and (sequence := self._slots[slot].sequence) is not None:
-                self._slots[slot].state = int(rows.state[row])
+                self._slots[slot].state = int(states[row])
                 if others is not None and not sequence.done:
                     tokens, likely = (x[row] for x in others)
                     fits = np.isfinite(likely)
