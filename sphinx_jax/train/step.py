@@ -76,7 +76,9 @@ def token_losses(decoder: Decoder, hidden: Float[Array, "B T D"], targets: Int[A
     parts = min(length, math.ceil(share / LOGITS_BYTES))
 
     def losses(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(decoder.logits(part[0]), part[1])
+        x, ids = part
+        # as rows: XLA turns logits of three dimensions around for their gradient
+        return _cross_entropies(decoder.logits(x.reshape(-1, x.shape[-1])), ids.reshape(-1)).reshape(ids.shape)
 
     if parts <= 1:
         return losses((hidden, targets))
@@ -88,6 +90,29 @@ def token_losses(decoder: Decoder, hidden: Float[Array, "B T D"], targets: Int[A
 
     found = jax.lax.map(jax.checkpoint(losses), (cut(hidden), cut(targets)))
     return einops.rearrange(found, "p b t -> b (p t)")[:, :length]
+
+
+@jax.custom_vjp
+def _cross_entropies(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """(N, V) float32, (N,) int32 -> (N,) float32.
+
+    The gradient takes the place of the logits, where that which JAX derives holds the exponents beside them.
+    """
+    return _with_logits(logits, ids)[0]
+
+
+def _with_logits(logits: jax.Array, ids: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    total = jax.nn.logsumexp(logits, axis=-1)
+    return total - jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0], (logits, ids, total)
+
+
+def _gradient_of_logits(kept: tuple[jax.Array, ...], above: jax.Array) -> tuple[jax.Array, None]:
+    logits, ids, total = kept
+    right = ids[:, None] == jnp.arange(logits.shape[-1])
+    return (jnp.exp(logits - total[:, None]) - right) * above[:, None], None
+
+
+_cross_entropies.defvjp(_with_logits, _gradient_of_logits)
 
 
 def token_weights(batch: Batch) -> Float32[Array, "B T"]:

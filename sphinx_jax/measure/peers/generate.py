@@ -53,6 +53,7 @@ def _compare(sides: dict[str, Side], rounds: int, requests: int, vocab: int) -> 
         said: dict[str, list] = {}
         for round_ in range(rounds + 1):  # the first compiles
             for name, side in sides.items():
+                side.ask("answer", prompts=prompts, most=1)  # a system may take memory back from who rests
                 (short, _), (long, said[name]) = (side.ask("answer", prompts=prompts, most=n) for n in (1, 1 + MORE))
                 if round_:
                     getattr(reads, name).append(short)
