@@ -1,8 +1,23 @@
-"""python -m sphinx_jax.main --config configs/quickstart.py [--workdir DIR] [--stage NAME] [--config.key=value]"""
+"""Carries out a recipe: trains, mixes, evaluates, answers.  The same command again goes on where it stopped.
+
+The recipe at nano size on pictures made here, from nothing to a report, in minutes on two cores:
+  python -m sphinx_jax.main --config configs/quickstart.py
+
+The package brings its recipes along, by name; sphinx-jax is the same command:
+  sphinx-jax --config quickstart
+
+One stage, with a setting changed; a chat with what was trained:
+  sphinx-jax --config quickstart --stage finetune --config.stage.finetune.steps=4000
+  sphinx-jax --config quickstart --stage chat --config.stage.chat.image=photo.jpg
+
+Your own conversations, on a checkpoint that tools/convert_checkpoint.py wrote:
+  sphinx-jax --config finetune:FOLDER --config.data.meta.train=list.yaml --workdir runs/mine
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import sys
@@ -20,7 +35,8 @@ from sphinx_jax.paths import CACHE, as_path
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "The recipe, a Python file with get_config(); --config.key=value changes one of its settings.",
+    "The recipe: a Python file with get_config(), or the name of one in configs/ or in the package; --config.key=value "
+    "changes one of its settings.",
     lock_config=False,
     accept_new_attributes=True,
 )
@@ -63,7 +79,14 @@ def main(argv: list[str]) -> None:
 
     with contextlib.nullcontext() if cluster is None else distributed.leaving_alone():
         found = runner.parse(recipe_values(), origins=False)  # the run looks at those of the stages to come
-        runner.run(found, workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
+        run = runner.run(found, workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
+    if not (_STAGE.value or run.quiet):
+        from sphinx_jax.recipe.suggest import things_to_try
+
+        given = ["--config", config_flags.get_config_filename(flags.FLAGS["config"])]
+        given += ["--smoke"] if _SMOKE.value else []
+        given += ["--workdir", _WORKDIR.value] if _WORKDIR.value else []
+        print("\n".join(things_to_try(run, given)))
 
 
 def recipe_values() -> dict[str, Any]:
@@ -86,11 +109,15 @@ def parse_profile(text: str) -> range:
 
 def parse(argv: list[str]) -> list[str]:
     """Flags of the command line; what is left of it."""
-    for given, following in zip(argv, [*argv[1:], ""], strict=True):
+    argv = [*argv]
+    for i, given in enumerate(argv):
         name, equals, file = given.lstrip("-").partition("=")
-        if name == "config":  # recipes import each other by their folder's name, wherever the command runs
-            folder = Path((file if equals else following).partition(":")[0]).resolve().parent
-            sys.path += [str(folder.parent), str(Path(__file__).parents[1])]
+        if name != "config" or not (equals or argv[i + 1 :]):
+            continue
+        file = find_recipe(file if equals else argv[i + 1])
+        argv[i if equals else i + 1] = f"--config={file}" if equals else file
+        # recipes import each other by their folder's name, wherever the command runs
+        sys.path += [str(folder.resolve().parent) for folder in (Path(file.partition(":")[0]).parent, *_folders())]
     try:
         return flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
@@ -112,6 +139,28 @@ def parse(argv: list[str]) -> list[str]:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     except SystemExit:
         sys.exit(0)  # absl ends with 1 where help was asked for
+
+
+def find_recipe(given: str) -> str:
+    """`quickstart` or `finetune:FOLDER` -> the same with the file of that name; what names a file is left as it is.
+
+    Raises ConfigError for a name that is in neither folder.
+    """
+    name, colon, argument = given.partition(":")
+    if not name or Path(name).suffix or Path(name).name != name or Path(name).is_file():
+        return given
+    known = {file.stem: file for folder in reversed(_folders()) for file in folder.glob("[!_]*.py")}
+    if name not in known:
+        from sphinx_jax.config import unknown
+
+        raise unknown("recipe", name, known)
+    return f"{known[name]}{colon}{argument}"
+
+
+def _folders() -> list[Path]:
+    """Where recipes lie that are given by name: the working directory's, and the package's own."""
+    found = importlib.util.find_spec("sphinx_jax.configs")
+    return [Path("configs"), *(Path(place) for place in (found.submodule_search_locations or () if found else ()))]
 
 
 def entry() -> None:

@@ -1,12 +1,21 @@
-"""Progress bars: live on a terminal, a rare line where output goes to a file."""
+"""Progress bars, live on a terminal, a rare line where output goes to a file; and what is compiled, said before."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from sphinx_jax.paths import CACHE, write_whole
+
+COMPILED = 1.0  # seconds; what takes less was found compiled
 
 
 class _Log:
@@ -26,3 +35,30 @@ def progress(over: Iterable[Any] | None = None, **settings: Any) -> tqdm:
     if terminal:
         return tqdm(over, leave=False, mininterval=0.2, **settings)
     return tqdm(over, leave=False, mininterval=30, delay=30, file=_Log(), **settings)
+
+
+@contextlib.contextmanager
+def compiling(what: str, quiet: bool = False) -> Iterator[None]:
+    """Say that `what` is compiled, and how long that took when it was last done on this machine."""
+    if quiet:
+        yield
+        return
+    file = _folder() / "compile_seconds.json"
+    try:
+        known = {name: float(seconds) for name, seconds in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        known = {}
+    last = f"; the last time here it took {known[what]:.0f} s" if what in known else ", once on this machine"
+    print(f"{what}: compiling{last}", file=sys.stderr, flush=True)
+    begun = time.perf_counter()
+    yield
+    if (spent := time.perf_counter() - begun) > COMPILED:
+        with contextlib.suppress(OSError):  # it is a help, and no more
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps(known | {what: round(spent, 1)}).encode())
+
+
+def _folder() -> Path:
+    """Where compiled programs are kept, as far as that is a folder here."""
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    return Path(given) if given and "://" not in given else CACHE / "xla"

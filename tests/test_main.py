@@ -13,6 +13,7 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.config import from_dict, to_dict
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.progress import compiling
 from sphinx_jax.recipe import runner
 
 # two stages over one model; nothing here is ever trained
@@ -190,6 +191,9 @@ def test_help_names_the_flags():
         ([], "no recipe; give one"),
         (["--config", "there/is/none.py"], "there is no recipe there/is/none.py"),
         (["--config", "simple.py", "--wrokdir", "w"], "Did you mean: workdir"),
+        (["--config", "quickstrat"], "unknown recipe 'quickstrat'"),
+        (["--config", "mine", "--config.stage.first.stepz=3"], "did you mean 'steps'"),
+        (["--config=mine", "--config.stage.first.stepz=3"], "did you mean 'steps'"),
         (["--config", "broken.py"], "broken.py, line 2: "),
         (["--config", "simple.py", "--profile", "7"], "--profile 7 is not of the form FIRST:END"),
         (["--config", "simple.py", "w"], "unexpected argument 'w'"),
@@ -204,6 +208,9 @@ def test_help_names_the_flags():
         "no config",
         "no file",
         "flag",
+        "recipe by name",
+        "own by name",
+        "own by name, one word",
         "broken file",
         "profile",
         "argument",
@@ -221,6 +228,8 @@ def test_a_wrong_command_line_is_one_line(tmp_path, arguments, says):
         "import configs.published\n\ndef get_config():\n    raise ValueError('this recipe wants a folder')"
     )
     (tmp_path / "broken.py").write_text("def get_config():\n    return (\n")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.py").write_text(SIMPLE)
     out = python("-m", "sphinx_jax.main", *arguments, cwd=tmp_path)
     assert out.returncode == 1 and out.stdout == ""
     assert out.stderr.startswith("error: ") and out.stderr.count("\n") == 1 and says in out.stderr
@@ -240,6 +249,19 @@ def test_a_batch_that_cannot_be_cut_is_told_before_any_data_is_made(tmp_path):
         runner.run(runner.parse(with_stage("first", batch=4, accumulate=3)), tmp_path / "w", quiet=True)
     assert "first: 4 image rows do not divide over 1 devices x 3 accumulated parts" in one_line(error)
     assert {p.name for p in (tmp_path / "w").iterdir()} == {"config.json"}
+
+
+def test_what_is_compiled_is_said_before_with_what_it_took(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
+    monkeypatch.setattr("sphinx_jax.progress.COMPILED", 0.0)
+    said = []
+    for _ in range(2):
+        with compiling("a step"):
+            said.append(capsys.readouterr().err)
+    assert said == ["a step: compiling, once on this machine\n", "a step: compiling; the last time here it took 0 s\n"]
+    (tmp_path / "xla" / "compile_seconds.json").write_text("[1")
+    with compiling("a step"), compiling("another", quiet=True):
+        assert capsys.readouterr().err == said[0]
 
 
 HEAVY = ("jax", "flax", "orbax", "grain", "tensorflow_datasets", "transformers", "matplotlib", "sklearn", "skimage")

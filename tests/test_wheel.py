@@ -87,9 +87,9 @@ def test_its_data_and_its_types_are_there():
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package, by its dotted name."""
+    """Every module of the package but its recipes, which import each other, by its dotted name."""
     found = {}
-    for file in sorted(PACKAGE.rglob("*.py")):
+    for file in sorted(set(PACKAGE.rglob("*.py")) - set((PACKAGE / "configs").iterdir())):
         parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
         found[".".join(part for part in parts if part != "__init__")] = file
     return found
@@ -160,6 +160,22 @@ def test_what_is_wrong_is_one_line(command, tmp_path):
     done = run(command, "--config", "there/is/none.py", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: there is no recipe there/is/none.py; check --config\n"
+
+
+@pytest.mark.parametrize("name", ["quickstart", "sphinx_tiny_1k"])  # which takes from another recipe
+def test_recipes_go_by_name_without_a_clone(name, tmp_path):
+    done = run("script", "--config", name, "--config.stage.finetune.stepz=1", cwd=tmp_path)
+    assert done.returncode == 1 and "key of stage.finetune 'stepz'; did you mean 'steps'" in done.stderr
+    done = run("script", f"--config={name[:-1]}", cwd=tmp_path)
+    assert done.returncode == 1 and f"unknown recipe {name[:-1]!r}; did you mean {name!r}" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_of_ones_own_takes_from_the_packages(tmp_path):
+    own = "from configs import quickstart\ndef get_config():\n    c = quickstart.get_config()\n"
+    (tmp_path / "own.py").write_text(f"{own}    c.stage.evaluate.limitt = 3\n    return c\n")
+    done = run("module", "--config", "own.py", cwd=tmp_path)
+    assert done.returncode == 1 and "key of stage.evaluate 'limitt'; did you mean 'limit'" in done.stderr
 
 
 def test_a_recipe_anywhere_trains_what_from_pretrained_loads(workdir):

@@ -45,8 +45,8 @@ def from_pretrained(
     """Load a model.
 
     Args:
-      folder: one of our checkpoints; a recipe's workdir (its last trained stage); a published folder or a list of
-        them, later ones on top of earlier ones; a Hugging Face folder.
+      folder: one of our checkpoints; a recipe's workdir (its last trained stage) or the folder of one of its training
+        stages; a published folder or a list of them, later ones on top of earlier ones; a Hugging Face folder.
       mesh: where it lies; default: all devices, as `serving_mesh` lays them out.
       dtype: what it computes in and what its weights are held in, as `bfloat16` or `bf16`; default: as the
         checkpoint says, float32 for the files of others.
@@ -106,7 +106,7 @@ def place(found: Foreign, mesh: Mesh, dtypes: Mapping[str, str] | None = None) -
 
 
 def _folders(given: Any) -> list[Path]:
-    """The folders given, all of them there."""
+    """The folders given, all of them there; of a training stage's its checkpoint."""
     paths = [given] if isinstance(given, str | os.PathLike) else given
     if not isinstance(paths, Sequence) or not paths or not all(isinstance(each, str | os.PathLike) for each in paths):
         raise BadArgument(f"folder must be a path, or a list of one path or more, not {short(given)}")
@@ -116,7 +116,7 @@ def _folders(given: Any) -> list[Path]:
             raise store.BadCheckpoint(f"{folder} does not exist{_nearest(folder)}")
         if not folder.is_dir():
             raise store.missing(folder)
-    return folders
+    return [store.chosen_in(folder) for folder in folders]
 
 
 def _nearest(missing: Path) -> str:

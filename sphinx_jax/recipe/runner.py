@@ -174,7 +174,7 @@ def _check_origins(name: str, stage: Any, known: dict[str, Any], gone: bool = Tr
                 f"{key} of stage {name}: there is no {origin}; tools/convert_checkpoint.py makes such a folder of "
                 f"published weights, and --config.stage.{name}.{key}=FOLDER names another"
             )
-        if not store.is_complete(origin):
+        if not store.is_complete(store.chosen_in(as_path(origin))):
             raise store.BadCheckpoint(f"{key} of stage {name}: {origin} is not a complete checkpoint")
 
 

@@ -1,6 +1,7 @@
 """Held-out pictures with what was asked, what was expected and what a model said drawn on them."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -213,20 +214,33 @@ def _grown(corners: list[tuple[float, float]], by: float) -> list[tuple[float, f
 def annotate(sample: Sample, side: int = CELL) -> Image.Image:
     """The picture, its longer side `side` pixels, with its places drawn: solid what the model said, dashed
     what was expected, thin white what the question names. Places that cannot be read are not drawn."""
-    image = sample.image.convert("RGB")
-    scale = side * OVERSAMPLE / max(image.size)
-    large = tuple(max(OVERSAMPLE, round(length * scale)) for length in image.size)
-    canvas = image.resize(large, Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(canvas)
-    square = PaddedSquare(*image.size)
     layers = (
         ([*parse_boxes(sample.question), *parse_points(sample.question)], ASKED, False, 1),
         (_places(sample.task, sample.prediction), PREDICTED, False, 2),
         # On top, as the gaps of its dashes leave a prediction below it visible.
         (_places(sample.task, sample.answer), EXPECTED, True, 2),
     )
+    return _drawn(sample.image, layers, side)
+
+
+def with_places(image: Image.Image, places: Sequence[Any], side: int = 480) -> Image.Image:
+    """The picture, its longer side `side` pixels, with boxes, points, poses, texts or parts of a page drawn on it.
+
+    places: in pixels of the picture, as `model.ground` and its like return them.
+    """
+    square = PaddedSquare(*image.size)
+    return _drawn(image, (([square.from_pixels(value) for value in places], PREDICTED, False, 2),), side)
+
+
+def _drawn(image: Image.Image, layers: Iterable[tuple[Sequence[Any], str, bool, int]], side: int) -> Image.Image:
+    """`layers`: values in the padded frame with a colour, whether they are dashed, and the width of their lines."""
+    image = image.convert("RGB")
+    scale = side * OVERSAMPLE / max(image.size)
+    large = tuple(max(OVERSAMPLE, round(length * scale)) for length in image.size)
+    canvas = image.resize(large, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(canvas)
     for values, colour, dashed, width in layers:
-        pen = _Pen(draw, square, scale, large, colour, dashed, width)
+        pen = _Pen(draw, PaddedSquare(*image.size), scale, large, colour, dashed, width)
         for value in values:
             pen.show(value)
     return canvas.resize(tuple(length // OVERSAMPLE for length in large), Image.Resampling.BOX)

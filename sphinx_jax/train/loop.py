@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import logging
 import math
@@ -23,6 +24,7 @@ from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.distributed import gather
+from sphinx_jax.progress import compiling
 from sphinx_jax.sharding import row_sharding, row_share
 from sphinx_jax.train.checkpoints import Checkpoints
 from sphinx_jax.train.history import History
@@ -114,13 +116,14 @@ def run(job: TrainJob) -> TrainState:
     folder, name, settings, profile = job.folder, job.name, job.settings, job.profile
     checkpoints = Checkpoints(folder / "checkpoints", settings.keep, job.config, job.tokenizer, job.recipe)
     leader = jax.process_index() == 0
+    quiet = job.quiet or not leader
     found = store.newest(checkpoints.folder)
     start = 0 if found is None else int(found.name)
     state = job.begin(found)
-    if found is not None and leader and not job.quiet:
+    if found is not None and not quiet:
         print(f"{name}: all {start} steps are done" if start == settings.steps else f"{name}: on from step {start}")
     history = History(folder, start, leader)
-    line = _Line(name, settings.steps, job.quiet or not leader)
+    line = _Line(name, settings.steps, quiet)
     data = job.data(start)
     window = _Window(start)
     bad, left, waits, blind, tracing = 0, None, False, False, False
@@ -146,7 +149,8 @@ def run(job: TrainJob) -> TrainState:
             skipped = {kind: int(b.pop("skipped", np.zeros(1)).sum()) for kind, b in batches.items()}
             waited = time.perf_counter() - waited
             batches = jax.tree.map(place, batches)
-            state, metrics = job.step(state, batches, job.rate(step))
+            with compiling(f"{name}, the training step", quiet) if step == start else contextlib.nullcontext():
+                state, metrics = job.step(state, batches, job.rate(step))
             window.add(metrics, {kind: len(next(iter(b.values()))) for kind, b in batches.items()}, skipped, waited)
             if profile and tracing and step in (profile[-1], settings.steps - 1):
                 jax.block_until_ready(metrics)

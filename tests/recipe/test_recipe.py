@@ -2,20 +2,28 @@
 
 import copy
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import ROOT, tiny_config
 
 import sphinx_jax
+from configs.finetune import get_config
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import to_dict
+from sphinx_jax.data.image import load_image
 from sphinx_jax.generate.load import last_checkpoint
 from sphinx_jax.recipe import runner
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.recipe.stages import mix_choice
+from sphinx_jax.recipe.suggest import things_to_try
 from sphinx_jax.weight_mix.write import write as write_mix
 
 SHARED = {
@@ -102,7 +110,7 @@ def test_a_list_whose_pictures_are_nowhere_is_no_success(tmp_path, caplog):
 
 def test_the_results_are_there_and_of_the_documented_form(workdir):
     assert (workdir / "report.html").stat().st_size > 10_000
-    assert {p.name for p in workdir.glob("*.png")} == {"beta.png", "grid.png", "loss.png", "scores.png"}
+    assert {p.name for p in workdir.glob("*.png")} == {"beta.png", "grid.png", "loss.png", "scores.png", "example.png"}
     scores = json.loads((workdir / "scores.json").read_text())
     assert {"vqa", "rec", "short_caption", "detection"} <= scores["tasks"].keys()
     four = {"metric", "value", "baseline_majority", "baseline_blind"}
@@ -117,6 +125,43 @@ def test_the_results_are_there_and_of_the_documented_form(workdir):
     assert beta["chosen"] == beta["values"][int(mean.argmin())]
     assert beta["test"].keys() == {"chosen", "0", "1"}
     assert scores["seconds"] > 0
+
+
+def test_any_stage_of_a_workdir_loads(workdir):
+    tokens = np.arange(3, 9, dtype=np.int32)[None]
+    stage, step = (sphinx_jax.from_pretrained(workdir / name) for name in ("real", "real/checkpoints/4"))
+    np.testing.assert_array_equal(stage.logits(tokens), step.logits(tokens))
+    assert not np.array_equal(stage.logits(tokens), sphinx_jax.from_pretrained(workdir).logits(tokens))
+
+
+def test_a_stage_starts_from_one_of_another_run(workdir, tmp_path):
+    other = values() | {"stages": ("synthetic",)}
+    other["stage"]["synthetic"] |= {"start": str(workdir / "real"), "steps": 1, "cache_features": False}
+    runner.run(runner.parse(other), tmp_path / "w", quiet=True)
+    made = sphinx_jax.from_pretrained(tmp_path / "w" / "synthetic")
+    start = sphinx_jax.from_pretrained(workdir / "real")
+    for path, leaf in start.leaves.items():
+        if path.startswith("encoders/"):
+            jax.tree.map(np.testing.assert_array_equal, leaf, made.leaves[path])
+
+
+def test_what_it_suggests_can_be_run(workdir, tmp_path):
+    run = Run(runner.parse(values()), workdir, quiet=True)
+    lines = things_to_try(run, ["--config", "some.py", "--workdir", str(workdir)])
+    chat, tune, mix = (shlex.split(line) for line in lines if line.startswith("    "))
+    assert chat[3:7] == ["--config", "some.py", "--workdir", str(workdir)] and chat[7:9] == ["--stage", "chat"]
+    assert load_image(chat[9].partition("=")[2]).size
+    assert get_config(tune[4].partition(":")[2]).model.decoder.lora_rank == 8
+    done = subprocess.run(
+        [sys.executable, *mix[1:-1], tmp_path / "mixed"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert store.is_complete(tmp_path / "mixed")
+    assert things_to_try(Run(run.recipe, tmp_path / "empty"), ()) == []
 
 
 def test_the_mix_on_disk_is_the_papers_formula(workdir, mesh):

@@ -28,6 +28,7 @@ from sphinx_jax.model import flops
 from sphinx_jax.model.blueprint import STACK, Leaves, apart, blueprint
 from sphinx_jax.model.cache import AXES, Cache
 from sphinx_jax.model.views import normalise
+from sphinx_jax.progress import compiling
 from sphinx_jax.recipe.recipe import PLAYGROUND, Recipe, mesh_of
 from sphinx_jax.sharding import device_bytes, partition_spec, row_ways, serving_mesh
 from sphinx_jax.train.program import abstract_batches, abstract_kept, abstract_state, program
@@ -122,7 +123,7 @@ def _compile_train(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh, chi
     return need
 
 
-def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -> dict[str, Need]:
+def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -> Iterator[tuple[str, Need]]:
     """Prefill and one decode step, on the mesh that answering lays over these devices, of a batch with one prompt, and
     its picture, for each of its parts that rows are shared out to.
 
@@ -156,21 +157,17 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
         + (flops.image_forward(model, False) if model.has_vision else 0)
     )
     weights = _gathered({p: x for p, x in leaves.items() if p.startswith("decoder/")}, mesh, model)
-    needs = {
-        "prefill": _compile(
-            "prefill",
-            lambda: jax.jit(prefill, donate_argnames="cache").lower(leaves, pixels, prompt, cache, rows.position),
-            mesh,
-            chip,
-            worth,
-            worth,
-            weights,
+    lower = functools.partial(jax.jit(prefill, donate_argnames="cache").lower, leaves, pixels, prompt, cache)
+    wanted = {
+        "prefill": lambda: _compile(
+            "prefill", lambda: lower(rows.position), mesh, chip, worth=worth, work=worth, traffic=weights
         ),
-        "decode": _decode("decode", model, leaves, state, mesh, chip, weights),
+        "decode": lambda: _decode("decode", model, leaves, state, mesh, chip, weights),
     }
-    for need in needs.values():
+    for name, compile_it in wanted.items():
+        need = compile_it()
         need.parameter_bytes, need.rows = device_bytes(leaves), {"image" if size else "text": 1}
-    return needs
+        yield name, need
 
 
 def serving_need(
@@ -256,7 +253,8 @@ def _apart(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def _compile(what: str, lower: Any, mesh: Mesh, chip: Chip, worth: float, work: float, traffic: float) -> Need:
     """Lower and compile; `worth` and `work`: FLOPs of all devices, of the model and with what is computed again."""
     devices = mesh.size
-    with jax.set_mesh(mesh), lowering_for(mesh):
+    said = compiling(f"{what} for {devices} x {chip.kind}")
+    with said, jax.set_mesh(mesh), lowering_for(mesh):
         lowered = lower()
         try:
             try:

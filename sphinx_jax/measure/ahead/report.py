@@ -38,8 +38,9 @@ def report(
     for name in names:
         train.append(train_need(recipe, name, devices, chip, largest))
         print(text(chip, train[-1]), flush=True)
-    inference = inference_needs(recipe, devices, chip)
-    for need in inference.values():
+    inference = {}
+    for name, need in inference_needs(recipe, devices, chip):
+        inference[name] = need
         print(text(chip, need), flush=True)
     if as_json:
         print(json.dumps(to_json(chip, train, inference)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import io
 import json
 import random
 import shutil
@@ -17,6 +18,8 @@ from sphinx_jax.recipe.run import Run, seconds
 from sphinx_jax.report.page import Sample, format_table, write_report
 from sphinx_jax.settings import Count, Name, Settings
 from sphinx_jax.train.history import read_history
+
+EXAMPLE = "example.png"  # a held-out picture, to ask about
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,20 @@ def show(run: Run, name: str, settings: ShowStage) -> None:
     scores["seconds"] = sum(timings.values())
     histories = {n: read_history(run.folder(n)) for n in run.recipe.stages}
     config = (run.workdir / "config.json").read_text()
+    drawn = samples(run, s)
     report = write_report(
         run.workdir,
         title=run.recipe.title,
         intro=[*run.recipe.about, f"config.json\n{config}"],
         histories={n: h for n, h in histories.items() if h},
         scores=scores,
-        samples=samples(run, s),
+        samples=drawn,
         timings=timings,
     )
     (run.workdir / "scores.json").write_text(json.dumps(scores, indent=2))
+    for sample in drawn[:1]:
+        sample.image.save(file := io.BytesIO(), "PNG")
+        (run.workdir / EXAMPLE).write_bytes(file.getvalue())
     if not run.quiet:
         print(format_table(scores, colour=sys.stdout.isatty(), width=shutil.get_terminal_size((120, 24)).columns))
         print(f"\n{report}")
