@@ -83,7 +83,7 @@ display(Image("runs/quickstart/grid.png", width=1000))
 # %% [markdown]
 # ## Ask it
 #
-# A picture that no stage has seen. The answer about a place is a value, in pixels, with a confidence.
+# A picture that no stage was trained on. The answer about a place is a value, in pixels, with a confidence.
 
 # %%
 import io

@@ -98,13 +98,13 @@ import collections
 
 import jax
 
-(trace,) = pathlib.Path("runs/traced").rglob("*.xplane.pb")
+trace = max(pathlib.Path("runs/traced").rglob("*.xplane.pb"))
 spent = collections.Counter()
 for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
     for line in plane.lines:
         for event in line.events:
-            if "hlo_op" in dict(event.stats):
-                spent[event.name.split(".")[0]] += event.duration_ns
+            if line.name == "XLA Ops" or "hlo_op" in dict(event.stats):
+                spent[event.name.split(".")[0].split(" ")[0]] += event.duration_ns
 total = sum(spent.values())
 for name, nanoseconds in spent.most_common(8):
     print(f"{nanoseconds / total:6.1%}  {name}")

@@ -17,7 +17,6 @@ Your own conversations, on a checkpoint that tools/convert_checkpoint.py wrote:
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import sys
@@ -30,6 +29,7 @@ from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
 from sphinx_jax.command import plain_errors, with_huge_pages
 from sphinx_jax.paths import CACHE, as_path
+from sphinx_jax.recipe.find import find, folders
 
 # not locked: a setting that the file leaves at its default can be given too; `runner.parse` refuses unknown keys
 CONFIG = config_flags.DEFINE_config_file(
@@ -114,10 +114,10 @@ def parse(argv: list[str]) -> list[str]:
         name, equals, file = given.lstrip("-").partition("=")
         if name != "config" or not (equals or argv[i + 1 :]):
             continue
-        file = find_recipe(file if equals else argv[i + 1])
+        file = find(file if equals else argv[i + 1])
         argv[i if equals else i + 1] = f"--config={file}" if equals else file
         # recipes import each other by their folder's name, wherever the command runs
-        sys.path += [str(folder.resolve().parent) for folder in (Path(file.partition(":")[0]).parent, *_folders())]
+        sys.path += [str(folder.resolve().parent) for folder in (Path(file.partition(":")[0]).parent, *folders())]
     try:
         return flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
@@ -139,28 +139,6 @@ def parse(argv: list[str]) -> list[str]:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     except SystemExit:
         sys.exit(0)  # absl ends with 1 where help was asked for
-
-
-def find_recipe(given: str) -> str:
-    """`quickstart` or `finetune:FOLDER` -> the same with the file of that name; what names a file is left as it is.
-
-    Raises ConfigError for a name that is in neither folder.
-    """
-    name, colon, argument = given.partition(":")
-    if not name or Path(name).suffix or Path(name).name != name or Path(name).is_file():
-        return given
-    known = {file.stem: file for folder in reversed(_folders()) for file in folder.glob("[!_]*.py")}
-    if name not in known:
-        from sphinx_jax.config import unknown
-
-        raise unknown("recipe", name, known)
-    return f"{known[name]}{colon}{argument}"
-
-
-def _folders() -> list[Path]:
-    """Where recipes lie that are given by name: the working directory's, and the package's own."""
-    found = importlib.util.find_spec("sphinx_jax.configs")
-    return [Path("configs"), *(Path(place) for place in (found.submodule_search_locations or () if found else ()))]
 
 
 def entry() -> None:

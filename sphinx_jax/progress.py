@@ -39,7 +39,7 @@ def progress(over: Iterable[Any] | None = None, **settings: Any) -> tqdm:
 
 @contextlib.contextmanager
 def compiling(what: str, quiet: bool = False) -> Iterator[None]:
-    """Say that `what` is compiled, and how long that took when it was last done on this machine."""
+    """Say that `what` is compiled, and how long that took on this machine where nothing was found compiled."""
     if quiet:
         yield
         return
@@ -48,14 +48,14 @@ def compiling(what: str, quiet: bool = False) -> Iterator[None]:
         known = {name: float(seconds) for name, seconds in json.loads(file.read_text()).items()}
     except (OSError, ValueError, AttributeError, TypeError):
         known = {}
-    last = f"; the last time here it took {known[what]:.0f} s" if what in known else ", once on this machine"
+    last = f"; it took {known[what]:.0f} s before" if what in known else ""
     print(f"{what}: compiling{last}", file=sys.stderr, flush=True)
     begun = time.perf_counter()
     yield
     if (spent := time.perf_counter() - begun) > COMPILED:
         with contextlib.suppress(OSError):  # it is a help, and no more
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(known | {what: round(spent, 1)}).encode())
+            write_whole(file, json.dumps(known | {what: max(round(spent, 1), known.get(what, 0))}).encode())
 
 
 def _folder() -> Path:

@@ -43,5 +43,5 @@ def test_the_badge_opens_it(path):
 
 
 def test_all_bring_the_package_by_the_same_cell():
-    cells = {path.read_text().split("# %%\n")[1] for path in TEXTS}
+    cells = {path.read_text().split("# %%\n")[1].split("\n# %%")[0] for path in TEXTS}
     assert len(cells) == 1

@@ -178,6 +178,14 @@ def python(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=env, timeout=100)
 
 
+def test_recipes_go_by_name_outside_the_clone(tmp_path):
+    own = "from configs import quickstart\ndef get_config():\n    return quickstart.get_config()\n"
+    (tmp_path / "own.py").write_text(own)
+    for given in ("quickstart", "own.py"):
+        out = python("-m", "sphinx_jax.main", "--config", given, "--config.stage.finetune.stepz=1", cwd=tmp_path)
+        assert out.returncode == 1 and "did you mean 'steps'" in out.stderr
+
+
 def test_help_names_the_flags():
     out = python("-m", "sphinx_jax.main", "--help")
     assert out.returncode == 0
@@ -258,7 +266,7 @@ def test_what_is_compiled_is_said_before_with_what_it_took(tmp_path, monkeypatch
     for _ in range(2):
         with compiling("a step"):
             said.append(capsys.readouterr().err)
-    assert said == ["a step: compiling, once on this machine\n", "a step: compiling; the last time here it took 0 s\n"]
+    assert said == ["a step: compiling\n", "a step: compiling; it took 0 s before\n"]
     (tmp_path / "xla" / "compile_seconds.json").write_text("[1")
     with compiling("a step"), compiling("another", quiet=True):
         assert capsys.readouterr().err == said[0]

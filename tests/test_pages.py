@@ -1,7 +1,7 @@
-"""Every command and every Python block of README and the pages is one that works; what is not run says why.
+"""Commands and Python of README and the pages.
 
-A command is parsed by the program that it calls, and a recipe's settings by the recipe; a Python block is run, with a
-tiny model in the place of the quickstart's.  `<!-- not run: why -->` before a block leaves it out.
+A command of this package is parsed by the program that it calls, and a recipe's settings by the recipe; a fenced Python
+block is run, with a tiny model in the place of the quickstart's.  `<!-- not run: why -->` before a block leaves it out.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def commands(page):
             if assigned := re.fullmatch(r'(\w+)="(.*)"', line.strip()):
                 known[assigned[1]] = assigned[2]
                 continue
-            for part in re.split(r"&&|;", line):
+            for part in re.split(r"&&|;", line.replace("srun ", "")):
                 words = [word for word in shlex.split(part, comments=True) if not re.match(r"[A-Z_]+=", word)]
                 if words[:3] == ["python", "-m", "sphinx_jax.main"] or words[:1] == ["sphinx-jax"]:
                     found.append(["main", *words[3 if words[0] == "python" else 1 :]])
@@ -83,6 +83,7 @@ def check_flags(words, known):
     file, _, what = given.get("config", "").partition(":")
     name = re.sub(r"^configs/|\.py$", "", file)
     if not (ROOT / "configs" / f"{name}.py").exists():
+        assert name != file and not file.startswith("configs/"), f"there is no recipe {file}"
         return  # one of the reader's
     folder, *options = what.split(",")
     options = [option for option in options if not option.isupper()]  # as OPTIONS, which stands for some

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.wheel
 
 PACKAGE = Path(sphinx_jax.__file__).parent
 PARTS = PACKAGE / "data" / "playground" / "parts"
-OUTSIDE = ("configs", "tools", "tests", "colabs")  # folders of the repository, which no wheel holds
+OUTSIDE = ("configs", "tools", "tests", "colabs")  # folders of the repository, which no wheel has at its top
 COMMANDS = {
     "script": [str(Path(sys.executable).with_name("sphinx-jax"))],
     "package": [sys.executable, "-m", "sphinx_jax"],

@@ -1,14 +1,14 @@
 """Executes colabs/NAME.py, notebooks as text, and keeps what they print in colabs/NAME.ipynb.
 
-All of them, as long as they take; one of them; all at small size, kept elsewhere:
+All of them, as long as they take; one of them; all at small size, kept elsewhere; one whose prose alone has changed:
   python tools/run_notebooks.py
   python tools/run_notebooks.py quickstart
   python tools/run_notebooks.py --scale 0.02 --out /tmp/notebooks
+  python tools/run_notebooks.py quickstart --prose
 
-Each runs in a folder of its own, as on Colab: its first cell brings the package, here from this working tree.  A cell
-fails that raises, whose command fails, or that prints a warning of deprecation.
-
-Needs pip install 'sphinx_jax[colabs]'.
+Each runs in a folder of its own and all in an environment that holds what a kernel needs: the first cell brings the
+package, here from this working tree.  A cell fails that raises, whose command fails, or that prints a warning of
+deprecation.  Needs pip install jupytext nbclient.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 from pathlib import Path
 
 import jupytext
@@ -29,6 +30,7 @@ from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
+KERNEL = "colab"
 DEPRECATED = re.compile(r".*(?:Deprecation|PendingDeprecation|Future)Warning.*")
 # a command of a cell (`!…`) that fails is an error of the cell
 STRICT = """
@@ -56,6 +58,23 @@ def working_tree(folder: Path) -> Path:
     return folder
 
 
+def environment(folder: Path) -> None:
+    """An environment with a kernel, named colab, whose commands come first on the PATH."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    for command in (
+        ["pip", "install", "-q", "ipykernel"],
+        ["ipykernel", "install", "--prefix", folder, "--name", KERNEL],
+    ):
+        subprocess.run([python, "-m", *command], check=True, stdout=subprocess.DEVNULL)
+    os.environ |= {
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(folder),
+        "JUPYTER_PATH": str(folder / "share" / "jupyter"),
+    }
+    os.environ.pop("PYTHONPATH", None)
+
+
 def execute(name: str, source: Path, scale: float, timeout: int) -> nbformat.NotebookNode:
     """The notebook with what its cells printed.
 
@@ -76,7 +95,7 @@ def execute(name: str, source: Path, scale: float, timeout: int) -> nbformat.Not
         client = NotebookClient(
             notebook,
             timeout=timeout,
-            kernel_name="python3",
+            kernel_name=KERNEL,
             coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         )
@@ -107,6 +126,24 @@ def execute(name: str, source: Path, scale: float, timeout: int) -> nbformat.Not
     return notebook
 
 
+def with_prose(name: str, file: Path) -> nbformat.NotebookNode:
+    """The notebook as it ran, with the prose of its text as that is now.
+
+    Raises:
+      RuntimeError: its code has changed too.
+    """
+    text = (ROOT / "colabs" / f"{name}.py").read_text()
+    ran, now = nbformat.read(file, as_version=4), jupytext.reads(text, fmt="py:percent")
+    if [(c.cell_type, c.cell_type == "code" and c.source) for c in ran.cells] != [
+        (c.cell_type, c.cell_type == "code" and c.source) for c in now.cells
+    ]:
+        raise RuntimeError(f"{name}: its code has changed, or cells have come and gone; run it again")
+    for cell, new in zip(ran.cells, now.cells, strict=True):
+        cell.source = new.source
+    ran.metadata["sphinx_jax"]["source"] = digest(text)
+    return ran
+
+
 def digest(text: str) -> str:
     """Of a notebook's text: says which text the outputs belong to."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -118,17 +155,22 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default: all")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps to train (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "colabs", help="where .ipynb files go (default: colabs/)")
+    parser.add_argument("--prose", action="store_true", help="run nothing: the text between the cells has changed")
     parser.add_argument("--timeout", type=int, default=3600, help="seconds of a cell, at most (default: %(default)s)")
     args = parser.parse_args()
     if wrong := set(args.names) - set(known):
         parser.error(f"there is no notebook {min(wrong)}; there are {', '.join(known)}")
     args.out.mkdir(parents=True, exist_ok=True)
     failed = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as environs:
         source = working_tree(Path(folder))
+        if not args.prose:
+            environment(Path(environs))
         for name in args.names or known:
             try:
-                nbformat.write(execute(name, source, args.scale, args.timeout), args.out / f"{name}.ipynb")
+                file = args.out / f"{name}.ipynb"
+                made = with_prose(name, file) if args.prose else execute(name, source, args.scale, args.timeout)
+                nbformat.write(made, file)
             except RuntimeError as error:
                 failed.append(name)
                 print(error, file=sys.stderr)

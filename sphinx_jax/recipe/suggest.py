@@ -33,12 +33,13 @@ def things_to_try(run: Run, given: Sequence[str]) -> list[str]:
     for name in [n for n, s in kinds if isinstance(s, ChatStage)][:1]:
         image = f" --config.stage.{name}.image={shlex.quote(_near(picture))}" if picture.exists() else ""
         lines += ["  talk with it about a picture:", f"    {again} --stage {name}{image}"]
+    lora = "" if run.recipe.model.decoder.lora_rank else ",lora=8"
     lines += [
-        "  teach it pictures and questions of your own (docs/data.md):",
-        f"    {COMMAND} --config configs/finetune.py:{shlex.quote(_near(run.folder(trained[-1])))},lora=8 "
-        "--config.data.meta.train=list.yaml",
+        "  teach it pictures and questions of your own:",
+        f"    {COMMAND} --config finetune:{shlex.quote(_near(run.folder(trained[-1])))}{lora} "
+        "--config.data.meta.train=list.yaml --workdir runs/taught",
     ]
-    if len(trained) > 1:
+    if len(trained) > 1 and Path("tools").is_dir():  # a clone
         folders = shlex.join(_near(run.folder(name)) for name in trained[-2:])
         lines += [
             "  mix the weights of two of its stages:",
