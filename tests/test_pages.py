@@ -80,7 +80,9 @@ def check_flags(words, known):
                 f"there is no flag --{flag}"
             )
             given[flag] = value if "=" not in name else name.partition("=")[2]
-    file, _, what = given.get("config", "").partition(":")
+    if "config" not in given:
+        return
+    file, _, what = given["config"].partition(":")
     name = re.sub(r"^configs/|\.py$", "", file)
     if not (ROOT / "configs" / f"{name}.py").exists():
         assert name != file and not file.startswith("configs/"), f"there is no recipe {file}"

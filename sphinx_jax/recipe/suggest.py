@@ -21,7 +21,8 @@ def things_to_try(run: Run, given: Sequence[str]) -> list[str]:
 
     given: flags that name this recipe and its workdir, as `--config configs/quickstart.py`.
     """
-    kinds = run.recipe.settings.items()
+    recipe = run.recipe
+    kinds = [(name, recipe.settings[name]) for name in dict.fromkeys((*recipe.stages, *recipe.settings))]
     trained = [
         n for n, s in kinds if isinstance(s, TrainStage) and store.newest(run.folder(n) / "checkpoints") is not None
     ]
@@ -33,14 +34,14 @@ def things_to_try(run: Run, given: Sequence[str]) -> list[str]:
     for name in [n for n, s in kinds if isinstance(s, ChatStage)][:1]:
         image = f" --config.stage.{name}.image={shlex.quote(_near(picture))}" if picture.exists() else ""
         lines += ["  talk with it about a picture:", f"    {again} --stage {name}{image}"]
-    lora = "" if run.recipe.model.decoder.lora_rank else ",lora=8"
+    lora = "" if recipe.model.decoder.lora_rank else ",lora=8"
     lines += [
         "  teach it pictures and questions of your own:",
         f"    {COMMAND} --config finetune:{shlex.quote(_near(run.folder(trained[-1])))}{lora} "
         "--config.data.meta.train=list.yaml --workdir runs/taught",
     ]
     if len(trained) > 1 and Path("tools").is_dir():  # a clone
-        folders = shlex.join(_near(run.folder(name)) for name in trained[-2:])
+        folders = shlex.join(_near(run.folder(name)) for name in trained[:2])
         lines += [
             "  mix the weights of two of its stages:",
             f"    python tools/mix_weights.py --sources {folders} --weights 0.5 0.5 --out mixed",

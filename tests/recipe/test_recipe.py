@@ -1,6 +1,7 @@
 """One recipe end to end at the smallest size, through the same code as the quickstart."""
 
 import copy
+import dataclasses
 import json
 import os
 import shlex
@@ -146,12 +147,19 @@ def test_a_stage_starts_from_one_of_another_run(workdir, tmp_path):
 
 
 def test_what_it_suggests_can_be_run(workdir, tmp_path):
-    run = Run(runner.parse(values()), workdir, quiet=True)
+    recipe = runner.parse(values())
+    recipe = dataclasses.replace(recipe, settings=dict(sorted(recipe.settings.items())))  # as a config file sorts them
+    run = Run(recipe, workdir, quiet=True)
     lines = things_to_try(run, ["--config", "some.py", "--workdir", str(workdir)])
     chat, tune, mix = (shlex.split(line) for line in lines if line.startswith("    "))
     assert chat[3:7] == ["--config", "some.py", "--workdir", str(workdir)] and chat[7:9] == ["--stage", "chat"]
     assert load_image(chat[9].partition("=")[2]).size
     assert get_config(tune[4].partition(":")[2]).model.decoder.lora_rank == 8
+    assert (
+        tune[4].startswith(f"finetune:{workdir}/finetune")
+        and f"{workdir}/real" in mix
+        and f"{workdir}/synthetic" in mix
+    )
     done = subprocess.run(
         [sys.executable, *mix[1:-1], tmp_path / "mixed"],
         capture_output=True,
