@@ -16,7 +16,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sphinx-jax/sphinx_jax/blob/main/colabs/chat.ipynb)
 #
 # Loads a published folder as it is, answers questions about a picture of yours, and draws the boxes and points that it
-# answers with. SPHINX-Tiny fits one chip of a TPU v5e, or a T4, in bfloat16; the 13B models want eight chips, or an
+# answers with. SPHINX-Tiny-1k takes 6.1 of the 15.75 GiB of one chip of a TPU v5e in bfloat16; the 13B models want eight chips, or an
 # accelerator of 80 GB. Without weights a nano member of the family with random weights, in the published file format, takes
 # their place, so that every cell runs; what it says means nothing.
 

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     c.title = "SPHINX quickstart"
     c.about = (
         "The SPHINX recipe at nano size: pre-train on real pictures, continue on synthetic ones, mix the weights,",
-        "fine-tune on mixed tasks, evaluate on held-out pictures, write a report. About 9 minutes on two cores.",
+        "fine-tune on mixed tasks, evaluate on held-out pictures, write a report. 9 to 15 minutes on two cores.",
     )
     c.seed = 0
     c.model = to_dict(family("sphinx_nano"))

@@ -196,6 +196,13 @@ def test_a_token_takes_no_second_cache_and_lays_out_or_gathers_no_matrix_anew(
     assert whole["accessed_bytes"] - few["accessed_bytes"] > least * saved
 
 
+@pytest.mark.slow
+def test_the_model_that_the_chat_notebook_names_fits_the_chip_that_colab_has(tmp_path):
+    pytest.importorskip("libtpu")
+    whole, few = json.loads(compile_ahead("sphinx_tiny_1k", "v5e:1x1", tmp_path, "--serve=1").splitlines()[-1])
+    assert whole["fits"] and few["peak_bytes"] < whole["peak_bytes"] < 8 * 2**30
+
+
 def compile_ahead(config, topology, folder, *arguments):
     """What the tool says, of a recipe on a topology; JSON in its last line."""
     command = [
