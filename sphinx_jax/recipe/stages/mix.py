@@ -22,6 +22,7 @@ from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, held_dtypes, m
 from sphinx_jax.paths import write_whole
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.settings import Count, Name, NonNegative, Settings, Share
+from sphinx_jax.sharding import row_ways
 from sphinx_jax.train.step import loss_sums
 from sphinx_jax.weight_mix.compare import Described, check_alike
 from sphinx_jax.weight_mix.interpolate import interpolate
@@ -141,6 +142,9 @@ def batches_of(run: Run, s: MixStage, frozen: Any, split: str, domain: str) -> l
     if not rows:
         raise ValueError(f"{split} data of {domain} has no picture with one of {', '.join(s.tasks)}")
     empty = mapping.masked(0)
-    rows += [empty] * (-len(rows) % s.batch)
-    batches = [rows[i : i + s.batch] for i in range(0, len(rows), s.batch)]
+    ways = row_ways(run.mesh)
+    # of a few pictures two batches, so that something can be learnt on one and chosen on the other
+    size = min(s.batch, max(ways, len(rows) // 2 // ways * ways))
+    rows += [empty] * (-len(rows) % size)
+    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     return [{k: np.stack([r[k] for r in batch]) for k in batch[0] if k != "skipped"} for batch in batches]
