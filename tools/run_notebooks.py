@@ -47,7 +47,9 @@ get_ipython().system = system
 def working_tree(folder: Path) -> Path:
     """A repository that holds the files of this one as they are, for a first cell to clone."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    known = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
+    # what git does not know is an archive, which holds nothing else
+    names = [str(file.relative_to(ROOT)) for file in ROOT.rglob("*")] if known.returncode else known.stdout.split("\0")
     for name in filter(None, names):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
