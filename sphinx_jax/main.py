@@ -28,7 +28,7 @@ from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
 from sphinx_jax.command import plain_errors, with_huge_pages
-from sphinx_jax.paths import CACHE, as_path
+from sphinx_jax.paths import PROGRAMS, as_path
 from sphinx_jax.recipe.find import find, folders
 
 # not locked: a setting that the file leaves at its default can be given too; `runner.parse` refuses unknown keys
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         raise FileNotFoundError(f"there is no recipe {file}; check --config")
     profile = parse_profile(_PROFILE.value) if _PROFILE.value else None
     # a second run finds its programs compiled
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     from sphinx_jax import distributed
     from sphinx_jax.recipe.run import progress_of

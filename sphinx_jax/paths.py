@@ -8,6 +8,7 @@ from pathlib import Path
 
 WEB = ("http", "https", "ftp", "ftps")
 CACHE = Path.home() / ".cache" / "sphinx_jax"  # of what a machine can make again
+PROGRAMS = CACHE / "xla"  # that were compiled, where JAX_COMPILATION_CACHE_DIR names no other folder
 
 
 def in_store(name: str | os.PathLike[str]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sphinx_jax.paths import CACHE, write_whole
+from sphinx_jax.paths import PROGRAMS, write_whole
 
 COMPILED = 1.0  # seconds; what takes less was found compiled
 
@@ -61,4 +61,4 @@ def compiling(what: str, quiet: bool = False) -> Iterator[None]:
 def _folder() -> Path:
     """Where compiled programs are kept, as far as that is a folder here."""
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
-    return Path(given) if given and "://" not in given else CACHE / "xla"
+    return Path(given) if given and "://" not in given else PROGRAMS

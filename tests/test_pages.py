@@ -24,7 +24,6 @@ from sphinx_jax.recipe import runner
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- not run: (?P<why>[^>]+) -->\n+)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 INDENTED = re.compile(r"^    (python (?:.*\\\n)*.*)$", re.M)
-PLACES = {"FOLDER": "sphinx_1k", "sphinx_v2_1k": "sphinx_1k"}  # a member of the family where a folder would be
 
 
 def blocks(page, *kinds):
@@ -60,7 +59,7 @@ def test_there_are_commands_and_blocks():
 
 
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{page}: {' '.join(c)[:60]}" for page, c in ALL])
-def test_a_command_is_one_that_its_program_takes(page, command, monkeypatch, capsys):
+def test_a_command_is_one_that_its_program_takes(page, command, monkeypatch):
     program, *words = command
     source = ROOT / program
     if program == "main" or "app.run(" in source.read_text():
@@ -71,15 +70,15 @@ def test_a_command_is_one_that_its_program_takes(page, command, monkeypatch, cap
 
 
 def check_flags(words, known):
-    words = [part for word in words for part in (word.split("=", 1) if re.match(r"--config[.=]", word) else [word])]
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     given = {}
     for name, value in itertools.pairwise([*words, "--"]):
         if name.startswith("--"):
-            flag = name[2:].partition("=")[0]
+            flag = name[2:]
             assert flag.startswith("config.") or {flag, flag.removeprefix("no")} & {*known}, (
                 f"there is no flag --{flag}"
             )
-            given[flag] = value if "=" not in name else name.partition("=")[2]
+            given[flag] = value
     if "config" not in given:
         return
     file, _, what = given["config"].partition(":")
@@ -87,10 +86,10 @@ def check_flags(words, known):
     if not (ROOT / "configs" / f"{name}.py").exists():
         assert name != file and not file.startswith("configs/"), f"there is no recipe {file}"
         return  # one of the reader's
-    folder, *options = what.split(",")
-    options = [option for option in options if not option.isupper()]  # as OPTIONS, which stands for some
-    what = ",".join([PLACES.get(folder, "sphinx_1k"), *options]) if what else None
-    values = import_module(f"configs.{name}").get_config(*filter(None, [what])).to_dict()
+    # a member of the family where a folder would be, and without OPTIONS, which stands for some
+    options = [option for option in what.split(",")[1:] if not option.isupper()]
+    arguments = [",".join(["sphinx_1k", *options])] if what else []
+    values = import_module(f"configs.{name}").get_config(*arguments).to_dict()
     for flag, value in given.items():
         *path, last = flag.split(".")
         if path[:1] == ["config"]:
@@ -153,6 +152,6 @@ def test_python_runs_as_it_stands(page, folder, monkeypatch):
     monkeypatch.setattr(sphinx_jax.Engine, "warm_up", lambda self: None)  # minutes of compilation, tested elsewhere
     names = {}
     for block in blocks(page, "python"):
-        exec(compile(block["text"], f"{page.name}", "exec"), names)
+        exec(compile(block["text"], page.name, "exec"), names)
     if "get_config" in names:
         runner.parse(names["get_config"]().to_dict(), origins=False)

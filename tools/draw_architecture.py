@@ -40,10 +40,11 @@ BOXES = {
     ),
     "answer": ("Answer", "words, boxes, points", "generate/engine.py", (12.6, 2.35, 1.7, 1.2), PICTURE),
 }
+ENCODERS = ("clip", "convnext", "dinov2", "qformer")
 ARROWS = [
     ("picture", "views"),
-    *(("views", encoder) for encoder in ("clip", "convnext", "dinov2", "qformer")),
-    *((encoder, "mix") for encoder in ("clip", "convnext", "dinov2", "qformer")),
+    *(("views", encoder) for encoder in ENCODERS),
+    *((encoder, "mix") for encoder in ENCODERS),
     ("mix", "decoder"),
     ("text", "tokens"),
     ("tokens", "embedding"),

@@ -44,7 +44,7 @@ get_ipython().system = system
 """
 
 
-def working_tree(folder: Path) -> Path:
+def working_tree(folder: Path) -> None:
     """A repository that holds the files of this one as they are, for a first cell to clone."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     known = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
@@ -57,7 +57,6 @@ def working_tree(folder: Path) -> Path:
     git = ["git", "-c", "user.name=notebooks", "-c", "user.email=", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], ["add", "-A", "-f"], ["commit", "-q", "-m", "the working tree"]):
         subprocess.run([*git, *command], cwd=folder, check=True)
-    return folder
 
 
 def environment(folder: Path) -> None:
@@ -83,8 +82,7 @@ def execute(name: str, source: Path, scale: float, timeout: int) -> nbformat.Not
     Raises:
       RuntimeError: a cell failed, or printed a warning of deprecation.
     """
-    text = (ROOT / "colabs" / f"{name}.py").read_text()
-    notebook = jupytext.reads(text, fmt="py:percent")
+    notebook, digest = read(name)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as settings:
         startup = Path(settings) / "profile_default" / "startup"
         startup.mkdir(parents=True)
@@ -123,7 +121,7 @@ def execute(name: str, source: Path, scale: float, timeout: int) -> nbformat.Not
         "language_info": {"name": "python"},
         "colab": {"provenance": []},
         "accelerator": "TPU",
-        "sphinx_jax": {"source": digest(text), "scale": scale, "seconds": round(spent)},
+        "sphinx_jax": {"source": digest, "scale": scale, "seconds": round(spent)},
     }
     return notebook
 
@@ -134,21 +132,22 @@ def with_prose(name: str, file: Path) -> nbformat.NotebookNode:
     Raises:
       RuntimeError: its code has changed too.
     """
-    text = (ROOT / "colabs" / f"{name}.py").read_text()
-    ran, now = nbformat.read(file, as_version=4), jupytext.reads(text, fmt="py:percent")
-    if [(c.cell_type, c.cell_type == "code" and c.source) for c in ran.cells] != [
-        (c.cell_type, c.cell_type == "code" and c.source) for c in now.cells
-    ]:
+    ran, (now, source) = nbformat.read(file, as_version=4), read(name)
+    code, code_now = (
+        [(cell.cell_type, cell.cell_type == "code" and cell.source) for cell in each.cells] for each in (ran, now)
+    )
+    if code != code_now:
         raise RuntimeError(f"{name}: its code has changed, or cells have come and gone; run it again")
     for cell, new in zip(ran.cells, now.cells, strict=True):
         cell.source = new.source
-    ran.metadata["sphinx_jax"]["source"] = digest(text)
+    ran.metadata["sphinx_jax"]["source"] = source
     return ran
 
 
-def digest(text: str) -> str:
-    """Of a notebook's text: says which text the outputs belong to."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def read(name: str) -> tuple[nbformat.NotebookNode, str]:
+    """The notebook that a text is of, without outputs, and a hash that says which text outputs belong to."""
+    text = (ROOT / "colabs" / f"{name}.py").read_text()
+    return jupytext.reads(text, fmt="py:percent"), hashlib.sha256(text.encode()).hexdigest()
 
 
 def main() -> None:
@@ -164,10 +163,11 @@ def main() -> None:
         parser.error(f"there is no notebook {min(wrong)}; there are {', '.join(known)}")
     args.out.mkdir(parents=True, exist_ok=True)
     failed = []
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as environs:
-        source = working_tree(Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
         if not args.prose:
-            environment(Path(environs))
+            working_tree(source)
+            environment(Path(folder) / "environment")
         for name in args.names or known:
             try:
                 file = args.out / f"{name}.ipynb"

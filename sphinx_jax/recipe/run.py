@@ -66,9 +66,8 @@ class Run:
         """The folder that `start` names: `parts`, a stage of this recipe, or a path, to a stage of another one too."""
         if start == "parts":
             return PARTS
-        own = start in self.recipe.settings
-        folder = store.chosen(self.folder(start) / "checkpoints") if own else store.chosen_in(as_path(start))
-        if folder is None or not store.is_complete(folder):
+        folder = store.chosen_in(self.folder(start) if start in self.recipe.settings else as_path(start))
+        if not store.is_complete(folder):
             raise store.BadCheckpoint(f"there is no complete checkpoint of {start!r} yet; run that stage first")
         return folder
 

@@ -1,5 +1,6 @@
 """Held-out pictures with what was asked, what was expected and what a model said drawn on them."""
 
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -230,6 +231,13 @@ def with_places(image: Image.Image, places: Sequence[Any], side: int = 480) -> I
     """
     square = PaddedSquare(*image.size)
     return _drawn(image, (([square.from_pixels(value) for value in places], PREDICTED, False, 2),), side)
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    """The bytes of a file, e.g. in the form PNG."""
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
 
 
 def _drawn(image: Image.Image, layers: Iterable[tuple[Sequence[Any], str, bool, int]], side: int) -> Image.Image:

@@ -6,7 +6,6 @@ print(format_table(scores, colour=True), path)
 
 import base64
 import html
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -16,7 +15,7 @@ import numpy as np
 
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.paths import write_whole
-from sphinx_jax.report.drawing import PARTLY, RIGHT, WRONG, Sample, annotate, readable, verdict, verdict_text
+from sphinx_jax.report.drawing import PARTLY, RIGHT, WRONG, Sample, annotate, encoded, readable, verdict, verdict_text
 from sphinx_jax.report.drawing import grid as draw_grid
 from sphinx_jax.report.plots import History, beta_figure, curves, held_out, loss_figure, score_figure, smooth
 from sphinx_jax.report.score_table import (
@@ -82,7 +81,7 @@ def write_report(
 
     folder.mkdir(parents=True, exist_ok=True)
     pngs = {f"{name}.png": light for name, (light, _) in drawn.items()}
-    pngs["grid.png"] = _encoded(draw_grid(list(samples)), "PNG") if samples else None
+    pngs["grid.png"] = encoded(draw_grid(list(samples)), "PNG") if samples else None
     for name, data in pngs.items():
         if data is None:
             (folder / name).unlink(missing_ok=True)
@@ -90,12 +89,6 @@ def write_report(
             write_whole(folder / name, data)
     write_whole(folder / "report.html", page.encode())
     return folder / "report.html"
-
-
-def _encoded(image: Any, form: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, form, **options)
-    return stream.getvalue()
 
 
 def _source(data: bytes, form: str) -> str:
@@ -289,7 +282,7 @@ def _samples_section(samples: Sequence[Sample]) -> str:
 
 
 def _sample(sample: Sample) -> str:
-    picture = _source(_encoded(annotate(sample), "WEBP", quality=85), "webp")
+    picture = _source(encoded(annotate(sample), "WEBP", quality=85), "webp")
     state = {RIGHT: "good", PARTLY: "partly", WRONG: "bad"}[verdict(sample.score)]
     domain = sample.domain if sample.domain in DOMAINS else ""
     texts = "".join(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import logging
 import math
@@ -149,9 +148,7 @@ def run(job: TrainJob) -> TrainState:
             skipped = {kind: int(b.pop("skipped", np.zeros(1)).sum()) for kind, b in batches.items()}
             waited = time.perf_counter() - waited
             batches = jax.tree.map(place, batches)
-            with (
-                compiling(f"{name}, a step of {job.config.name}", quiet) if step == start else contextlib.nullcontext()
-            ):
+            with compiling(f"{name}, a step of {job.config.name}", quiet or step > start):
                 state, metrics = job.step(state, batches, job.rate(step))
             window.add(metrics, {kind: len(next(iter(b.values()))) for kind, b in batches.items()}, skipped, waited)
             if profile and tracing and step in (profile[-1], settings.steps - 1):

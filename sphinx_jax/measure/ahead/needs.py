@@ -123,7 +123,7 @@ def _compile_train(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh, chi
     return need
 
 
-def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -> Iterator[tuple[str, Need]]:
+def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -> Iterator[Need]:
     """Prefill and one decode step, on the mesh that answering lays over these devices, of a batch with one prompt, and
     its picture, for each of its parts that rows are shared out to.
 
@@ -157,17 +157,11 @@ def inference_needs(recipe: Recipe, devices: Sequence[jax.Device], chip: Chip) -
         + (flops.image_forward(model, False) if model.has_vision else 0)
     )
     weights = _gathered({p: x for p, x in leaves.items() if p.startswith("decoder/")}, mesh, model)
-    lower = functools.partial(jax.jit(prefill, donate_argnames="cache").lower, leaves, pixels, prompt, cache)
-    wanted = {
-        "prefill": lambda: _compile(
-            "prefill", lambda: lower(rows.position), mesh, chip, worth=worth, work=worth, traffic=weights
-        ),
-        "decode": lambda: _decode("decode", model, leaves, state, mesh, chip, weights),
-    }
-    for name, compile_it in wanted.items():
-        need = compile_it()
-        need.parameter_bytes, need.rows = device_bytes(leaves), {"image" if size else "text": 1}
-        yield name, need
+    known = {"parameter_bytes": device_bytes(leaves), "rows": {"image" if size else "text": 1}}
+    jitted = jax.jit(prefill, donate_argnames="cache")
+    lower = functools.partial(jitted.lower, leaves, pixels, prompt, cache, rows.position)
+    yield dataclasses.replace(_compile("prefill", lower, mesh, chip, worth, worth, weights), **known)
+    yield dataclasses.replace(_decode("decode", model, leaves, state, mesh, chip, weights), **known)
 
 
 def serving_need(

@@ -39,8 +39,8 @@ def report(
         train.append(train_need(recipe, name, devices, chip, largest))
         print(text(chip, train[-1]), flush=True)
     inference = {}
-    for name, need in inference_needs(recipe, devices, chip):
-        inference[name] = need
+    for need in inference_needs(recipe, devices, chip):
+        inference[need.what] = need
         print(text(chip, need), flush=True)
     if as_json:
         print(json.dumps(to_json(chip, train, inference)))

@@ -28,7 +28,7 @@ from typing import Any
 
 from sphinx_jax.config import ConfigError, unknown
 from sphinx_jax.measure.device.rows import Row, Setting, reason
-from sphinx_jax.paths import CACHE, write_whole
+from sphinx_jax.paths import PROGRAMS, write_whole
 
 
 class Failed(ValueError):
@@ -259,5 +259,5 @@ def _environment() -> None:
     """What the checks' processes start with: nearly all of a GPU's memory, and programs that are compiled once."""
     if not any(name in os.environ for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")):
         os.environ["XLA_CLIENT_MEM_FRACTION"] = "0.95"  # jax refuses to be given both names
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import io
 import json
 import random
 import shutil
@@ -14,7 +13,9 @@ from typing import Any
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.image import load_image
 from sphinx_jax.evaluate.metrics import METRICS
+from sphinx_jax.paths import write_whole
 from sphinx_jax.recipe.run import Run, seconds
+from sphinx_jax.report.drawing import encoded
 from sphinx_jax.report.page import Sample, format_table, write_report
 from sphinx_jax.settings import Count, Name, Settings
 from sphinx_jax.train.history import read_history
@@ -50,9 +51,8 @@ def show(run: Run, name: str, settings: ShowStage) -> None:
         timings=timings,
     )
     (run.workdir / "scores.json").write_text(json.dumps(scores, indent=2))
-    for sample in drawn[:1]:
-        sample.image.save(file := io.BytesIO(), "PNG")
-        (run.workdir / EXAMPLE).write_bytes(file.getvalue())
+    if drawn:
+        write_whole(run.workdir / EXAMPLE, encoded(drawn[0].image, "PNG"))
     if not run.quiet:
         print(format_table(scores, colour=sys.stdout.isatty(), width=shutil.get_terminal_size((120, 24)).columns))
         print(f"\n{report}")
