@@ -7,6 +7,7 @@ long prompts do not hold up answers. Rows, positions and pieces come in few size
 from __future__ import annotations
 
 import itertools
+import math
 import traceback
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
@@ -28,7 +29,7 @@ from sphinx_jax.model.cache import Cache, Common
 
 Beside = tuple[tuple[jax.Array, ...] | None, Common | None]  # pictures and beginnings of rows that are read
 SHARED = 16  # positions that two sequences must have in common for one to take them from the other
-SOON = 4  # steps between two looks where somebody reads along
+SOON = 4  # steps between two looks where somebody reads along, and between two pieces of others' prompts
 BUSY = 8  # and where somebody waits for a slot
 
 
@@ -80,13 +81,13 @@ class Batch:
         try:
             with jax.set_mesh(self.mesh):
                 self._drop_cancelled()
-                # whoever is answered waits for no more than one piece of others' prompts
-                pieces = itertools.repeat(None) if not self.active else [None]
-                for _ in pieces:
-                    if not (self._reading or self._admit()):
+                # whoever is answered waits for about one piece of others' prompts
+                room = self.sizes.pieces[-1] // 2 if self.active else math.inf
+                while room > 0 and (self._reading or self._admit()):
+                    positions, ended = self._read()
+                    if ended:  # who has his answer already is told before others are read
                         break
-                    if self._read():  # who has his answer already is told before others are read
-                        break
+                    room -= positions
                 if self.active:
                     if not self.waiting and self._reading is None:
                         self._shrink()
@@ -142,6 +143,8 @@ class Batch:
             return self.sizes.room(max(s.need for s in self._entering[:count]))
 
         count = max(p for p in self.sizes.prompts if p <= count and p in self.sizes.together(positions(p)))
+        lefts = [len(s.ids) - self._best_source(s)[0] for s in self._entering[:count]]
+        count = self.sizes.worth(lefts, positions(count))
         chosen = self._entering = self._entering[:count]
         for sequence in chosen:
             self.waiting.remove(sequence)
@@ -234,12 +237,13 @@ class Batch:
         first = {row: i for i, row in reversed(list(enumerate(rows)))}
         self._slots = [self._slots[row] if first[row] == i else Slot() for i, row in enumerate(rows)]
 
-    def _read(self) -> bool:
+    def _read(self) -> tuple[int, bool]:
         """One piece of the prompts that are being read; those that are read take their slots.
 
-        A last token that is left alone is read as answers are continued.  Returns whether something has ended with it.
+        A last token that is left alone is read as answers are continued.  Returns the positions that were read, and
+        whether something has ended with them.
         """
-        reading = self._reading
+        reading, size = self._reading, 0
         assert reading is not None and self._cache is not None
         count, room = len(reading.sequences), reading.cache.positions
         if reading.left:
@@ -258,13 +262,13 @@ class Batch:
             self._judge(hidden, piece.start)
             reading.read += size
         if reading.left:
-            return False
+            return count * size, False
         self._reading = None
         if reading.beginnings:
             busy = self._busy | {s.named for s in reading.sequences}
             for row, sequence in enumerate(reading.sequences):
                 self.beginnings.put(need(sequence.named), reading.cache, row, busy, len(self._slots))
-            return False
+            return count * size, False
         for row, (number, sequence) in enumerate(zip(reading.slots, reading.sequences, strict=True)):
             self._cache = programs.copy_row(self._cache, reading.cache, row, number)
             slot = self._slots[number]
@@ -272,7 +276,7 @@ class Batch:
             if sequence.judged_from:
                 sequence.ended = sequence.ended or "judged"
             slot.settle()
-        return any(sequence.done for sequence in reading.sequences)
+        return count * size, any(sequence.done for sequence in reading.sequences)
 
     def _begin(self, hidden: jax.Array, start: np.ndarray) -> None:
         """The first tokens of those whose prompts end with the piece that is being read from `start` (P,) on."""
@@ -336,10 +340,14 @@ class Batch:
         active = self.active
         sequences = [self._slots[i].sequence for i in active]
         waiting = bool(self.waiting) or self._reading is not None
-        steps = BUSY if waiting else STEPS
+        may_enter = self._reading is not None or (bool(self.waiting) and len(active) < self.sizes.rows[-1])
+        steps = SOON if may_enter else BUSY if waiting else STEPS
         if any(s is not None and s.streamed for s in sequences):
             steps = SOON
-        enough = max(1, len(active) // 4) if waiting else len(active)
+        # then others may come, or those that go on take fewer rows
+        fewer = [size for size in self.sizes.rows if size < len(self._slots)]
+        enough = len(active) // self.sizes.leaving if waiting else len(active) - max([0, *fewer])
+        enough = max(1, enough)
         assert self._cache is not None
         arguments = (self._rows(range(len(self._slots)), active), self.table, np.int32(steps), np.int32(enough))
         common = self.beginnings.common(self._slots, active)

@@ -23,6 +23,7 @@ class Sizes:
     beginnings: tuple[int, ...]  # that are held for sequences that have them in common
     reading: int  # positions of those that are read together, at most, if they are several
     overhead: int  # what a pass through the weights costs, in tokens
+    leaving: int  # one in so many answers has to end before the prompts of others are read
 
     @classmethod
     def of(cls, slots: int, max_positions: int, beginnings: int = 1) -> Sizes:
@@ -42,6 +43,7 @@ class Sizes:
             _ladder(beginnings, max(slots, beginnings), 4),
             READING,
             16 if cpu else 256,
+            slots if cpu else 4,
         )
 
     def room(self, positions: int) -> int:
@@ -55,9 +57,29 @@ class Sizes:
         """How many prompts that take so many positions may be read together."""
         return tuple(count for count in self.prompts if count == 1 or count * positions <= self.reading)
 
+    def worth(self, lengths: Sequence[int], room: int) -> int:
+        """How many of the first of these prompts, of which so many tokens are to be read, are read together.
+
+        All rows are as long as the longest, so many at once are worth it where they are alike, or a pass costs much.
+        """
+        count = len(lengths)
+        for fewer in reversed([p for p in self.prompts if p < count]):
+            parts = [lengths[at : min(at + fewer, count)] for at in range(0, count, fewer)]
+            if self._cost(lengths[:count], room) <= sum(self._cost(part, room) for part in parts):
+                break
+            count = fewer
+        return count
+
     def piece(self, length: int, rows: int, room: int) -> int:
         """How many tokens are read next where `length` are to be read in each of some rows."""
-        return self._cheapest(length, self.overhead / rows, tuple(p for p in self.pieces if p <= room))[1]
+        return self._cheapest(length, self.overhead / rows, self._fitting(room))[1]
+
+    def _cost(self, lengths: Sequence[int], room: int) -> float:
+        rows = len(lengths)
+        return rows * self._cheapest(max(lengths), self.overhead / rows, self._fitting(room))[0]
+
+    def _fitting(self, room: int) -> tuple[int, ...]:
+        return tuple(p for p in self.pieces if p <= room)
 
     def _cheapest(self, length: int, overhead: float, pieces: Sequence[int]) -> tuple[float, int]:
         """Cost of reading `length` tokens, and the first piece: one that holds all, or the largest that is filled."""
