@@ -1,0 +1,38 @@
+"""Public benchmarks by name: their files in the forms people have, and the rules that score answers.
+
+questions = BENCHMARKS["vqav2"].read(Path("data/vqav2")).questions
+"""
+
+from sphinx_jax.evaluate.benchmarks import choices, coco, described, documents, referring, single, vqa, yes_or_no
+from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, Question, Score
+from sphinx_jax.evaluate.benchmarks.reading import Benchmark
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "vqav2": vqa.VQAV2,
+    "okvqa": vqa.OKVQA,
+    "gqa": single.GQA,
+    "vizwiz": vqa.VIZWIZ,
+    "textvqa": vqa.TEXTVQA,
+    "ocrvqa": single.OCRVQA,
+    "scienceqa": choices.SCIENCEQA,
+    "pope": yes_or_no.POPE,
+    "mme": yes_or_no.MME,
+    "mmbench": choices.MMBENCH,
+    "ccbench": choices.MMBENCH,
+    "seed": choices.SEED,
+    "refcoco": referring.REFCOCO,
+    "refcoco+": referring.REFCOCO_PLUS,
+    "refcocog": referring.REFCOCOG,
+    "coco_caption": described.COCO_CAPTION,
+    "flickr30k_caption": described.FLICKR30K_CAPTION,
+    "docvqa": documents.DOCVQA,
+    "infovqa": documents.INFOVQA,
+    "chartqa": documents.CHARTQA,
+    "ai2d": choices.AI2D,
+    "mmmu": choices.MMMU,
+    "vsr": single.VSR,
+    "coco_detection": coco.DETECTION,
+    "coco_keypoints": coco.KEYPOINTS,
+}
+
+__all__ = ["BENCHMARKS", "BadBenchmark", "Benchmark", "Question", "Score"]

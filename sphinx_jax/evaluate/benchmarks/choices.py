@@ -1,0 +1,341 @@
+"""Questions with choices: ScienceQA, SEED-Bench, AI2D, MMBench, CCBench, MMMU."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sphinx_jax.evaluate.benchmarks import files as f
+from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, Question, Score
+from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, choices_of, listed, parquet_rows, tabled
+from sphinx_jax.evaluate.rules import circular, exact, mmmu
+
+LETTERS = "ABCDEFGHI"
+
+
+def _asked(context: str, text: str, choices: tuple[str, ...]) -> str:
+    """As the reference asks: with its `option"s`."""
+    lines = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    asks = 'Answer with the option"s letter from the given choices directly.'
+    return f"{context}Question:\n{text}\nChoices:\n{lines}\n{asks}"
+
+
+def _lettered(found: Found) -> list[Question] | None:
+    """The reference's lists, choices inside the questions."""
+
+    def one(number: int, row: dict[str, Any]) -> Question:
+        text = row["question"]
+        body, _, after = text.partition("\nChoices:\n")
+        choices = tuple(re.findall(r"^[A-I]\. (.*)$", after, re.MULTILINE))
+        context, _, asked = body.partition("Question:\n")
+        hint = context.removeprefix("Context:\n").strip()
+        same = row["image_path"], text, row["question_id"]
+        labels = {}
+        if subject := re.match(r"topic.*_subject(.*)_category", str(row["question_id"])):
+            labels["subject"] = subject[1]
+        answers = (str(row["gt_answers"]),)
+        return Question(number, asked, row["image_path"], answers, choices, hint, labels=labels, same=same)
+
+    return listed(found, one)
+
+
+def _science(number: int, row: dict[str, Any], picture: Any) -> Question:
+    choices, answer = tuple(row["choices"]), LETTERS[int(row["answer"])]
+    hint = row["hint"] or ""
+    asked = _asked(f"Context:\n{hint}\n", row["question"], choices)
+    same = number, asked, (row.get("topic"), row.get("subject"), row.get("category"))
+    labels = {"subject": row["subject"]}
+    return Question(number, row["question"], picture, (answer,), choices, hint, labels=labels, same=same)
+
+
+def _science_release(found: Found) -> list[Question] | None:
+    for path in found.named("problems.json"):
+        problems, splits = f.read_json(path), f.read_json(path.parent / "pid_splits.json")
+        rows = [(name, problems[name]) for name in splits["test"] if problems[name].get("image")]
+        folder = path.parent / "images" / "test"
+        return [_science(i, row, str(folder / name / row["image"])) for i, (name, row) in enumerate(rows)]
+    return None
+
+
+def _science_parquet(found: Found) -> list[Question] | None:
+    rows = parquet_rows(found, ("question", "choices", "answer", "hint", "subject"))
+    return [_science(i, row, row.get("image")) for i, row in enumerate(rows)] or None
+
+
+def _table_of_choices(label: str):
+    def read(found: Found) -> list[Question] | None:
+        def one(number: int, row: dict[str, Any]) -> Question:
+            labels = {label: row["category"]} if row.get("category") else {}
+            same = number, row["question"]
+            choices, hint = choices_of(row, LETTERS), row.get("hint") or ""
+            return Question(
+                number, row["question"], row["image"], (row["answer"],), choices, hint, labels=labels, same=same
+            )
+
+        return tabled(found, ("question", "A", "answer"), one)
+
+    return read
+
+
+SCIENCEQA = Benchmark(
+    "ScienceQA-IMG",
+    {
+        "release": _science_release,
+        "parquet": _science_parquet,
+        "table": _table_of_choices("topic"),
+        "list": _lettered,
+    },
+    {
+        "official": exact.official("exact_match", exact.begins_with_letter, "subject"),
+        "reference": exact.reference,
+    },
+    counts={"test": 2017},
+)
+
+
+def _seed(row: dict[str, Any], names: dict[int, str], picture: Any) -> Question:
+    choices = tuple(row[f"choice_{letter}"] for letter in "abcd")
+    key, kind = str(row["question_id"]), row["question_type_id"]
+    labels = {"category": names.get(kind, str(kind))}
+    same = row["data_id"], row["question"], key
+    return Question(key, row["question"], picture, (row["answer"],), choices, labels=labels, same=same)
+
+
+# the image part of SEED-Bench, by the numbers that its release gives the kinds
+SEED_KINDS = dict(
+    enumerate(
+        (
+            "Scene Understanding",
+            "Instance Identity",
+            "Instance Attributes",
+            "Instance Location",
+            "Instances Counting",
+            "Spatial Relation",
+            "Instance Interaction",
+            "Visual Reasoning",
+            "Text Understanding",
+        ),
+        1,
+    )
+)
+
+
+def _seed_release(found: Found) -> list[Question] | None:
+    for path in found.named("SEED-Bench.json", "SEED-Bench*.json"):
+        if f.is_list(path):
+            continue
+        held = f.read_json(path)
+        names = {number: name for name, number in held["question_type"].items()}
+        folder = path.parent / "SEED-Bench-image"
+        rows = [row for row in held["questions"] if row.get("data_type", "image") == "image"]
+        return [_seed(row, names, str(folder / row["data_id"])) for row in rows]
+    return None
+
+
+def _seed_parquet(found: Found) -> list[Question] | None:
+    rows = parquet_rows(found, ("question", "choice_a", "answer", "question_id", "data_type"))
+    images = [row for row in rows if row["data_type"] == "image"]
+    return [_seed(row, SEED_KINDS, row.get("image")) for row in images] or None
+
+
+def _seed_list(found: Found) -> list[Question] | None:
+    rows = [row for path in found.lists() for row in f.read_json(path)]
+    numbered = _lettered(found)
+    if numbered is None:
+        return None
+    return [
+        Question(str(row["question_id"]), q.text, q.picture, q.answers, q.choices, q.hint, same=q.same)
+        for q, row in zip(numbered, rows, strict=True)
+    ]
+
+
+SEED = Benchmark(
+    "SEED-Bench",
+    {
+        "release": _seed_release,
+        "parquet": _seed_parquet,
+        "table": _table_of_choices("category"),
+        "list": _seed_list,
+    },
+    {
+        "official": exact.official("accuracy (first character)", exact.first_character, "category"),
+        "reference": exact.reference,
+    },
+    numbered=("table",),
+    counts={"image": 14233},
+)
+
+
+def _diagram(number: int, text: str, choices: tuple[str, ...], letter: str, picture: Any, **named: Any) -> Question:
+    """`answers`: the letter, and the text of its choice."""
+    right = choices[LETTERS.index(letter)]
+    same = picture, text, choices, named.get("name", number)
+    return Question(number, text, picture, (letter, right), choices, same=same)
+
+
+def _ai2d_release(found: Found) -> list[Question] | None:
+    paths = {path.name.removesuffix(".json"): path for path in found.named("questions/*.json")}
+    if not paths:
+        return None
+    listed_ids = found.named("ai2d_test_ids.csv")
+    tested = listed_ids[0].read_text().split() if listed_ids else [Path(name).stem for name in paths]
+    by_picture = {}
+    for name in tested:
+        path = next((path for picture, path in paths.items() if Path(picture).stem == name), None)
+        if path is None:
+            raise BadBenchmark(f"AI2D has no questions about picture {name}, which its list of test pictures names")
+        held = f.read_json(path)
+        by_picture[held["imageName"]] = (path.parent.parent / "images" / held["imageName"], held["questions"])
+    asked = [
+        (int(row["questionId"].rpartition("-")[2]), place, name, text, row)
+        for place, (name, (_, rows)) in enumerate(by_picture.items())
+        for text, row in rows.items()
+    ]
+    # the reference's list takes the first question of each picture, then the second
+    return [
+        _diagram(
+            i,
+            text,
+            tuple(row["answerTexts"]),
+            LETTERS[row["correctAnswer"]],
+            str(by_picture[name][0]),
+            name=row["questionId"],
+        )
+        for i, (_, _, name, text, row) in enumerate(sorted(asked, key=lambda x: x[:2]))
+    ]
+
+
+def _ai2d_parquet(found: Found) -> list[Question] | None:
+    rows = parquet_rows(found, ("question", "options", "answer"))
+    return [
+        _diagram(i, row["question"], tuple(row["options"]), LETTERS[int(row["answer"])], row.get("image"))
+        for i, row in enumerate(rows)
+    ] or None
+
+
+def _ai2d_table(found: Found) -> list[Question] | None:
+    def one(number: int, row: dict[str, Any]) -> Question:
+        return _diagram(number, row["question"], choices_of(row), row["answer"], row["image"])
+
+    return tabled(found, ("question", "A", "answer"), one)
+
+
+def _ai2d_list(found: Found) -> list[Question] | None:
+    """The question and its first choice are one line there, and the right choice is a text."""
+
+    def one(number: int, row: dict[str, Any]) -> Question:
+        asked, mark, first = row["question"].partition("?")
+        first, *others = first.split("\n")
+        choices, right = (first, *others), str(row["gt_answers"])
+        letter = LETTERS[choices.index(right)] if right in choices else ""
+        same = row["image_path"], row["question"], row["question_id"]
+        return Question(number, asked + mark, row["image_path"], (letter, right), choices, same=same)
+
+    return listed(found, one)
+
+
+def _by_text(questions: Sequence[Question], said: Sequence[str]) -> Score:
+    """Protocol reference compares with the text of the right choice."""
+    return exact.reference([dataclasses.replace(q, answers=q.answers[1:]) for q in questions], said)
+
+
+AI2D = Benchmark(
+    "AI2D",
+    {"release": _ai2d_release, "parquet": _ai2d_parquet, "table": _ai2d_table, "list": _ai2d_list},
+    {"official": exact.official("exact_match of the letter", exact.letter_of_text), "reference": _by_text},
+    counts={"test": 3088},
+)
+
+
+def _rotated(row: dict[str, Any], missing: str) -> Question:
+    hint = row.get("hint")
+    labels = {"category": row.get("category"), "l2-category": row.get("l2-category") or row.get("L2-category")}
+    labels |= {"split": row.get("split")}
+    return Question(
+        int(row["index"]),
+        row["question"],
+        row.get("image"),
+        (row["answer"],),
+        choices_of(row, missing=missing),
+        "" if hint in (None, missing) else hint,
+        labels={name: label for name, label in labels.items() if label},
+    )
+
+
+def _mmbench_parquet(found: Found) -> list[Question] | None:
+    rows = parquet_rows(found, ("index", "question", "answer", "A", "B"))
+    return [_rotated(row, missing="nan") for row in rows] or None
+
+
+def _mmbench_table(found: Found) -> list[Question] | None:
+    return tabled(found, ("index", "question", "answer", "A", "B"), lambda _, row: _rotated(row, missing=""))
+
+
+MMBENCH = Benchmark("MMBench", {"table": _mmbench_table, "parquet": _mmbench_parquet}, {"official": circular.official})
+
+# of the subjects of MMMU, those of each domain
+DOMAINS = {
+    "Art and Design": "Art Art_Theory Design Music",
+    "Business": "Accounting Economics Finance Manage Marketing",
+    "Science": "Biology Chemistry Geography Math Physics",
+    "Health and Medicine": (
+        "Basic_Medical_Science Clinical_Medicine Diagnostics_and_Laboratory_Medicine Pharmacy Public_Health"
+    ),
+    "Humanities and Social Science": "History Literature Sociology Psychology",
+    "Tech and Engineering": (
+        "Agriculture Architecture_and_Engineering Computer_Science Electronics Energy_and_Power Materials "
+        "Mechanical_Engineering"
+    ),
+}
+_DOMAIN_OF = {subject: domain for domain, subjects in DOMAINS.items() for subject in subjects.split()}
+
+
+def _college(name: str, text: str, choices: tuple[str, ...], answers: tuple[str, ...], picture: Any) -> Question:
+    subject = re.sub(r"^(validation|dev|test)_|_\d+$", "", name)
+    labels = {"subject": subject} | ({"domain": _DOMAIN_OF[subject]} if subject in _DOMAIN_OF else {})
+    return Question(name, text, picture, answers, choices, labels=labels)
+
+
+def _mmmu_parquet(found: Found) -> list[Question] | None:
+    paths = found.parquets()
+    together = [path for path in paths if path.parent.name == "lmms-lab"]
+    rows = [row for path in together or paths for row in f.read_parquet(path, ("id", "question", "options", "answer"))]
+    return [
+        _college(
+            row["id"],
+            row["question"],
+            tuple(f.listed(row["options"])),
+            tuple(f.listed(row["answer"])),
+            row.get("image_1"),
+        )
+        for row in rows
+    ] or None
+
+
+def _mmmu_list(found: Found) -> list[Question] | None:
+    """The reference's list, where a picture's name is the question's own."""
+    rows = [row for path in found.lists() for row in f.read_json(path)]
+    lettered = _lettered(found) or []
+    return [
+        _college(Path(row["image_path"]).stem, q.text, q.choices, tuple(f.listed(row["gt_answers"])), q.picture)
+        for q, row in zip(lettered, rows, strict=True)
+    ] or None
+
+
+def _mmmu_table(found: Found) -> list[Question] | None:
+    def one(number: int, row: dict[str, Any]) -> Question:
+        answers = tuple(f.listed(row["answer"]))
+        return _college(row["id"], row["question"], choices_of(row, LETTERS), answers, row["image"])
+
+    return tabled(found, ("id", "question", "answer"), one)
+
+
+MMMU = Benchmark(
+    "MMMU",
+    {"parquet": _mmmu_parquet, "table": _mmmu_table, "list": _mmmu_list},
+    {"official": mmmu.official},
+    counts={"val": 900},
+)

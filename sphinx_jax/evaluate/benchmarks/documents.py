@@ -1,0 +1,188 @@
+"""Charts and documents: ChartQA, DocVQA, InfographicsVQA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sphinx_jax.evaluate.benchmarks import files as f
+from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, Question, Rule
+from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, parquet_rows, tabled
+from sphinx_jax.evaluate.rules import documents
+
+HALVES = ("human", "augmented")
+
+
+def _charts(rows: list[tuple[str, str, str, Any, Any]]) -> list[Question] | None:
+    """(half, question, answer, picture, what tells it from others) -> questions, numbered within each half."""
+    at = dict.fromkeys(HALVES, 0)
+    questions = []
+    for half, text, answer, picture, seen in sorted(rows, key=lambda row: HALVES.index(row[0])):
+        key = f"{half}:{at[half]}"
+        at[half] += 1
+        questions.append(Question(key, text, picture, (answer,), labels={"split": half}, same=(half, seen, text)))
+    return questions or None
+
+
+def _half(name: str) -> str:
+    found = next((half for half in HALVES if half in name), "")
+    if not found:
+        raise BadBenchmark(f"{name} is neither of ChartQA's halves, human and augmented")
+    return found
+
+
+def _chart_release(found: Found) -> list[Question] | None:
+    paths = found.named("test_human.json", "test_augmented.json")
+    return _charts(
+        [
+            (
+                _half(path.name),
+                row["query"],
+                str(row["label"]),
+                str(path.parent / "png" / row["imgname"]),
+                row["imgname"],
+            )
+            for path in paths
+            for row in f.read_json(path)
+        ]
+    )
+
+
+def _chart_parquet(found: Found) -> list[Question] | None:
+    rows = [
+        (row, row["image"].get("path") or hash(row["image"]["bytes"]))
+        for path in found.parquets()
+        for row in f.read_parquet(path, ("type", "question", "answer", "image"), pictures=True)
+    ]
+    return _charts([(_half(row["type"]), row["question"], row["answer"], None, seen) for row, seen in rows])
+
+
+def _chart_table(found: Found) -> list[Question] | None:
+    rows = [row for path in found.tables()[:1] for row in f.read_table(path, ("question", "answer", "split"))]
+    return _charts(
+        [
+            (_half(row["split"]), row["question"], f.listed(row["answer"])[0], row["image"], row["image"].row)
+            for row in rows
+        ]
+    )
+
+
+def _chart_list(found: Found) -> list[Question] | None:
+    return _charts(
+        [
+            (_half(row["dataset_name"]), row["question"], str(row["gt_answers"]), row["image_path"], row["image_path"])
+            for path in found.lists()
+            for row in f.read_json(path)
+        ]
+    )
+
+
+CHARTQA = Benchmark(
+    "ChartQA",
+    {"release": _chart_release, "parquet": _chart_parquet, "table": _chart_table, "list": _chart_list},
+    {"official": documents.chart, "reference": documents.chart_reference},
+    counts={"human": 1250, "augmented": 1250},
+)
+
+
+# what InfographicsVQA calls the kinds of a question, and as which its server reports them
+KINDS = {"answer_types": "answer_type", "evidence_types": "evidence", "operation_types": "operation/reasoning"}
+NAMED = {
+    "image span": "Image-Span",
+    "question span": "Question-Span",
+    "multiple spans": "Multi-Span",
+    "non span": "None span",
+    "table/list": "Table/list",
+    "textual": "Text",
+    "photo/pciture/visual_objects": "Visual/Layout",
+    "figure": "Figure",
+    "map": "Map",
+    "comparison": "Sorting",
+    "arithmetic": "Arithmetic",
+    "counting": "Counting",
+}
+
+
+def _document(key: Any, text: str, picture: Any, answers: Any, row: dict[str, Any] | None = None) -> Question:
+    labels = {}
+    for kind, column in KINDS.items():
+        named = (row or {}).get(column)
+        if named:
+            names = [named] if isinstance(named, str) else named
+            labels[kind] = tuple(NAMED.get(name.lower(), name) for name in names)
+    return Question(int(key) if str(key).isdigit() else key, text, picture, tuple(answers), labels=labels)
+
+
+def _document_release(*names: str):
+    def read(found: Found) -> list[Question] | None:
+        for path in found.named(*names):
+            held = f.read_json(path)
+            if isinstance(held, dict) and "data" in held:
+                return [
+                    _document(
+                        row["questionId"],
+                        row["question"],
+                        row.get("image") or row.get("image_local_name"),
+                        row["answers"],
+                        row,
+                    )
+                    for row in held["data"]
+                ]
+        return None
+
+    return read
+
+
+def _document_parquet(found: Found) -> list[Question] | None:
+    rows = parquet_rows(found, ("questionId", "question", "answers"))
+    return [
+        _document(row["questionId"], row["question"], row.get("image"), row["answers"], row) for row in rows
+    ] or None
+
+
+def _document_table(found: Found) -> list[Question] | None:
+    def one(number: int, row: dict[str, Any]) -> Question:
+        return _document(number, row["question"], row["image"], f.listed(row["answer"]))
+
+    return tabled(found, ("question", "answer"), one)
+
+
+def _document_list(release):
+    """The reference's list has the first answer alone; all are in the release beside it or in the root."""
+
+    def read(found: Found) -> list[Question] | None:
+        rows = [row for path in found.lists() for row in f.read_json(path)]
+        if not rows:
+            return None
+        answered = release(found.beside())
+        if not answered:
+            raise BadBenchmark(f"{found.lists()[0]} has one answer of several; --root names the folder of the release")
+        known = {q.key: q for q in answered}
+        missing = [row["question_id"] for row in rows if row["question_id"] not in known]
+        if missing:
+            raise BadBenchmark(f"the release has no answers to question {missing[0]} of {found.lists()[0]}")
+        return [known[row["question_id"]] for row in rows]
+
+    return read
+
+
+def _benchmark(title: str, rules: dict[str, Rule], *names: str, counts: dict[str, int]) -> Benchmark:
+    release = _document_release(*names)
+    forms = {
+        "release": release,
+        "parquet": _document_parquet,
+        "table": _document_table,
+        "list": _document_list(release),
+    }
+    return Benchmark(title, forms, rules, numbered=("table",), counts=counts)
+
+
+DOCVQA = _benchmark(
+    "DocVQA", {"official": documents.anls, "reference": documents.anls_reference}, "val_v1*.json", counts={"val": 5349}
+)
+INFOVQA = _benchmark(
+    "InfographicsVQA",
+    {"official": documents.anls},
+    "infographicsVQA_val_*.json",
+    "*VQA_val*.json",
+    counts={"val": 2801},
+)

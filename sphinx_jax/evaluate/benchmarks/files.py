@@ -1,0 +1,163 @@
+"""Files that benchmarks come in: JSON, lines of JSON, parquet, tables with tabs, pickles."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import json
+import pickle
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, InTable
+
+KINDS = (".json", ".jsonl", ".parquet", ".tsv", ".p", ".token", ".csv", ".txt")
+PICTURES = ("image", "image_1", "image_2", "image_3", "image_4", "image_5", "image_6", "image_7")
+SHARED = 64  # characters of an `image` that names the row whose picture it is, at most
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file, or one of a JSON object a line.  Raises BadBenchmark."""
+    text = _text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as whole:
+        try:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        except json.JSONDecodeError:
+            raise BadBenchmark(f"{path} is not JSON: {whole}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadBenchmark(f"{path} is not text: {error.reason}") from None
+
+
+def read_parquet(path: Path, needs: Iterable[str], pictures: bool = False) -> list[dict[str, Any]]:
+    """The rows of a parquet file, pictures as `InTable` unless they are asked for.
+
+    Raises BadBenchmark where it is no parquet or lacks a column.
+    """
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            _check_columns(path, names, needs)
+            wanted = [name for name in names if pictures or name not in PICTURES or name not in _structs(file)]
+            rows = file.read(columns=wanted).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadBenchmark(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+    for name in names:
+        if name not in wanted:
+            for number, row in enumerate(rows):
+                row[name] = InTable(str(path), number, name)
+    return rows
+
+
+def _structs(file: Any) -> set[str]:
+    """Columns of pictures: structs, or lists of them."""
+    return {field.name for field in file.schema_arrow if "struct" in str(field.type)}
+
+
+def read_table(path: Path, needs: Iterable[str]) -> list[dict[str, Any]]:
+    """The rows of a table as VLMEvalKit has them; only an empty cell is missing.
+
+    `image` is an `InTable`, of equal pictures the same.
+
+    Raises BadBenchmark where it is no such table or lacks a column.
+    """
+    csv.field_size_limit(sys.maxsize)
+    rows: list[dict[str, Any]] = []
+    at: dict[str, int] = {}  # index -> row of its picture
+    by_content: dict[int, int] = {}
+    with io.StringIO(_text(path), newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t")
+        _check_columns(path, reader.fieldnames or (), needs, "tabs")
+        for number, row in enumerate(reader):
+            if None in row or None in row.values():
+                raise BadBenchmark(f"{path}: row {number + 1} has not as many cells as the header")
+            picture = row.get("image", "")
+            shared = picture and len(picture) <= SHARED
+            first = at.get(picture, number) if shared else by_content.setdefault(hash(picture), number)
+            at[row.get("index", "")] = first
+            rows.append(row | {"image": InTable(str(path), first)})
+    return rows
+
+
+def _check_columns(path: Path, has: Sequence[str], needs: Iterable[str], parted: str = "") -> None:
+    missing = [name for name in needs if name not in has]
+    if missing:
+        seen = ", ".join(map(repr, has[:6])) or "nothing"
+        by = f"; is it separated by {parted}?" if parted and len(has) < 2 else ""
+        raise BadBenchmark(f"{path} has no column {missing[0]!r}, only {seen[:200]}{by}")
+
+
+class _Plain(pickle.Unpickler):
+    """What has no class of its own: lists, dicts, texts, numbers."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise BadBenchmark(f"the pickle asks for {module}.{name}; one of plain lists and dicts asks for nothing")
+
+
+def read_pickle(path: Path) -> Any:
+    """A pickle of plain containers.  Raises BadBenchmark where it is anything else: a pickle may run programs."""
+    try:
+        return _Plain(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
+    except BadBenchmark as error:
+        raise BadBenchmark(f"{path}: {error}") from None
+    except Exception as error:  # an unpickler raises anything
+        raise BadBenchmark(f"{path} cannot be read as a pickle: {error}") from None
+
+
+def listed(value: Any, what: str = "answer") -> list[str]:
+    """A list, or one that is written as Python writes it, as texts.  Raises BadBenchmark."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            raise BadBenchmark(f"{what} {value[:80]!r} is no list") from None
+    return [str(x) for x in value] if isinstance(value, (list, tuple)) else [str(value)]
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a folder that a benchmark may lie in, or the one file.  Raises BadBenchmark."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise BadBenchmark(f"there is no {path}")
+    return sorted(p for p in path.rglob("*") if p.suffix in KINDS and p.is_file())
+
+
+def named(files: Iterable[Path], *patterns: str) -> list[Path]:
+    """Those whose names fit one of some patterns, pattern by pattern."""
+    files = list(files)
+    return [path for pattern in patterns for path in files if path.match(pattern)]
+
+
+def is_list(path: Path) -> bool:
+    """Whether a file is a list as the reference evaluation has them."""
+    if path.suffix != ".json":
+        return False
+    with open(path, "rb") as file:
+        head = file.read(4096).lstrip()
+    return head.startswith(b"[") and b'"gt_answers"' in head and b'"image_path"' in head
+
+
+def lists(files: Iterable[Path]) -> Iterator[Path]:
+    return (path for path in files if is_list(path))
+
+
+def picture_size(picture: Any, root: Path | None = None) -> tuple[int, int]:
+    """Width and height, in pixels, of a picture that a parquet file has as {bytes, path}."""
+    from PIL import Image
+
+    source = io.BytesIO(picture["bytes"]) if isinstance(picture, dict) else root / picture if root else picture
+    with Image.open(source) as image:
+        return image.size

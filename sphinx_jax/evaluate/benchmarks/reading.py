@@ -1,0 +1,112 @@
+"""How a benchmark's files become questions: forms that are tried one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sphinx_jax.evaluate.benchmarks import files as f
+from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, Question, Read, Rule, Score
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files that may hold a benchmark.
+
+    Attributes:
+      path: what was asked for, a file or a folder.
+      files: in it.
+      root: the folder that pictures' paths begin from, if it was said.
+    """
+
+    path: Path
+    files: Sequence[Path]
+    root: Path | None = None
+
+    def named(self, *patterns: str) -> list[Path]:
+        return f.named(self.files, *patterns)
+
+    def tables(self) -> list[Path]:
+        return f.named(self.files, "*.tsv")
+
+    def parquets(self) -> list[Path]:
+        return f.named(self.files, "*.parquet")
+
+    def lists(self) -> list[Path]:
+        return list(f.lists(self.files))
+
+    def beside(self) -> Found:
+        """The same with what lies around a single file, or in the root."""
+        if self.root is not None:
+            return Found(self.path, [*self.files, *f.files_of(self.root)], self.root)
+        folder = self.path if self.path.is_dir() else self.path.parent
+        around = folder.parent if folder.name == "annotations" else folder
+        return Found(self.path, [*self.files, *f.files_of(around)])
+
+
+# the questions in some files, or None where these are not in that form
+Form = Callable[[Found], Sequence[Question] | None]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark as its files have it, and how it is scored.
+
+    Attributes:
+      forms: name of a form -> what reads it, the most telling first.
+      rules: protocol -> what scores.
+      numbered: forms without ids, whose predictions are told apart by number.
+      counts: rows of each of the paper's splits.
+      results: protocol -> what scores results in a form of the benchmark's own, as COCO has one.
+    """
+
+    title: str
+    forms: Mapping[str, Form]
+    rules: Mapping[str, Rule]
+    numbered: Sequence[str] = ()
+    counts: Mapping[str, int] | None = None
+    results: Mapping[str, Callable[[Sequence[Question], Sequence[Any]], Score]] = field(default_factory=dict)
+
+    def read(self, path: Path, root: Path | None = None) -> Read:
+        """The questions of a file or folder.  Raises BadBenchmark."""
+        found = Found(path, f.files_of(path), root)
+        for form, reader in self.forms.items():
+            questions = reader(found)
+            if questions:
+                return Read(questions, form, form in self.numbered)
+        kinds = ", ".join(self.forms)
+        raise BadBenchmark(f"{path} does not hold {self.title} in a form that is known ({kinds})")
+
+
+def listed(found: Found, question: Callable[[int, dict[str, Any]], Question]) -> list[Question] | None:
+    """Questions of the lists of the reference evaluation."""
+    rows = [row for path in found.lists() for row in f.read_json(path)]
+    return [question(number, row) for number, row in enumerate(rows)] or None
+
+
+def tabled(
+    found: Found, needs: Sequence[str], question: Callable[[int, dict[str, Any]], Question]
+) -> list[Question] | None:
+    """Questions of the first table."""
+    paths = found.tables()[:1]
+    return [question(i, row) for path in paths for i, row in enumerate(f.read_table(path, needs))] or None
+
+
+def parquet_rows(found: Found, needs: Sequence[str], pictures: bool = False) -> list[dict[str, Any]]:
+    """Rows of all parquet files that have these columns, in the order of the files' names."""
+    return [row for path in found.parquets() for row in f.read_parquet(path, needs, pictures)]
+
+
+def choices_of(row: Mapping[str, Any], letters: str = "ABCDE", missing: str = "") -> tuple[str, ...]:
+    """The choices in columns A, B, … up to the last that there is."""
+    texts = [row.get(letter) for letter in letters]
+    while texts and texts[-1] in (None, missing):
+        texts.pop()
+    return tuple("" if text is None else str(text) for text in texts)
+
+
+def same_as_listed(picture: Any, text: str, number: Any) -> tuple[Any, ...]:
+    """What the reference evaluation tells questions apart by."""
+    return picture, text, number
