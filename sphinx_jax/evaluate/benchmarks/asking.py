@@ -1,0 +1,109 @@
+"""How questions are put to a model, by protocol: instructions, what an answer begins with, how long it is.
+
+Protocol reference asks as the authors' evaluation does (SPHINX's own release, `accessory/eval_mm`); official as
+lmms-eval, which most published numbers come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from sphinx_jax.evaluate.benchmarks.question import Question
+
+LETTERS = "ABCDEFGHI"
+SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+LETTER_REFERENCE = '\nAnswer with the option"s letter from the given choices directly.'
+UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
+YES_OR_NO = " Please answer yes or no."
+REGION = "Please provide the bounding box coordinate of the region this sentence describes: {}"
+FRAME = (
+    "Bounding box coordinates are specified in the format (top-left x, top-left y, bottom-right x, bottom-right y). "
+    "All values are floating point numbers bounded between 0 and 1. "
+)
+CAPTION = "Provide a one-sentence caption for the provided image."
+PEOPLE = "Detect all people shown in the image."
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How one benchmark is asked.
+
+    Attributes:
+      text: what the human says.
+      most: tokens of an answer at most.
+      begin: what the answer begins with, which is no part of it.
+    """
+
+    text: Callable[[Question], str]
+    most: int = 10
+    begin: str = ""
+
+
+def short(question: Question) -> str:
+    return question.text + SHORT
+
+
+def _lettered(question: Question) -> str:
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False))
+
+
+def _letter(question: Question) -> str:
+    hint = f"{question.hint}\n" if question.hint else ""
+    return f"{hint}{question.text}\n{_lettered(question)}{LETTER}"
+
+
+def _several(question: Question) -> str:
+    """MMBench's, whose choices end with an empty line."""
+    hint = f"{question.hint} " if question.hint else ""
+    return f"{hint}{question.text} There are several options:\n{_lettered(question)}\n{LETTER}"
+
+
+def _college(question: Question) -> str:
+    if not question.choices:
+        return f"{question.text}\n{SHORT}"
+    return f"{question.text}\n{_lettered(question)}\n{LETTER}"
+
+
+def _context(question: Question) -> str:
+    """ScienceQA's in the reference, whose context may be empty."""
+    return f"Context:\n{question.hint}\n{_asked(question)}"
+
+
+def _asked(question: Question) -> str:
+    return f"Question:\n{question.text}\nChoices:\n{_lettered(question)}{LETTER_REFERENCE}"
+
+
+def _joined(question: Question) -> str:
+    """AI2D's in the reference: texts of the choices, the first right behind the question."""
+    return question.text + "\n".join(question.choices) + SHORT
+
+
+REFERENCE: dict[str, Ask] = {
+    **dict.fromkeys(("vqav2", "okvqa", "gqa", "textvqa", "mme", "chartqa"), Ask(short)),
+    "vizwiz": Ask(lambda q: f"{q.text} {UNANSWERABLE}{SHORT}"),
+    "ocrvqa": Ask(short, 20),
+    "infovqa": Ask(short, 25),
+    "docvqa": Ask(short, 32),
+    "ai2d": Ask(_joined),
+    "scienceqa": Ask(_context, begin=" The answer is"),
+    "seed": Ask(_asked),
+    "vsr": Ask(lambda q: q.text),
+    **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), Ask(lambda q: REGION.format(q.text) + ".", 30)),
+}
+OFFICIAL: dict[str, Ask] = {
+    **dict.fromkeys(("vqav2", "gqa", "textvqa", "pope"), Ask(short)),
+    **dict.fromkeys(("okvqa", "vizwiz"), Ask(lambda q: f"{q.text}\n{UNANSWERABLE}{SHORT}")),
+    "ocrvqa": Ask(short, 20),
+    **dict.fromkeys(("docvqa", "infovqa"), Ask(short, 32)),
+    "chartqa": Ask(lambda q: f"{q.text}\nAnswer the question with a single word.", 16),
+    "mme": Ask(lambda q: q.text.removesuffix(YES_OR_NO) + SHORT),
+    **dict.fromkeys(("scienceqa", "seed", "ai2d"), Ask(_letter)),
+    **dict.fromkeys(("mmbench", "ccbench"), Ask(_several)),
+    "mmmu": Ask(_college, 16),
+    **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), Ask(lambda q: FRAME + REGION.format(q.text), 30)),
+    **dict.fromkeys(("coco_caption", "flickr30k_caption"), Ask(lambda q: CAPTION, 64)),
+    "coco_detection": Ask(lambda q: PEOPLE, 512),
+}
+ASKS: Mapping[str, Mapping[str, Ask]] = {"reference": REFERENCE, "official": OFFICIAL}

@@ -1,0 +1,169 @@
+"""The score card: scores with intervals, beside what was published."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sphinx_jax.evaluate.benchmarks.question import Question, Score
+
+DRAWN = 2000  # samples of a bootstrap
+LEVEL = 0.95
+
+# of the paper and of the release's pages, in percent but for MME; SPHINX, 1k, 2k, Tiny, MoE
+MODELS = ("sphinx", "sphinx_1k", "sphinx_2k", "sphinx_tiny", "sphinx_moe")
+PUBLISHED: Mapping[tuple[str, str], tuple[float, ...]] = {
+    ("pope", ""): (80.7, 90.8, 87.2, 82.2, 89.6),
+    ("mme", "Perception"): (1476.1, 1560.2, 1470.6, 1261.2, 1485.3),
+    ("mme", "Cognition"): (322.2, 310.0, 326.8, 242.1, 367.1),
+    ("mmbench", ""): (66.9, 67.1, 65.9, 56.6, 71.3),
+    ("seed", ""): (69.14, 71.62, 71.6, 17.1, 73.0),
+    ("okvqa", ""): (62.08, 62.21, 62.6, 53.6, 62.7),
+    ("vqav2", ""): (78.08, 80.2, 80.7, 74.7, 81.1),
+    ("vizwiz", ""): (39.91, 46.75, 44.9, 49.2, 61.9),
+    ("gqa", ""): (62.59, 62.88, 63.1, 58.0, 63.8),
+    ("textvqa", ""): (51.63, 58.78, 61.2, 57.8, 68.0),
+    ("ocrvqa", ""): (66.01, 70.01, 67.8, 60.3, 64.8),
+    ("refcoco", "val"): (89.15, 91.05, 91.10, 82.89, 90.64),
+    ("refcoco", "testA"): (91.37, 92.65, 92.88, 86.89, 93.74),
+    ("refcoco", "testB"): (85.13, 86.56, 87.07, 77.91, 86.85),
+    ("refcoco+", "val"): (82.77, 86.64, 85.51, 71.34, 85.50),
+    ("refcoco+", "testA"): (87.29, 91.08, 90.62, 78.49, 90.48),
+    ("refcoco+", "testB"): (76.85, 80.35, 80.45, 63.71, 79.88),
+    ("refcocog", "val"): (84.87, 88.19, 88.07, 78.50, 88.26),
+    ("refcocog", "test"): (83.65, 88.35, 88.65, 78.86, 88.51),
+}
+SUMMED = ("Perception", "Cognition")  # of MME, which has no mean over questions
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number of the card.
+
+    Attributes:
+      split: the part that the number is of; "" where it is of all.
+      low, high: the interval of 95 % of a bootstrap over pictures; None where the number is no mean over questions.
+      missing: questions that have no answer, over which the score is not.
+      published: of the model that this one is of the form of; None where nothing was published.
+    """
+
+    benchmark: str
+    split: str
+    protocol: str
+    metric: str
+    count: int
+    missing: int
+    score: float
+    low: float | None = None
+    high: float | None = None
+    published: float | None = None
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.published is None else self.score - self.published
+
+    @property
+    def outside(self) -> bool:
+        """Whether what was published lies outside the interval."""
+        if self.published is None or self.low is None or self.high is None:
+            return False
+        return not self.low <= self.published <= self.high
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"difference": self.difference, "outside": self.outside}
+
+
+def lines(
+    benchmark: str, protocol: str, score: Score, questions: Sequence[Question], missing: int, model: str = ""
+) -> list[Line]:
+    """Lines of one benchmark: of all its questions where it has one number, else of each split, in percent.
+
+    Args:
+      questions: those that were answered.
+      missing: how many were not.
+      model: a name of the family, whose published numbers stand beside.
+    """
+    asked, values = _counted(score, questions)
+    pictures = [q.picture for q in asked]
+
+    def line(split: str, value: float, inside: Sequence[int] | None = None, scale: float = 100) -> Line:
+        interval: tuple[float | None, float | None] = (None, None)
+        if values is not None and inside is not None:
+            interval = bootstrap([_times(values[i], 100) for i in inside], [pictures[i] for i in inside])
+        known = PUBLISHED.get((benchmark, split))
+        published = known[MODELS.index(model)] if known and model in MODELS else None
+        count = len(asked) if inside is None else len(inside)
+        return Line(benchmark, split, protocol, score.metric, count, missing, value * scale, *interval, published)
+
+    if benchmark == "mme":
+        return [line(part, score.parts[part], scale=1) for part in SUMMED]
+    if score.score is not None:
+        scale = 1 if "percent" in score.metric else 100
+        return [line("", score.score, range(len(asked)) if values is not None else None, scale)]
+    splits = [q.labels.get("split") for q in asked]
+    return [line(s, part, [i for i, split in enumerate(splits) if split == s]) for s, part in score.parts.items()]
+
+
+def _counted(score: Score, questions: Sequence[Question]) -> tuple[Sequence[Question], list[float | None] | None]:
+    """Questions, or the first of those that count together, and what each counts; None where that is unknown."""
+    if score.items is None:
+        return questions, None
+    if "per_item_key" in score.more:
+        first = {int(q.key): q for q in reversed(questions)}
+        questions = [first[key] for key in score.more["per_item_key"]]
+    labels = [isinstance(item, str) for item in score.items]
+    if any(labels):
+        items = zip(score.items, questions, strict=True)
+        return questions, [float(item == q.answers[0].lower()) for item, q in items]
+    return questions, list(score.items)
+
+
+def _times(value: float | None, scale: float) -> float | None:
+    return None if value is None else value * scale
+
+
+def bootstrap(
+    values: Sequence[float | None], clusters: Sequence[Hashable], level: float = LEVEL
+) -> tuple[float | None, float | None]:
+    """The interval of a mean over questions whose pictures are drawn anew, all questions about one together.
+
+    (None, None) where a value is no number; questions without one (None) are left out.
+    """
+    kept = [(v, c) for v, c in zip(values, clusters, strict=True) if v is not None]
+    if not kept or any(isinstance(value, str) for value, _ in kept):
+        return None, None
+    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(c for _, c in kept))}
+    at = np.array([number[cluster] for _, cluster in kept])
+    sums = np.bincount(at, np.array([value for value, _ in kept], float))
+    counts = np.bincount(at)
+    rng = np.random.default_rng(zlib.crc32(sums.tobytes()))
+    means = np.empty(DRAWN)
+    for draw in range(DRAWN):
+        chosen = np.bincount(rng.integers(0, len(sums), len(sums)), minlength=len(sums))
+        means[draw] = (chosen @ sums) / (chosen @ counts)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def compared(first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable]) -> dict[str, float | None]:
+    """The paired difference of two models on the same questions, its interval, and a p-value.
+
+    The p-value is the share of random changes of sign, picture by picture, whose mean difference is as large.
+    """
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    low, high = bootstrap(differences, clusters)
+    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
+    sums = np.bincount([number[c] for c in clusters], differences)
+    rng = np.random.default_rng(0)
+    signs = rng.choice([-1.0, 1.0], (DRAWN, len(sums)))
+    as_large = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12
+    return {
+        "difference": float(np.mean(differences)),
+        "low": low,
+        "high": high,
+        "p": float((as_large.sum() + 1) / (DRAWN + 1)),
+    }

@@ -1,0 +1,1 @@
+"""How answers to public benchmarks are scored, protocol by protocol."""
