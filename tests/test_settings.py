@@ -34,6 +34,7 @@ VALUES = {
         "parts": {"kind": "assemble", "encoders": "encoders", "decoder": "train", "out": "out"},
         "mix": {"kind": "mix", "real": "train", "synthetic": "train"},
         "evaluate": {"kind": "evaluate", "start": "train"},
+        "benchmarks": {"kind": "benchmarks", "start": "train"},
         "show": {"kind": "show"},
         "chat": {"kind": "chat"},
     },
@@ -240,7 +241,7 @@ def _of(kind: str) -> tuple[type, str]:
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("published",)])
 def test_every_recipe_parses_and_comes_back_from_json(name):
-    what = ("sphinx_1k,lora=16,nf4",) if name == "finetune" else ()
+    what = {"finetune": ("sphinx_1k,lora=16,nf4",), "benchmarks": ("sphinx_1k",)}.get(name, ())
     values = importlib.import_module(f"configs.{name}").get_config(*what).to_dict()
     made = parse(values, origins=False)
     kinds = {name: stage["kind"] for name, stage in values["stage"].items()}

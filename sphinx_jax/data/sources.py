@@ -23,16 +23,18 @@ OTHER = "other"  # the domain of items that name none
 
 @dataclass(frozen=True)
 class DataConfig(Settings):
-    """`playground` names a size of the embedded world; `meta` a published data config per split instead."""
+    """`playground` names a size of the embedded world; `meta` a published data config per split instead; `benchmarks`
+    a folder of public benchmarks, which are asked and never trained on."""
 
     playground: Literal[PLAYGROUNDS] | None = "quick"
     seed: Seed = 0
     told: Positive = 1.0  # share of pictures told in words beside the other texts
     meta: Mapping[str, Name] | None = None  # split -> YAML with a list META
     folder: Name | None = None  # where generated data is kept; default: data/ in the workdir
+    benchmarks: Name | None = None
 
     def __post_init__(self):
-        if bool(self.playground) == bool(self.meta):
+        if sum(map(bool, (self.playground, self.meta, self.benchmarks))) != 1:
             raise ConfigError("data: give either playground or meta")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sphinx_jax.evaluate.benchmarks.question import Question, Score
+from sphinx_jax.evaluate.question import Question, Score
 
 DRAWN = 2000  # samples of a bootstrap
 LEVEL = 0.95
@@ -96,7 +96,7 @@ def lines(
             interval = bootstrap([_times(values[i], 100) for i in inside], [pictures[i] for i in inside])
         known = PUBLISHED.get((benchmark, split))
         published = known[MODELS.index(model)] if known and model in MODELS else None
-        count = len(asked) if inside is None else len(inside)
+        count = len(asked) if inside is None or values is None else sum(values[i] is not None for i in inside)
         return Line(benchmark, split, protocol, score.metric, count, missing, value * scale, *interval, published)
 
     if benchmark == "mme":

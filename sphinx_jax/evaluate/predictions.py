@@ -89,7 +89,7 @@ def score_predictions(name: str, path: Path, predictions: Path, protocol: str, r
     answered = [q for q in questions if _plain(q.key) in said]
     score = _rule(benchmark, benchmark.rules, protocol)(answered, [said[_plain(q.key)] for q in answered])
     return Scored(
-        _in_order(score, answered, matched), read.form, len(questions), missing, notes + _counted(benchmark, questions)
+        _in_order(score, answered, matched), read.form, len(questions), missing, notes + counted(benchmark, questions)
     )
 
 
@@ -109,7 +109,7 @@ def _in_order(score: Score, questions: Sequence[Question], keys: Sequence[int | 
     return Score(score.metric, score.score, items, score.parts, score.more)
 
 
-def _counted(benchmark: Benchmark, questions: Sequence[Question]) -> list[str]:
+def counted(benchmark: Benchmark, questions: Sequence[Question]) -> list[str]:
     """A line where the files hold another number of questions than each of the paper's splits."""
     counts = benchmark.counts or {}
     found: dict[str, int] = {}

@@ -23,6 +23,7 @@ from sphinx_jax.paths import as_path, write_whole
 from sphinx_jax.recipe.check import check_names, check_training
 from sphinx_jax.recipe.recipe import Recipe
 from sphinx_jax.recipe.run import Run, done
+from sphinx_jax.recipe.stages.benchmarks import BenchmarksStage, benchmarks
 from sphinx_jax.recipe.stages.chat import ChatStage, chat
 from sphinx_jax.recipe.stages.evaluate import EvaluateStage, evaluate
 from sphinx_jax.recipe.stages.mix import MixStage, mix
@@ -47,6 +48,7 @@ STAGE_KINDS = {
     "assemble": Kind(AssembleStage, assemble),
     "mix": Kind(MixStage, mix, alone=False),
     "evaluate": Kind(EvaluateStage, evaluate, alone=False),
+    "benchmarks": Kind(BenchmarksStage, benchmarks),
     "show": Kind(ShowStage, show),
     "chat": Kind(ChatStage, chat),
 }
@@ -65,6 +67,8 @@ def parse(values: dict[str, Any], *, origins: bool = True) -> Recipe:
         stage, task, domain, split or leaf that is not there.
     """
     values = dict(mapping(values, "config"))
+    if isinstance(values.get("data"), str):
+        values["data"] = {"playground": None, "benchmarks": values["data"]}
     stages = mapping(values.pop("stage", {}), "stage")
     settings = {}
     for name, stage in stages.items():

@@ -4,8 +4,8 @@ questions = BENCHMARKS["vqav2"].read(Path("data/vqav2")).questions
 """
 
 from sphinx_jax.evaluate.benchmarks import choices, coco, described, documents, referring, single, vqa, yes_or_no
-from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, Question, Score
 from sphinx_jax.evaluate.benchmarks.reading import Benchmark
+from sphinx_jax.evaluate.question import BadBenchmark, Question, Score
 
 BENCHMARKS: dict[str, Benchmark] = {
     "vqav2": vqa.VQAV2,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from sphinx_jax.evaluate.benchmarks.question import Question
+from sphinx_jax.evaluate.question import Question
 
 LETTERS = "ABCDEFGHI"
 SHORT = "\nAnswer the question using a single word or phrase."

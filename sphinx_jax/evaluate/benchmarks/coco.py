@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, Question, Score
 from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found
+from sphinx_jax.evaluate.question import BadBenchmark, Question, Score
 from sphinx_jax.evaluate.rules import coco, texts
 
 PERSON = "person"

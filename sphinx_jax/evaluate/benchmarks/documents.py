@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, Question, Rule
 from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, parquet_rows, tabled
+from sphinx_jax.evaluate.question import BadBenchmark, Question, Rule
 from sphinx_jax.evaluate.rules import documents
 
 HALVES = ("human", "augmented")
@@ -49,11 +49,11 @@ def _chart_release(found: Found) -> list[Question] | None:
 
 def _chart_parquet(found: Found) -> list[Question] | None:
     rows = [
-        (row, row["image"].get("path") or hash(row["image"]["bytes"]))
+        (row, row["content"].get("path") or hash(row["content"]["bytes"]))
         for path in found.parquets()
         for row in f.read_parquet(path, ("type", "question", "answer", "image"), pictures=True)
     ]
-    return _charts([(_half(row["type"]), row["question"], row["answer"], None, seen) for row, seen in rows])
+    return _charts([(_half(row["type"]), row["question"], row["answer"], row["image"], seen) for row, seen in rows])
 
 
 def _chart_table(found: Found) -> list[Question] | None:

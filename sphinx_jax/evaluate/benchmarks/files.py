@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, InTable
+from sphinx_jax.evaluate.question import BadBenchmark, InTable
 
 KINDS = (".json", ".jsonl", ".parquet", ".tsv", ".p", ".token", ".csv", ".txt")
 PICTURES = ("image", "image_1", "image_2", "image_3", "image_4", "image_5", "image_6", "image_7")
@@ -39,7 +39,7 @@ def _text(path: Path) -> str:
 
 
 def read_parquet(path: Path, needs: Iterable[str], pictures: bool = False) -> list[dict[str, Any]]:
-    """The rows of a parquet file, pictures as `InTable` unless they are asked for.
+    """The rows of a parquet file, pictures as `InTable`; where they are asked for, `content` is that of `image`.
 
     Raises BadBenchmark where it is no parquet or lacks a column.
     """
@@ -54,9 +54,11 @@ def read_parquet(path: Path, needs: Iterable[str], pictures: bool = False) -> li
             rows = file.read(columns=wanted).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise BadBenchmark(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
-    for name in names:
-        if name not in wanted:
+    for name in names if not pictures else ("image",):
+        if pictures or name not in wanted:
             for number, row in enumerate(rows):
+                if pictures:
+                    row["content"] = row[name]
                 row[name] = InTable(str(path), number, name)
     return rows
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.data.image import BadImage
-from sphinx_jax.evaluate.benchmarks.question import InTable, Picture
+from sphinx_jax.evaluate.question import InTable, Picture
 
 HELD = 2  # groups of rows of parquet files that are in memory
 
@@ -34,6 +34,8 @@ class Pictures:
             if (root / picture).is_file():
                 return root / picture
         found = self._by_name.get(Path(picture).name)
+        if found is None:  # some files name pictures without their ending
+            found = self._by_stem.get(Path(picture).name)
         if found is None:
             raise BadImage(f"there is no picture {picture} in {self.folder}")
         return found
@@ -41,6 +43,10 @@ class Pictures:
     @functools.cached_property
     def _by_name(self) -> dict[str, Path]:
         return {path.name: path for path in self.folder.rglob("*") if path.is_file()}
+
+    @functools.cached_property
+    def _by_stem(self) -> dict[str, Path]:
+        return {path.stem: path for path in self._by_name.values()}
 
 
 def _cell(at: InTable) -> bytes:

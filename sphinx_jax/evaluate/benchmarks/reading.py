@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, Question, Read, Rule, Score
+from sphinx_jax.evaluate.question import BadBenchmark, Question, Read, Rule, Score
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, Question
 from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found
+from sphinx_jax.evaluate.question import BadBenchmark, Question
 from sphinx_jax.evaluate.rules import boxes
 
 SPLITS = ("val", "testA", "testB", "test")
@@ -73,9 +73,8 @@ def _parquet(found: Found) -> list[Question] | None:
             continue
         for row in f.read_parquet(path, ("image", "answer", "bbox", "file_name"), pictures=True):
             name = re.sub(r"_\d+(\.\w+)$", r"\1", row["file_name"])  # without the number of the annotation
-            size = f.picture_size(row["image"])
-            picture = f.InTable(str(path), 0)
-            phrases += [(split, phrase, name, picture, _corners(row["bbox"]), size) for phrase in row["answer"]]
+            size, box = f.picture_size(row["content"]), _corners(row["bbox"])
+            phrases += [(split, phrase, name, row["image"], box, size) for phrase in row["answer"]]
     return _numbered(phrases) or None
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, Question
 from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, listed, parquet_rows, tabled
+from sphinx_jax.evaluate.question import BadBenchmark, Question
 from sphinx_jax.evaluate.rules import exact
 
 SPLITS = {1: "train", 2: "val", 3: "test"}  # of OCR-VQA

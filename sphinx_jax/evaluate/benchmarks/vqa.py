@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, Question
 from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, parquet_rows, tabled
+from sphinx_jax.evaluate.question import BadBenchmark, Question
 from sphinx_jax.evaluate.rules import vqa_accuracy
 
 UNTYPED = "none"  # what the converted files of the reference have as the type of a question
+
+PICTURES = {"mscoco": "COCO_{}_{:012d}.jpg", "vizwiz": "VizWiz_{}_{:08d}.jpg"}  # names by split and number
 
 
 def _question(
@@ -48,6 +50,7 @@ def _release(*names: str):
         questions, annotations = f.read_json(asked[0]), f.read_json(annotated)
         told = {a["question_id"]: a for a in annotations["annotations"]}
         kind = annotations.get("data_subtype", "")
+        named = PICTURES.get(annotations.get("data_type", ""), PICTURES["mscoco"])
         found_questions = []
         for q in questions["questions"]:
             if (a := told.get(q["question_id"])) is None:
@@ -56,7 +59,7 @@ def _release(*names: str):
                 )
             picture = q["image_id"]
             if isinstance(picture, int):
-                picture = f"COCO_{kind}_{picture:012d}.jpg"
+                picture = named.format(kind, picture)
             types = a.get("question_type") or UNTYPED, a.get("answer_type")
             found_questions.append(_question(q["question_id"], q["question"], picture, a["answers"], *types))
         return found_questions

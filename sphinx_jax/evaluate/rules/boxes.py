@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sphinx_jax.config import need
-from sphinx_jax.evaluate.benchmarks.question import Question, Score, means_by
+from sphinx_jax.evaluate.question import Question, Score, means_by
 from sphinx_jax.evaluate.rules import documents, exact, texts
 
 ENOUGH = 0.5

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from sphinx_jax.evaluate.benchmarks.question import Question, Score, mean
+from sphinx_jax.evaluate.question import Question, Score, mean
 from sphinx_jax.evaluate.rules import texts
 from sphinx_jax.evaluate.rules.words import tokens
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sphinx_jax.evaluate.benchmarks.question import Question, Score, mean, means_by
+from sphinx_jax.evaluate.question import Question, Score, mean, means_by
 from sphinx_jax.evaluate.rules import texts
 
 LETTERS = "ABCDE"

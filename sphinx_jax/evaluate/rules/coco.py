@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, Score
+from sphinx_jax.evaluate.question import BadBenchmark, Score
 
 BOXES = "AP AP50 AP75 AP_small AP_medium AP_large AR_1 AR_10 AR_100 AR_small AR_medium AR_large"
 POINTS = "AP AP50 AP75 AP_medium AP_large AR AR50 AR75 AR_medium AR_large"

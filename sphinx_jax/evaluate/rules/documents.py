@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sphinx_jax.evaluate.benchmarks.question import Question, Score, mean, means_by
+from sphinx_jax.evaluate.question import Question, Score, mean, means_by
 from sphinx_jax.evaluate.rules import exact, texts
 
 RELAXED = 0.05  # of a number (ChartQA, Masry et al. 2022)

@@ -8,7 +8,7 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sphinx_jax.evaluate.benchmarks.question import Question, Rule, Score, mean, means_by
+from sphinx_jax.evaluate.question import Question, Rule, Score, mean, means_by
 from sphinx_jax.evaluate.rules import texts
 
 LETTERS = "ABCDE"

@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from sphinx_jax.evaluate.benchmarks.question import Question, Score, mean, means_by
+from sphinx_jax.evaluate.question import Question, Score, mean, means_by
 from sphinx_jax.evaluate.rules import texts
 
 SEED = 42

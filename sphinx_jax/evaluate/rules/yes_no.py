@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sphinx_jax.evaluate.benchmarks.question import BadBenchmark, Question, Score, mean
+from sphinx_jax.evaluate.question import BadBenchmark, Question, Score, mean
 from sphinx_jax.evaluate.rules import texts
 
 PERCEPTION = ["existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"]

@@ -1,0 +1,115 @@
+"""The benchmarks stage: public benchmarks that lie in a folder, asked and scored, and a card of all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.config import ConfigError, need, unknown
+from sphinx_jax.evaluate.answers import Answers
+from sphinx_jax.evaluate.asked import SAMPLING, ask
+from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
+from sphinx_jax.evaluate.benchmarks.asking import ASKS
+from sphinx_jax.evaluate.card import Line, lines
+from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
+from sphinx_jax.generate.engine import SLOTS, Engine
+from sphinx_jax.generate.load import from_pretrained
+from sphinx_jax.paths import as_path, write_whole
+from sphinx_jax.recipe.run import Run
+from sphinx_jax.report.card import markdown, terminal
+from sphinx_jax.settings import Count, Name, Settings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BenchmarksStage(Settings):
+    start: Name  # a stage, a checkpoint folder, or published weights
+    names: tuple[Name, ...] | None = None  # None: all that the folder has
+    protocol: Literal[PROTOCOLS] = "reference"  # of a benchmark that has not this one the other
+    limit: Count | None = None  # questions of each, the first ones
+    batch: Count = SLOTS
+    quantize: Literal["int8", "nf4"] | None = None
+
+
+def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
+    """Write `predictions.jsonl` of each benchmark as answers come, then `card.json` and `card.md`.
+
+    A benchmark whose files cannot be used is named, and the others are asked.
+    """
+    s, data = settings, Path(need(run.recipe.data.benchmarks))
+    found = folders(data, s.names)
+    model = from_pretrained(run.checkpoint(s.start), quantize=s.quantize)
+    engine = Engine(model, slots=s.batch)
+    card: list[Line] = []
+    for benchmark, folder in found.items():
+        try:
+            card += _one(run, s, name, engine, benchmark, folder)
+        except BadBenchmark as error:
+            _log.warning("%s is left out: %s", benchmark, error)
+    if not card:
+        raise BadBenchmark(f"none of the benchmarks in {data} could be scored; the log says why")
+    write_whole(run.folder(name) / "card.json", json.dumps([line.as_json() for line in card], indent=1).encode())
+    write_whole(run.folder(name) / "card.md", markdown(card).encode())
+    if not run.quiet:
+        print(terminal(card))
+
+
+def folders(data: Path, names: tuple[str, ...] | None) -> dict[str, Path]:
+    """The benchmarks asked for, or all that there are, each with its folder.
+
+    Raises ConfigError where one is not there, or none is.
+    """
+    for name in names or ():
+        if name not in BENCHMARKS:
+            raise unknown("benchmark", name, BENCHMARKS)
+        if not (data / name).is_dir():
+            raise ConfigError(f"names: there is no folder {data / name} with the files of {BENCHMARKS[name].title}")
+    there = {name: data / name for name in names or BENCHMARKS if (data / name).is_dir()}
+    if not there:
+        raise ConfigError(
+            f"{data} has no folder named as a benchmark is: {', '.join(BENCHMARKS)}"
+            if data.is_dir()
+            else f"data: there is no folder {data} with benchmarks; --config.data=FOLDER"
+        )
+    return there
+
+
+def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, folder: Path) -> list[Line]:
+    benchmark = BENCHMARKS[name]
+    protocols = (s.protocol, *PROTOCOLS)
+    protocol = next((p for p in protocols if p in benchmark.rules and name in ASKS[p]), None)
+    if protocol is None:
+        raise BadBenchmark(f"{benchmark.title} has no form in words")
+    questions = benchmark.read(folder).questions
+    for note in counted(benchmark, questions):
+        _log.warning("%s", note)
+    questions = questions[: s.limit]
+    about = _about(run, s, protocol, [[q.key, q.text] for q in questions])
+    answers = Answers(run.folder(stage) / name, about)
+    bar = "" if run.quiet else name
+    ask(engine, questions, ASKS[protocol][name], SAMPLING[protocol], folder, answers, bar)
+    answers.close()
+    answered = [q for q in questions if q.key in answers.texts]
+    if not answered:
+        raise BadBenchmark(f"no question of {benchmark.title} could be asked")
+    score = benchmark.rules[protocol](answered, [answers.texts[q.key] for q in answered])
+    form = run.recipe.model.name
+    return lines(name, protocol, score, answered, len(questions) - len(answered), form)
+
+
+def _about(run: Run, s: BenchmarksStage, protocol: str, questions: Any) -> Mapping[str, Any]:
+    """What predictions depend on."""
+    made = as_path(str(run.checkpoint(s.start))) / store.RECIPE
+    return {
+        "protocol": protocol,
+        "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest(),
+        "checkpoint": hashlib.sha256(made.read_bytes()).hexdigest(),
+        "quantize": s.quantize,
+    }

@@ -1,0 +1,38 @@
+"""The score card as lines of a terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sphinx_jax.evaluate.card import Line
+
+HEADS = ("benchmark", "split", "questions", "protocol", "score", "95 %", "published", "difference")
+
+
+def cells(line: Line) -> tuple[str, ...]:
+    """A line of the card, as texts; ▼ and ▲ where what was published lies outside the interval."""
+    number = f"{line.score:.1f}"
+    interval = "" if line.low is None else f"{line.low:.1f} to {line.high:.1f}"
+    published = "" if line.published is None else f"{line.published:.1f}"
+    difference = ""
+    if line.difference is not None:
+        difference = f"{line.difference:+.1f}" + ("" if not line.outside else " ▲" if line.difference > 0 else " ▼")
+    count = str(line.count) + (f" ({line.missing} missing)" if line.missing else "")
+    return line.benchmark, line.split, count, line.protocol, number, interval, published, difference
+
+
+def markdown(card: Sequence[Line]) -> str:
+    rows = [HEADS, ("---",) * len(HEADS), *map(cells, card)]
+    legend = (
+        "Scores in percent, MME's in its own points; intervals of a bootstrap over pictures. ▼ and ▲: what was "
+        "published lies outside. Questions without an answer are counted as missing, and no score is over them.\n"
+    )
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n" + legend
+
+
+def terminal(card: Sequence[Line]) -> str:
+    rows = [HEADS, *map(cells, card)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,225 @@
+"""Benchmarks asked through the engine: prompts, pictures, a run that is killed, and the card."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DATA, born, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.config import ConfigError, DecoderConfig, to_dict
+from sphinx_jax.data.conversation import SYSTEM, render
+from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.evaluate import card
+from sphinx_jax.evaluate.answers import FILE, Answers
+from sphinx_jax.evaluate.asked import SAMPLING, ask
+from sphinx_jax.evaluate.benchmarks import BENCHMARKS
+from sphinx_jax.evaluate.benchmarks.asking import ASKS
+from sphinx_jax.evaluate.benchmarks.pictures import Pictures
+from sphinx_jax.evaluate.question import Question, Score
+from sphinx_jax.generate.engine import Said
+from sphinx_jax.recipe import runner
+from sphinx_jax.report.card import markdown
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "benchmarks"
+NAMES = sorted(set(BENCHMARKS) - {"ccbench"})
+ABOUT = {"checkpoint": "a"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prompts_are_those_of_the_two_harnesses(name: str):
+    expected = json.loads((FIXTURES / name / "expected.json").read_text())
+    for form in sorted((FIXTURES / name / "data").iterdir()):
+        try:
+            question = BENCHMARKS[name].read(form).questions[0]
+        except ConfigError:
+            continue  # a folder of pictures
+        if expected["prompt"] and name in ASKS["reference"]:
+            how = ASKS["reference"][name]
+            assert render([(how.text(question), None)], SYSTEM)[0] + how.begin == expected["prompt"], form
+        if expected.get("prompt_official"):
+            mark = "<image 1> "  # which the reference's list of MMMU leaves out
+            asked = ASKS["official"][name].text(question).removeprefix(mark)
+            assert asked == expected["prompt_official"].removeprefix(mark), form
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_forms_have_the_same_pictures(name: str):
+    """Those of a file of many are found in it, and are of the question that they stand with."""
+    shown = []
+    for form in sorted((FIXTURES / name / "data").iterdir()):
+        try:
+            questions = BENCHMARKS[name].read(form).questions
+        except ConfigError:
+            continue
+        if name == "vsr" or (name == "mme" and form.name.startswith("MME")):
+            continue  # parquet files without pictures; questions in another order
+        pictures = Pictures(FIXTURES / name / "data")
+        shown.append([pixels(pictures.find(question.picture)) for question in questions])
+    for other in shown[1:]:
+        assert len(other) == len(shown[0])
+        for a, b in zip(shown[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def pixels(found: Path | bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(found) if isinstance(found, bytes) else found).convert("RGB"))
+
+
+TEXTS = {7: "yes", "7": "", "val:0": 'a "quoted"\nline', 1000003: "\u2028", "x.jpg": "[0.1, 0.2]"}
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_file_that_is_cut_anywhere_keeps_what_was_whole(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("answers")
+    answers = Answers(folder, ABOUT)
+    for key, text in TEXTS.items():
+        answers.add(key, text)
+    answers.close()
+    whole = (folder / FILE).read_bytes()
+    cut = data.draw(st.integers(0, len(whole)))
+    (folder / FILE).write_bytes(whole[:cut])
+    again = Answers(folder, ABOUT)
+    assert again.texts.items() <= TEXTS.items() and len(again.texts) >= whole[:cut].count(b"\n")
+    for key in TEXTS.keys() - again.texts.keys():
+        again.add(key, TEXTS[key])
+    again.close()
+    assert Answers(folder, ABOUT).texts == TEXTS
+    assert Answers(folder, {"checkpoint": "b"}).texts == {}
+
+
+class Parrot:
+    """An engine that answers with the prompt, the last first, and is killed after so many."""
+
+    def __init__(self, until: int):
+        self.until, self.asked, self.pictures = until, [], self
+
+    def picture(self, found):
+        return None
+
+    def fitted(self, prompt, with_picture, new_tokens):
+        return []
+
+    def as_completed(self, requests):
+        for number, request in reversed(list(enumerate(requests))):
+            if len(self.asked) == self.until:
+                raise KeyboardInterrupt
+            self.asked.append(request.prompt)
+            yield number, [Said(request.prompt, [], [], "stop")]
+
+
+@pytest.mark.parametrize("until", [0, 1, 7, 29, 30])
+def test_a_killed_run_asks_nothing_twice(tmp_path, until):
+    folder = FIXTURES / "vqav2" / "data"
+    questions = BENCHMARKS["vqav2"].read(folder).questions
+    engines = [Parrot(until), Parrot(99)]
+    for engine in engines:
+        answers = Answers(tmp_path, ABOUT)
+        try:
+            ask(engine, questions, ASKS["official"]["vqav2"], SAMPLING["official"], folder, answers)
+        except KeyboardInterrupt:
+            assert engine is engines[0]
+    both = engines[0].asked + engines[1].asked
+    assert len(engines[0].asked) == until and len(both) == len(questions)
+    lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    assert {line["key"] for line in lines} == {q.key for q in questions}
+    for line in lines:
+        text = next(q.text for q in questions if q.key == line["key"])
+        assert text in line["prediction"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = load_tokenizer(DATA / "tokenizer.model")
+    decoder = DecoderConfig(dim=32, layers=1, heads=2, kv_heads=1, vocab_size=tokenizer.vocab_size, multiple_of=16)
+    config = tiny_config(decoder=decoder)
+    return store.save(folder / "tiny", born(config), config, tokenizer, {"made_by": "test"})
+
+
+def test_the_stage_leaves_predictions_that_score_the_same(tmp_path, model, caplog):
+    from sphinx_jax.evaluate.predictions import score_predictions
+
+    data = tmp_path / "data"
+    for name in ("vqav2", "refcoco", "mmbench"):
+        shutil.copytree(FIXTURES / name / "data", data / name)
+    next((data / "vqav2").rglob("*.jpg")).write_bytes(b"no picture")
+    (data / "gqa").mkdir()
+    values = {
+        "model": to_dict(store.read_config(model)),
+        "tokenizer": str(model),
+        "data": str(data),
+        "stages": ("benchmarks",),
+        "stage": {"benchmarks": {"kind": "benchmarks", "start": str(model), "batch": 8}},
+    }
+    runner.run(runner.parse(values), tmp_path / "run", quiet=True)
+    folder = tmp_path / "run" / "benchmarks"
+    made = json.loads((folder / "card.json").read_text())
+    assert "gqa is left out" in caplog.text
+    lines = {(line["benchmark"], line["split"]): line for line in made}
+    assert set(lines) == {("vqav2", ""), ("mmbench", ""), *(("refcoco", s) for s in ("val", "testA", "testB"))}
+    vqa = lines["vqav2", ""]
+    assert vqa["missing"] > 0 and vqa["count"] + vqa["missing"] == 30
+    scored = score_predictions("vqav2", data / "vqav2", folder / "vqav2" / FILE, "reference")
+    assert len(scored.missing) == vqa["missing"] and scored.score.score == pytest.approx(vqa["score"])
+    assert scored.score.metric == vqa["metric"]
+    for name in ("refcoco", "mmbench"):
+        assert not score_predictions(name, data / name, folder / name / FILE, "official").missing
+
+
+def test_a_folder_without_benchmarks_is_told(tmp_path, model):
+    values = {
+        "model": to_dict(store.read_config(model)),
+        "data": str(tmp_path),
+        "stages": ("benchmarks",),
+        "stage": {"benchmarks": {"kind": "benchmarks", "start": str(model)}},
+    }
+    with pytest.raises(ConfigError, match="no folder named as a benchmark"):
+        runner.run(runner.parse(values), tmp_path / "run", quiet=True)
+    values["stage"]["benchmarks"]["names"] = ("vqa2",)
+    with pytest.raises(ConfigError, match="did you mean 'vqav2'"):
+        runner.run(runner.parse(values), tmp_path / "other", quiet=True)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    """Pictures of five questions that share their luck: an interval over questions alone would be too narrow."""
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(60), 5)
+    inside, alone = 0, 0
+    for _ in range(100):
+        values = np.repeat(rng.random(60) < 0.4, 5).astype(float)
+        low, high = card.bootstrap(values, clusters)
+        inside += low <= 0.4 <= high
+        low, high = card.bootstrap(values, range(len(values)))
+        alone += low <= 0.4 <= high
+    assert inside >= 88 and alone < 75
+
+
+def test_a_difference_is_told_from_none():
+    rng = np.random.default_rng(0)
+    clusters = list(range(300))
+    first = (rng.random(300) < 0.5).astype(float)
+    better = np.where(rng.random(300) < 0.2, 1.0, first)
+    found = card.compared(first, better, clusters)
+    assert found["low"] > 0 and found["p"] < 0.01 and found["difference"] == pytest.approx((better - first).mean())
+    same = card.compared(first, rng.permutation(first), clusters)
+    assert same["low"] < 0 < same["high"] and same["p"] > 0.05
+
+
+def test_what_was_published_stands_beside_and_is_marked_where_it_lies_outside():
+    questions = [Question(i, "", f"{i}.jpg", ("yes",)) for i in range(400)]
+    items = [1.0] * 300 + [0.0] * 100
+    (line,) = card.lines("gqa", "reference", Score("accuracy", 0.75, items), questions, 3, "sphinx_1k")
+    assert line.published == 62.88 and line.outside and line.difference == pytest.approx(75 - 62.88)
+    assert line.low < 75 < line.high and line.high - line.low < 10
+    text = markdown([line])
+    assert "| 75.0 |" in text and "+12.1 ▲" in text and "3 missing" in text
+    (line,) = card.lines("gqa", "reference", Score("accuracy", 0.75, items), questions, 0, "my_model")
+    assert line.published is None and not line.outside
