@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from sphinx_jax.config import ConfigError
 from sphinx_jax.evaluate.question import Question, Score
 
+ITEMS = "items.jsonl"  # of a benchmark in a run
 DRAWN = 2000  # samples of a bootstrap
 LEVEL = 0.95
 
@@ -120,6 +123,44 @@ def _counted(score: Score, questions: Sequence[Question]) -> tuple[Sequence[Ques
         items = zip(score.items, questions, strict=True)
         return questions, [float(item == q.answers[0].lower()) for item, q in items]
     return questions, list(score.items)
+
+
+def items(score: Score, questions: Sequence[Question], texts: Mapping[int | str, str]) -> list[dict[str, Any]]:
+    """What each question counts, as JSON: its key, picture, labels, the text and what was right.
+
+    Of questions that count together the first stands for all; those that a protocol leaves out are not there.
+    """
+    asked, values = _counted(score, questions)
+    return [
+        {
+            "key": q.key,
+            "picture": str(q.picture) if isinstance(q.picture, str) else list(q.picture or ()),
+            "labels": {name: label for name, label in q.labels.items() if name != "file"},
+            "question": q.text,
+            "choices": list(q.choices),
+            "answers": list(q.answers),
+            "box": q.box and list(q.box),
+            "size": q.size and list(q.size),
+            "prediction": texts[q.key],
+            "value": value,
+        }
+        for q, value in zip(asked, values or (), strict=False)
+        if value is not None
+    ]
+
+
+def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The paired difference of two models on the questions that both answered, from their `items`, in percent.
+
+    Raises ConfigError where there is none.
+    """
+    others = {item["key"]: item["value"] for item in second}
+    both = [item for item in first if item["key"] in others]
+    if not both:
+        raise ConfigError("the two runs have no question in common")
+    scaled = [(100 * item["value"], 100 * others[item["key"]], json.dumps(item["picture"])) for item in both]
+    found = compared(*zip(*scaled, strict=True))
+    return {"count": len(both), "alone": len(first) + len(second) - 2 * len(both)} | found
 
 
 def _times(value: float | None, scale: float) -> float | None:

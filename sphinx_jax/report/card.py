@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sphinx_jax.evaluate.card import Line
 
@@ -36,3 +37,19 @@ def terminal(card: Sequence[Line]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def markdown_differences(found: Mapping[str, Mapping[str, Any]]) -> str:
+    heads = ("benchmark", "questions", "of one alone", "difference", "95 %", "p")
+    rows = [
+        (
+            name,
+            str(one["count"]),
+            str(one["alone"]),
+            f"{one['difference']:+.1f}",
+            f"{one['low']:+.1f} to {one['high']:+.1f}",
+            f"{one['p']:.3f}",
+        )
+        for name, one in found.items()
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (heads, ("---",) * len(heads), *rows))

@@ -26,6 +26,7 @@ from sphinx_jax.evaluate.question import Question, Score
 from sphinx_jax.generate.engine import Said
 from sphinx_jax.recipe import runner
 from sphinx_jax.report.card import markdown
+from sphinx_jax.report.card_files import differences, read_card
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "benchmarks"
 NAMES = sorted(set(BENCHMARKS) - {"ccbench"})
@@ -170,6 +171,18 @@ def test_the_stage_leaves_predictions_that_score_the_same(tmp_path, model, caplo
     scored = score_predictions("vqav2", data / "vqav2", folder / "vqav2" / FILE, "reference")
     assert len(scored.missing) == vqa["missing"] and scored.score.score == pytest.approx(vqa["score"])
     assert scored.score.metric == vqa["metric"]
+    page = (folder / "card.html").read_text()
+    assert page.count("<figure") >= 3 * 12 and "data:image/jpeg" in page and "no picture" not in page
+    assert markdown(read_card(tmp_path / "run")) == (folder / "card.md").read_text()
+    # the same answers differ in nothing; better ones to some questions do
+    (found,) = (differences(tmp_path / "run", tmp_path / "run")[n] for n in ["vqav2"])
+    assert found["difference"] == 0 and found["p"] == 1 and found["count"] == vqa["count"]
+    shutil.copytree(folder, tmp_path / "other" / "benchmarks")
+    better = [json.loads(line) | {"value": 1.0} for line in (folder / "vqav2" / card.ITEMS).read_text().splitlines()]
+    written = "".join(json.dumps(item) + "\n" for item in better[1:])
+    (tmp_path / "other" / "benchmarks" / "vqav2" / card.ITEMS).write_text(written)
+    found = differences(tmp_path / "run", tmp_path / "other")["vqav2"]
+    assert found["low"] > 50 and found["p"] < 0.01 and found["count"] == vqa["count"] - 1 and found["alone"] == 1
     for name in ("refcoco", "mmbench"):
         assert not score_predictions(name, data / name, folder / name / FILE, "official").missing
 

@@ -21,8 +21,7 @@ def official(questions: Sequence[Question], said: Sequence[str]) -> Score:
     """The first box of plain decimals, moved from the padded square into the picture."""
     overlaps = []
     for question, text in zip(questions, said, strict=True):
-        found = _BOX.search(texts.official(text))
-        box = tuple(map(float, found.groups())) if found else NOTHING
+        box = read_box(texts.official(text)) or NOTHING
         width, height = need(question.size)
         longest, left, top = _frame(width, height)
         sides = np.array([width, height, width, height], np.float64)
@@ -31,6 +30,12 @@ def official(questions: Sequence[Question], said: Sequence[str]) -> Score:
     items = [float(overlap >= ENOUGH) for overlap in overlaps]
     more = {"mean_iou": means_by(questions, overlaps, "split")}
     return Score("accuracy at IoU 0.5", None, items, means_by(questions, items, "split"), more)
+
+
+def read_box(text: str) -> tuple[float, ...] | None:
+    """The first box of plain decimals in a text."""
+    found = _BOX.search(text)
+    return tuple(map(float, found.groups())) if found else None
 
 
 def reference(questions: Sequence[Question], said: Sequence[str]) -> Score:

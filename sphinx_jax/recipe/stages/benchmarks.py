@@ -16,12 +16,14 @@ from sphinx_jax.evaluate.answers import Answers
 from sphinx_jax.evaluate.asked import SAMPLING, ask
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
 from sphinx_jax.evaluate.benchmarks.asking import ASKS
-from sphinx_jax.evaluate.card import Line, lines
+from sphinx_jax.evaluate.benchmarks.pictures import Pictures
+from sphinx_jax.evaluate.card import ITEMS, Line, items, lines
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
 from sphinx_jax.paths import as_path, write_whole
 from sphinx_jax.recipe.run import Run
+from sphinx_jax.report.benchmark_page import Shown, write_page
 from sphinx_jax.report.card import markdown, terminal
 from sphinx_jax.settings import Count, Name, Settings
 
@@ -39,7 +41,8 @@ class BenchmarksStage(Settings):
 
 
 def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
-    """Write `predictions.jsonl` of each benchmark as answers come, then `card.json` and `card.md`.
+    """Write `predictions.jsonl` of each benchmark as answers come, then `items.jsonl` with what each counts; at the end
+    `card.json`, `card.md` and `card.html`.
 
     A benchmark whose files cannot be used is named, and the others are asked.
     """
@@ -48,17 +51,23 @@ def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
     model = from_pretrained(run.checkpoint(s.start), quantize=s.quantize)
     engine = Engine(model, slots=s.batch)
     card: list[Line] = []
+    shown: list[Shown] = []
     for benchmark, folder in found.items():
         try:
-            card += _one(run, s, name, engine, benchmark, folder)
+            scores, of_it = _one(run, s, name, engine, benchmark, folder)
         except BadBenchmark as error:
             _log.warning("%s is left out: %s", benchmark, error)
+            continue
+        card += scores
+        shown.append(of_it)
     if not card:
         raise BadBenchmark(f"none of the benchmarks in {data} could be scored; the log says why")
     write_whole(run.folder(name) / "card.json", json.dumps([line.as_json() for line in card], indent=1).encode())
     write_whole(run.folder(name) / "card.md", markdown(card).encode())
+    page = run.folder(name) / "card.html"
+    write_whole(page, write_page(run.recipe.title, card, shown).encode())
     if not run.quiet:
-        print(terminal(card))
+        print(f"{terminal(card)}\n\n{page}")
 
 
 def folders(data: Path, names: tuple[str, ...] | None) -> dict[str, Path]:
@@ -81,7 +90,7 @@ def folders(data: Path, names: tuple[str, ...] | None) -> dict[str, Path]:
     return there
 
 
-def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, folder: Path) -> list[Line]:
+def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, folder: Path) -> tuple[list[Line], Shown]:
     benchmark = BENCHMARKS[name]
     protocols = (s.protocol, *PROTOCOLS)
     protocol = next((p for p in protocols if p in benchmark.rules and name in ASKS[p]), None)
@@ -100,8 +109,10 @@ def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, fo
     if not answered:
         raise BadBenchmark(f"no question of {benchmark.title} could be asked")
     score = benchmark.rules[protocol](answered, [answers.texts[q.key] for q in answered])
-    form = run.recipe.model.name
-    return lines(name, protocol, score, answered, len(questions) - len(answered), form)
+    rows = items(score, answered, answers.texts)
+    write_whole(run.folder(stage) / name / ITEMS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    model, missing = run.recipe.model.name, len(questions) - len(answered)
+    return lines(name, protocol, score, answered, missing, model), Shown(name, rows, Pictures(folder).find)
 
 
 def _about(run: Run, s: BenchmarksStage, protocol: str, questions: Any) -> Mapping[str, Any]:

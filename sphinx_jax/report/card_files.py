@@ -1,0 +1,38 @@
+"""Score cards that runs have left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sphinx_jax.config import ConfigError
+from sphinx_jax.evaluate.card import ITEMS, Line, compare
+
+STAGE = "benchmarks"
+
+
+def read_card(workdir: Path) -> list[Line]:
+    """Raises ConfigError where there is none."""
+    file = workdir / STAGE / "card.json"
+    if not file.is_file():
+        raise ConfigError(f"there is no {file}; run configs/benchmarks.py with this workdir first")
+    known = Line.__dataclass_fields__
+    return [Line(**{key: value for key, value in row.items() if key in known}) for row in json.loads(file.read_text())]
+
+
+def differences(first: Path, second: Path) -> dict[str, dict[str, Any]]:
+    """How the second model differs from the first, by benchmark.  Raises ConfigError where they share none."""
+    found = {}
+    for folder in sorted((first / STAGE).glob(f"*/{ITEMS}")):
+        other = second / STAGE / folder.parent.name / ITEMS
+        # of average precision no question counts for itself
+        if other.is_file() and (items := _items(folder)) and (others := _items(other)):
+            found[folder.parent.name] = compare(items, others)
+    if not found:
+        raise ConfigError(f"{first} and {second} have no benchmark in common")
+    return found
+
+
+def _items(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
