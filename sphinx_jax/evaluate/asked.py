@@ -20,6 +20,7 @@ from sphinx_jax.progress import progress
 
 _log = logging.getLogger(__name__)
 
+TOLD = 5  # questions that are not asked and named in the log one by one
 # how each protocol chooses tokens: the authors' evaluation draws them, lmms-eval takes the likeliest
 SAMPLING: dict[str, Settings] = {
     "reference": {"temperature": 0.1, "top_p": 0.75, "seed": 1},
@@ -46,7 +47,7 @@ def ask(
       bar: what the progress bar is called; "" shows none.
     """
     left = [q for q in questions if q.key not in answers.texts]
-    pictures, numbers = Pictures(folder), list[int | str]()
+    pictures, numbers, unasked = Pictures(folder), list[int | str](), list[int | str]()
 
     def look(question: Question) -> Picture:
         return engine.pictures.picture(pictures.find(question.picture))
@@ -58,7 +59,9 @@ def ask(
                 request = Request(text + how.begin, picture.result(), max_new_tokens=how.most, **sampling)
                 engine.fitted(request.prompt, True, how.most)
             except (BadImage, BadArgument) as error:
-                _log.warning("question %s is not asked: %s", question.key, error)
+                unasked.append(question.key)
+                if len(unasked) <= TOLD:
+                    _log.warning("question %s is not asked: %s", question.key, error)
                 shown.update()
                 continue
             numbers.append(question.key)
@@ -69,3 +72,5 @@ def ask(
         for place, (said,) in engine.as_completed(requests()):
             answers.add(numbers[place], said.text)
             shown.update()
+    if len(unasked) > TOLD:
+        _log.warning("so are %d more, question %s the last", len(unasked) - TOLD, unasked[-1])

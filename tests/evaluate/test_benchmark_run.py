@@ -182,7 +182,7 @@ def test_the_stage_leaves_predictions_that_score_the_same(tmp_path, model, caplo
     written = "".join(json.dumps(item) + "\n" for item in better[1:])
     (tmp_path / "other" / "benchmarks" / "vqav2" / card.ITEMS).write_text(written)
     found = differences(tmp_path / "run", tmp_path / "other")["vqav2"]
-    assert found["low"] > 50 and found["p"] < 0.01 and found["count"] == vqa["count"] - 1 and found["alone"] == 1
+    assert found["low"] > 50 and found["p"] < 0.1 and found["count"] == vqa["count"] - 1 and found["alone"] == 1
     for name in ("refcoco", "mmbench"):
         assert not score_predictions(name, data / name, folder / name / FILE, "official").missing
 

@@ -34,8 +34,8 @@ class Pictures:
             if (root / picture).is_file():
                 return root / picture
         found = self._by_name.get(Path(picture).name)
-        if found is None:  # some files name pictures without their ending
-            found = self._by_stem.get(Path(picture).name)
+        if found is None:  # some files name pictures without their ending, or with that of another form
+            found = self._by_stem.get(Path(picture).name) or self._by_stem.get(Path(picture).stem)
         if found is None:
             raise BadImage(f"there is no picture {picture} in {self.folder}")
         return found
