@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from sphinx_jax.config import ConfigError
 
+LETTERS = "ABCDEFGHI"  # of choices
+
 
 class BadBenchmark(ConfigError):
     """Files that do not hold the benchmark they were said to."""

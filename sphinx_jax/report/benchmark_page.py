@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from PIL import ImageDraw
 
 from sphinx_jax.data.image import BadImage, load_image
-from sphinx_jax.evaluate.benchmarks.asking import LETTERS
 from sphinx_jax.evaluate.card import Line
-from sphinx_jax.evaluate.question import InTable, Picture
+from sphinx_jax.evaluate.question import LETTERS, InTable, Picture
 from sphinx_jax.evaluate.rules.boxes import read_box
 from sphinx_jax.report.card import HEADS, cells
 from sphinx_jax.report.style import style_sheet

@@ -3,7 +3,22 @@
 questions = BENCHMARKS["vqav2"].read(Path("data/vqav2")).questions
 """
 
-from sphinx_jax.evaluate.benchmarks import choices, coco, described, documents, referring, single, vqa, yes_or_no
+from sphinx_jax.evaluate.benchmarks import (
+    choices,
+    coco,
+    college,
+    described,
+    documents,
+    hallusion,
+    ocrbench,
+    referring,
+    rotated,
+    single,
+    star,
+    tdiuc,
+    vqa,
+    yes_or_no,
+)
 from sphinx_jax.evaluate.benchmarks.reading import Benchmark
 from sphinx_jax.evaluate.question import BadBenchmark, Question, Score
 
@@ -17,19 +32,25 @@ BENCHMARKS: dict[str, Benchmark] = {
     "scienceqa": choices.SCIENCEQA,
     "pope": yes_or_no.POPE,
     "mme": yes_or_no.MME,
-    "mmbench": choices.MMBENCH,
-    "ccbench": choices.MMBENCH,
+    "mmbench": rotated.MMBENCH,
+    "ccbench": rotated.MMBENCH,
     "seed": choices.SEED,
     "refcoco": referring.REFCOCO,
     "refcoco+": referring.REFCOCO_PLUS,
     "refcocog": referring.REFCOCOG,
     "coco_caption": described.COCO_CAPTION,
     "flickr30k_caption": described.FLICKR30K_CAPTION,
+    "nocaps": described.NOCAPS,
+    "tdiuc": tdiuc.TDIUC,
+    "ocrbench": ocrbench.OCRBENCH,
+    "hallusionbench": hallusion.HALLUSIONBENCH,
+    "mmstar": star.MMSTAR,
+    "realworldqa": star.REALWORLDQA,
     "docvqa": documents.DOCVQA,
     "infovqa": documents.INFOVQA,
     "chartqa": documents.CHARTQA,
     "ai2d": choices.AI2D,
-    "mmmu": choices.MMMU,
+    "mmmu": college.MMMU,
     "vsr": single.VSR,
     "coco_detection": coco.DETECTION,
     "coco_keypoints": coco.KEYPOINTS,

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from sphinx_jax.evaluate.question import Question
+from sphinx_jax.evaluate.question import LETTERS, Question
 
-LETTERS = "ABCDEFGHI"
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 LETTER_REFERENCE = '\nAnswer with the option"s letter from the given choices directly.'
@@ -93,7 +92,7 @@ REFERENCE: dict[str, Ask] = {
     **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), Ask(lambda q: REGION.format(q.text) + ".", 30)),
 }
 OFFICIAL: dict[str, Ask] = {
-    **dict.fromkeys(("vqav2", "gqa", "textvqa", "pope"), Ask(short)),
+    **dict.fromkeys(("vqav2", "gqa", "textvqa", "pope", "tdiuc", "hallusionbench"), Ask(short)),
     **dict.fromkeys(("okvqa", "vizwiz"), Ask(lambda q: f"{q.text}\n{UNANSWERABLE}{SHORT}")),
     "ocrvqa": Ask(short, 20),
     **dict.fromkeys(("docvqa", "infovqa"), Ask(short, 32)),
@@ -103,7 +102,9 @@ OFFICIAL: dict[str, Ask] = {
     **dict.fromkeys(("mmbench", "ccbench"), Ask(_several)),
     "mmmu": Ask(_college, 16),
     **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), Ask(lambda q: FRAME + REGION.format(q.text), 30)),
-    **dict.fromkeys(("coco_caption", "flickr30k_caption"), Ask(lambda q: CAPTION, 64)),
+    **dict.fromkeys(("mmstar", "realworldqa"), Ask(lambda q: _letter(q) if q.choices else short(q))),
+    "ocrbench": Ask(lambda q: q.text, 64),
+    **dict.fromkeys(("coco_caption", "flickr30k_caption", "nocaps"), Ask(lambda q: CAPTION, 64)),
     "coco_detection": Ask(lambda q: PEOPLE, 512),
 }
 ASKS: Mapping[str, Mapping[str, Ask]] = {"reference": REFERENCE, "official": OFFICIAL}

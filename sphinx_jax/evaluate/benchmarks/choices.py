@@ -1,4 +1,4 @@
-"""Questions with choices: ScienceQA, SEED-Bench, AI2D, MMBench, CCBench, MMMU."""
+"""Questions with choices: ScienceQA, SEED-Bench, AI2D."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import Any
 
 from sphinx_jax.evaluate.benchmarks import files as f
 from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, choices_of, listed, parquet_rows, tabled
-from sphinx_jax.evaluate.question import BadBenchmark, Question, Score
-from sphinx_jax.evaluate.rules import circular, exact, mmmu
-
-LETTERS = "ABCDEFGHI"
+from sphinx_jax.evaluate.question import LETTERS, BadBenchmark, Question, Score
+from sphinx_jax.evaluate.rules import exact
 
 
 def _asked(context: str, text: str, choices: tuple[str, ...]) -> str:
@@ -23,7 +21,7 @@ def _asked(context: str, text: str, choices: tuple[str, ...]) -> str:
     return f"{context}Question:\n{text}\nChoices:\n{lines}\n{asks}"
 
 
-def _lettered(found: Found) -> list[Question] | None:
+def lettered(found: Found) -> list[Question] | None:
     """The reference's lists, choices inside the questions."""
 
     def one(number: int, row: dict[str, Any]) -> Question:
@@ -65,7 +63,7 @@ def _science_parquet(found: Found) -> list[Question] | None:
     return [_science(i, row, row.get("image")) for i, row in enumerate(rows)] or None
 
 
-def _table_of_choices(label: str):
+def table_of_choices(label: str):
     def read(found: Found) -> list[Question] | None:
         def one(number: int, row: dict[str, Any]) -> Question:
             labels = {label: row["category"]} if row.get("category") else {}
@@ -85,8 +83,8 @@ SCIENCEQA = Benchmark(
     {
         "release": _science_release,
         "parquet": _science_parquet,
-        "table": _table_of_choices("topic"),
-        "list": _lettered,
+        "table": table_of_choices("topic"),
+        "list": lettered,
     },
     {
         "official": exact.official("exact_match", exact.begins_with_letter, "subject"),
@@ -143,7 +141,7 @@ def _seed_parquet(found: Found) -> list[Question] | None:
 
 def _seed_list(found: Found) -> list[Question] | None:
     rows = [row for path in found.lists() for row in f.read_json(path)]
-    numbered = _lettered(found)
+    numbered = lettered(found)
     if numbered is None:
         return None
     return [
@@ -157,7 +155,7 @@ SEED = Benchmark(
     {
         "release": _seed_release,
         "parquet": _seed_parquet,
-        "table": _table_of_choices("category"),
+        "table": table_of_choices("category"),
         "list": _seed_list,
     },
     {
@@ -247,95 +245,4 @@ AI2D = Benchmark(
     {"release": _ai2d_release, "parquet": _ai2d_parquet, "table": _ai2d_table, "list": _ai2d_list},
     {"official": exact.official("exact_match of the letter", exact.letter_of_text), "reference": _by_text},
     counts={"test": 3088},
-)
-
-
-def _rotated(row: dict[str, Any], missing: str) -> Question:
-    hint = row.get("hint")
-    labels = {"category": row.get("category"), "l2-category": row.get("l2-category") or row.get("L2-category")}
-    labels |= {"split": row.get("split")}
-    return Question(
-        int(row["index"]),
-        row["question"],
-        row.get("image"),
-        (row["answer"],),
-        choices_of(row, missing=missing),
-        "" if hint in (None, missing) else hint,
-        labels={name: label for name, label in labels.items() if label},
-    )
-
-
-def _mmbench_parquet(found: Found) -> list[Question] | None:
-    rows = parquet_rows(found, ("index", "question", "answer", "A", "B"))
-    return [_rotated(row, missing="nan") for row in rows] or None
-
-
-def _mmbench_table(found: Found) -> list[Question] | None:
-    return tabled(found, ("index", "question", "answer", "A", "B"), lambda _, row: _rotated(row, missing=""))
-
-
-MMBENCH = Benchmark("MMBench", {"table": _mmbench_table, "parquet": _mmbench_parquet}, {"official": circular.official})
-
-# of the subjects of MMMU, those of each domain
-DOMAINS = {
-    "Art and Design": "Art Art_Theory Design Music",
-    "Business": "Accounting Economics Finance Manage Marketing",
-    "Science": "Biology Chemistry Geography Math Physics",
-    "Health and Medicine": (
-        "Basic_Medical_Science Clinical_Medicine Diagnostics_and_Laboratory_Medicine Pharmacy Public_Health"
-    ),
-    "Humanities and Social Science": "History Literature Sociology Psychology",
-    "Tech and Engineering": (
-        "Agriculture Architecture_and_Engineering Computer_Science Electronics Energy_and_Power Materials "
-        "Mechanical_Engineering"
-    ),
-}
-_DOMAIN_OF = {subject: domain for domain, subjects in DOMAINS.items() for subject in subjects.split()}
-
-
-def _college(name: str, text: str, choices: tuple[str, ...], answers: tuple[str, ...], picture: Any) -> Question:
-    subject = re.sub(r"^(validation|dev|test)_|_\d+$", "", name)
-    labels = {"subject": subject} | ({"domain": _DOMAIN_OF[subject]} if subject in _DOMAIN_OF else {})
-    return Question(name, text, picture, answers, choices, labels=labels)
-
-
-def _mmmu_parquet(found: Found) -> list[Question] | None:
-    paths = found.parquets()
-    together = [path for path in paths if path.parent.name == "lmms-lab"]
-    rows = [row for path in together or paths for row in f.read_parquet(path, ("id", "question", "options", "answer"))]
-    return [
-        _college(
-            row["id"],
-            row["question"],
-            tuple(f.listed(row["options"])),
-            tuple(f.listed(row["answer"])),
-            row.get("image_1"),
-        )
-        for row in rows
-    ] or None
-
-
-def _mmmu_list(found: Found) -> list[Question] | None:
-    """The reference's list, where a picture's name is the question's own."""
-    rows = [row for path in found.lists() for row in f.read_json(path)]
-    lettered = _lettered(found) or []
-    return [
-        _college(Path(row["image_path"]).stem, q.text, q.choices, tuple(f.listed(row["gt_answers"])), q.picture)
-        for q, row in zip(lettered, rows, strict=True)
-    ] or None
-
-
-def _mmmu_table(found: Found) -> list[Question] | None:
-    def one(number: int, row: dict[str, Any]) -> Question:
-        answers = tuple(f.listed(row["answer"]))
-        return _college(row["id"], row["question"], choices_of(row, LETTERS), answers, row["image"])
-
-    return tabled(found, ("id", "question", "answer"), one)
-
-
-MMMU = Benchmark(
-    "MMMU",
-    {"parquet": _mmmu_parquet, "table": _mmmu_table, "list": _mmmu_list},
-    {"official": mmmu.official},
-    counts={"val": 900},
 )

@@ -24,10 +24,24 @@ def _number(name: str) -> int | str:
 def _coco(found: Found) -> list[Question] | None:
     for path in found.named("captions_*.json"):
         held = f.read_json(path)
-        told: dict[int, list[str]] = {}
-        for annotation in held["annotations"]:
-            told.setdefault(annotation["image_id"], []).append(annotation["caption"])
+        told = _by_picture(held)
         return [_picture(i["id"], i["file_name"], told[i["id"]]) for i in held["images"] if i["id"] in told]
+    return None
+
+
+def _by_picture(held: dict[str, Any]) -> dict[int, list[str]]:
+    told: dict[int, list[str]] = {}
+    for annotation in held["annotations"]:
+        told.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    return told
+
+
+def _nocaps(found: Found) -> list[Question] | None:
+    """In COCO's form, with the domain of each picture; parquet columns are from memory."""
+    for path in found.named("nocaps_*.json"):
+        held = f.read_json(path)
+        told = _by_picture(held)
+        return [_picture(i["id"], i["file_name"], told[i["id"]], split=i.get("domain", "")) for i in held["images"]]
     return None
 
 
@@ -82,6 +96,12 @@ COCO_CAPTION = Benchmark(
     {"official": captions.official},
     numbered=("table",),
     counts={"Karpathy test": 5000},
+)
+NOCAPS = Benchmark(
+    "NoCaps",
+    {"release": _nocaps, "parquet": _parquet("image_file_name", "annotations_captions", False)},
+    {"official": captions.official},
+    counts={"val": 4500},
 )
 FLICKR30K_CAPTION = Benchmark(
     "Flickr30k captions",

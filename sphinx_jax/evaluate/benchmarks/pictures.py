@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sphinx_jax.data.image import BadImage
-from sphinx_jax.evaluate.question import InTable, Picture
+from sphinx_jax.evaluate.question import InTable, Picture, Question
 
 HELD = 2  # groups of rows of parquet files that are in memory
 
@@ -110,3 +110,18 @@ def _rows(lines: Any, at: int) -> Iterator[tuple[int, int]]:
         if quotes % 2 == 0:
             yield begin, at
             begin = at
+
+
+def named_pictures(questions: Iterable[Question], folder: Path) -> tuple[dict[str, Path | bytes], dict[str, str]]:
+    """The pictures of some questions by name, each once; and the names of those that are not there, with why."""
+    pictures, found, lost = Pictures(folder), dict[str, Path | bytes](), dict[str, str]()
+    for question in questions:
+        picture = question.picture
+        name = f"{Path(picture.file).name}:{picture.row}" if isinstance(picture, InTable) else str(picture)
+        if name in found or name in lost:
+            continue
+        try:
+            found[name] = pictures.find(picture)
+        except BadImage as error:
+            lost[name] = str(error)
+    return found, lost

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, parquet_rows, tabled
+from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Form, Found, parquet_rows, tabled
 from sphinx_jax.evaluate.question import BadBenchmark, Question
 from sphinx_jax.evaluate.rules import vqa_accuracy
 
@@ -32,7 +32,7 @@ def _number(key: Any) -> int | str:
     return int(found[1]) if found else str(key)
 
 
-def _release(*names: str):
+def release(*names: str) -> Form:
     """Files of questions and of annotations, whose names fit."""
 
     def read(found: Found) -> list[Question] | None:
@@ -137,8 +137,8 @@ def _either(*forms):
 
 
 def _benchmark(title: str, official, *names: str, more=(), counts: Mapping[str, int] | None = None) -> Benchmark:
-    release = _either(_release(*names), *more)
-    forms = {"release": release, "parquet": _parquet(), "table": _table, "list": _list(release)}
+    read = _either(release(*names), *more)
+    forms = {"release": read, "parquet": _parquet(), "table": _table, "list": _list(read)}
     rules = {"official": official, "reference": vqa_accuracy.reference}
     return Benchmark(title, forms, rules, numbered=("table",), counts=counts)
 

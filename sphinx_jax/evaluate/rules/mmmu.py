@@ -6,11 +6,10 @@ import random
 import re
 from collections.abc import Sequence
 
-from sphinx_jax.evaluate.question import Question, Score, mean, means_by
+from sphinx_jax.evaluate.question import LETTERS, Question, Score, mean, means_by
 from sphinx_jax.evaluate.rules import texts
 
 SEED = 42
-LETTERS = "ABCDEFGHI"
 WORDS = 5  # of a text that may name a choice by its words, at least more than
 ENDS = ",.!?;:'"
 LEADS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")

@@ -1,0 +1,36 @@
+"""Questions that are asked in every rotation of their choices: MMBench, CCBench."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, choices_of, parquet_rows, tabled
+from sphinx_jax.evaluate.question import Question
+from sphinx_jax.evaluate.rules import circular
+
+
+def _rotated(row: dict[str, Any], missing: str) -> Question:
+    hint = row.get("hint")
+    labels = {"category": row.get("category"), "l2-category": row.get("l2-category") or row.get("L2-category")}
+    labels |= {"split": row.get("split")}
+    return Question(
+        int(row["index"]),
+        row["question"],
+        row.get("image"),
+        (row["answer"],),
+        choices_of(row, missing=missing),
+        "" if hint in (None, missing) else hint,
+        labels={name: label for name, label in labels.items() if label},
+    )
+
+
+def _mmbench_parquet(found: Found) -> list[Question] | None:
+    rows = parquet_rows(found, ("index", "question", "answer", "A", "B"))
+    return [_rotated(row, missing="nan") for row in rows] or None
+
+
+def _mmbench_table(found: Found) -> list[Question] | None:
+    return tabled(found, ("index", "question", "answer", "A", "B"), lambda _, row: _rotated(row, missing=""))
+
+
+MMBENCH = Benchmark("MMBench", {"table": _mmbench_table, "parquet": _mmbench_parquet}, {"official": circular.official})
