@@ -14,6 +14,9 @@ Answers beside transformers and PyTorch, each side in a process of its own: read
 Sixteen questions about one picture, all at once beside one after the other:
   python tools/benchmark.py questions
 
+A benchmark of docs/benchmarks.md asked at once, beside its questions answered one after the other:
+  python tools/benchmark.py evaluate --checkpoint runs/quickstart/finetune --name vqav2 --path benchmarks/vqav2
+
 The step of a recipe on what is here, with fresh weights and made-up rows: milliseconds, tokens a second, MFU.
 A GPU holds a few layers of the 13B model, and a layer is what is measured:
   python tools/benchmark.py step --config configs/sphinx_1k.py --stage finetune --config.model.decoder.layers=6 \\
@@ -69,6 +72,12 @@ def arguments() -> argparse.Namespace:
     questions = kinds.add_parser("questions", help="about one picture, at once beside one after the other")
     questions.add_argument("--layers", type=int, default=4, help="of the decoder (default: %(default)s)")
     questions.add_argument("--rounds", type=int, default=3, help="of which the best counts (default: %(default)s)")
+    evaluate = kinds.add_parser("evaluate", help="a benchmark at once beside respond in a loop")
+    evaluate.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or a training stage's folder")
+    evaluate.add_argument("--name", default="vqav2", help="of the benchmark (default: %(default)s)")
+    evaluate.add_argument("--path", type=Path, required=True, help="its files")
+    evaluate.add_argument("--count", type=int, default=200, help="questions (default: %(default)s)")
+    evaluate.add_argument("--rounds", type=int, default=3, help="of which the best counts (default: %(default)s)")
     of_recipe = "also takes --config, --config.key=value, --stage and --smoke, as python -m sphinx_jax.main"
     step = kinds.add_parser(
         "step", help=f"the training step of a recipe; {of_recipe}", description=of_recipe, allow_abbrev=False
@@ -130,6 +139,12 @@ def compare_generate(args: argparse.Namespace) -> Iterator[str]:
     yield from generate.measure(args.folder, args.rounds, args.requests)
 
 
+def compare_evaluations(args: argparse.Namespace) -> Iterator[str]:
+    from sphinx_jax.measure import benchmarks
+
+    yield from benchmarks.measure(args.checkpoint, args.name, args.path, args.count, args.rounds)
+
+
 def compare_questions(args: argparse.Namespace) -> Iterator[str]:
     from sphinx_jax.measure import questions
 
@@ -180,6 +195,7 @@ if __name__ == "__main__":
             "train": compare_train,
             "generate": compare_generate,
             "questions": compare_questions,
+            "evaluate": compare_evaluations,
             "step": measure_step,
             "saves": measure_saves,
             "quantise": compare_quantised,

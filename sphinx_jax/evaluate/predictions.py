@@ -55,7 +55,7 @@ def score_predictions(name: str, path: Path, predictions: Path, protocol: str, r
         raise unknown("benchmark", name, BENCHMARKS)
     benchmark = BENCHMARKS[name]
     read = benchmark.read(path, root)
-    questions, notes = list(read.questions), [read.note] if read.note else []
+    questions, notes = list(read.questions), list[str]()
     given = _read(predictions)
     if benchmark.results and all("image_id" in row for row in given):
         score = _rule(benchmark, benchmark.results, protocol)(questions, given)
@@ -65,13 +65,12 @@ def score_predictions(name: str, path: Path, predictions: Path, protocol: str, r
             notes.append(f"{len(empty)} of {len(questions)} pictures have no result")
         return Scored(score, read.form, len(questions), [], notes)
     answers = _answers(predictions, given)
-    keys = {_plain(q.key): q for q in questions}
+    keys = {_plain(q.key) for q in questions}
     matched = [_plain(key) for key in answers]
-    known = [key for key in matched if key in keys]
-    if read.numbered and len(answers) == len(questions) and len(known) < len(questions):
+    if read.numbered and len(answers) == len(questions) and not keys.issubset(matched):
         notes.append(f"the {read.form} has no ids: predictions are matched by their order")
-        matched = list(keys)
-    elif not known:
+        matched = [_plain(q.key) for q in questions]
+    elif keys.isdisjoint(matched):
         raise BadBenchmark(
             f"{predictions} answers none of the {len(questions)} questions of {path} (it begins with "
             f"{next(iter(answers))!r}, they with {questions[0].key!r}); is it of another split?"
@@ -145,7 +144,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def _answers(path: Path, rows: Sequence[Any]) -> dict[Any, str]:
     """Key -> text; of a key that comes twice the last, which a run that went on wrote."""
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or "key" not in row or not isinstance(row.get("prediction"), str):
+        known = isinstance(row, dict) and isinstance(row.get("key"), int | str)
+        if not known or not isinstance(row.get("prediction"), str):
             raise BadBenchmark(f'{path}: line {number} is not {{"key": …, "prediction": "text"}}')
     return {row["key"]: row["prediction"] for row in rows}
 

@@ -54,20 +54,16 @@ class Question:
 
     @property
     def letter(self) -> str:
-        """Of the right choice."""
+        """That of the right choice."""
         return self.answers[0]
 
 
 class Read(NamedTuple):
-    """The questions that some files hold.
-
-    `numbered`: the files have no ids, and keys are numbers of rows.  `note`: what a user has to know of them.
-    """
+    """The questions that some files hold; `numbered` where these have no ids, and keys are numbers of rows."""
 
     questions: Sequence[Question]
     form: str
     numbered: bool = False
-    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,6 @@ def _static(text: str, choices: Sequence[str]) -> str:
     alone = [letter for letter in LETTERS if letter in words]
     if len(alone) == 1 and not (alone == ["A"] and len(words) > MOST_WORDS):
         return alone[0]
-    if not alone or len(alone) == 1:
-        pass
     for form in FORMS:
         formed = [letter for letter in LETTERS if form.format(letter) in words]
         if len(formed) == 1:
