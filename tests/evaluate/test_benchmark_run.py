@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DATA, born, tiny_config
+from conftest import DATA, ROOT, born, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -236,3 +240,33 @@ def test_what_was_published_stands_beside_and_is_marked_where_it_lies_outside():
     assert "| 75.0 |" in text and "+12.1 ▲" in text and "3 missing" in text
     (line,) = card.lines("gqa", "reference", Score("accuracy", 0.75, items), questions, 0, "my_model")
     assert line.published is None and not line.outside
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_again_and_again_asks_everything_once(tmp_path, model):
+    data, written = tmp_path / "data", tmp_path / "run" / "benchmarks" / "gqa" / FILE
+    shutil.copytree(FIXTURES / "gqa" / "data", data / "gqa")
+    command = [sys.executable, "-m", "sphinx_jax.main", "--config", f"configs/benchmarks.py:{model}"]
+    command += [f"--config.data={data}", "--workdir", str(tmp_path / "run"), "--config.stage.benchmarks.batch=1"]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"), "JAX_PLATFORMS": "cpu"}
+    kills, seen, whole = 0, [], False
+    while not whole:
+        before = lines_of(written)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            if kills < 4 and len(lines_of(written)) >= len(before) + 3:
+                process.kill()
+            time.sleep(0.002)
+        now = lines_of(written)
+        assert now[: len(before)] == before, "what was said stays"
+        seen.append(len(now))
+        whole, kills = process.returncode == 0, kills + 1
+        assert kills < 9 and process.returncode in (0, -9)
+    keys = [json.loads(line)["key"] for line in lines_of(written)]
+    assert sorted(keys) == [q.key for q in BENCHMARKS["gqa"].read(data / "gqa").questions]
+    assert kills > 2 and seen == sorted(seen)
+
+
+def lines_of(file: Path) -> list[str]:
+    """Those that are whole."""
+    return file.read_text().split("\n")[:-1] if file.exists() else []
