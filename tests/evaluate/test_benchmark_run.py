@@ -73,6 +73,17 @@ def test_all_forms_have_the_same_pictures(name: str):
             np.testing.assert_array_equal(a, b)
 
 
+def test_links_to_folders_are_followed_and_circles_end(tmp_path):
+    (tmp_path / "gqa").mkdir()
+    for part in ("GQA", "annotations"):
+        (tmp_path / "gqa" / part).symlink_to(FIXTURES / "gqa" / "data" / part)
+    (tmp_path / "gqa" / "again").symlink_to(tmp_path)
+    questions = BENCHMARKS["gqa"].read(tmp_path / "gqa").questions
+    assert len(questions) == 24
+    for question in questions:
+        pixels(Pictures(tmp_path / "gqa").find(question.picture))
+
+
 def pixels(found: Path | bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(found) if isinstance(found, bytes) else found).convert("RGB"))
 

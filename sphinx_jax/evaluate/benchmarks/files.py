@@ -6,6 +6,7 @@ import ast
 import csv
 import io
 import json
+import os
 import pickle
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -134,7 +135,19 @@ def files_of(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise BadBenchmark(f"there is no {path}")
-    return sorted(p for p in path.rglob("*") if p.suffix in KINDS and p.is_file())
+    return sorted(p for p in walk(path) if p.suffix in KINDS)
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder, links to folders followed, each folder once."""
+    been: set[str] = set()
+    for at, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(at)
+        if real in been:
+            folders.clear()
+            continue
+        been.add(real)
+        yield from (Path(at, name) for name in files)
 
 
 def named(files: Iterable[Path], *patterns: str) -> list[Path]:

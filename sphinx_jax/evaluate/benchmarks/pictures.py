@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.data.image import BadImage
+from sphinx_jax.evaluate.benchmarks.files import walk
 from sphinx_jax.evaluate.question import InTable, Picture, Question
 
 HELD = 2  # groups of rows of parquet files that are in memory
@@ -42,7 +43,7 @@ class Pictures:
 
     @functools.cached_property
     def _by_name(self) -> dict[str, Path]:
-        return {path.name: path for path in self.folder.rglob("*") if path.is_file()}
+        return {path.name: path for path in walk(self.folder)}
 
     @functools.cached_property
     def _by_stem(self) -> dict[str, Path]:
