@@ -17,6 +17,7 @@ from sphinx_jax.config import ConfigError
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
 from sphinx_jax.evaluate.predictions import PROTOCOLS, score_predictions
 from sphinx_jax.evaluate.rules import captions, vqa_accuracy
+from sphinx_jax.evaluate.rules.words import tokens
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "benchmarks"
 # what holds all questions of a benchmark; with a star: not all that scores are split by
@@ -247,6 +248,14 @@ def test_caption_that_is_one_of_its_references_scores_most():
     assert captions.cider([answers[0] for answers in right], [[answers[0]] for answers in right]) == pytest.approx(
         [10] * 20
     )
+
+
+def test_captions_are_cut_into_words_as_the_java_tokenizer_does_it():
+    """477 texts and what pycocoevalcap 1.2 (Stanford's PTBTokenizer) made of them."""
+    pairs = json.loads((FIXTURES.parent / "caption_tokens.json").read_text())
+    assert len(pairs) > 400
+    for text, words in pairs:
+        assert " ".join(tokens(text)) == words, text
 
 
 def test_order_of_annotators_does_not_matter():
