@@ -77,7 +77,7 @@ def one_line(error: pytest.ExceptionInfo) -> str:
         ({"model.decoder.layers": 1.5}, "config.model.decoder.layers must be int, not 1.5"),
         ({"modle": 3}, "key of config 'modle'; did you mean 'model'"),
         ({"mesh": {"tesnor": 2}}, "key of config.mesh 'tesnor'; did you mean 'tensor'"),
-        ({"data": {}, "data.playground": None}, "either playground or meta"),
+        ({"data": {}, "data.playground": None}, "one of playground, meta and benchmarks"),
     ],
 )
 def test_wrong_settings_are_named(changes, says):

@@ -35,7 +35,7 @@ class DataConfig(Settings):
 
     def __post_init__(self):
         if sum(map(bool, (self.playground, self.meta, self.benchmarks))) != 1:
-            raise ConfigError("data: give either playground or meta")
+            raise ConfigError("data: give one of playground, meta and benchmarks")
 
 
 class Data:

@@ -12,6 +12,7 @@ import numpy as np
 
 from sphinx_jax.config import ConfigError
 from sphinx_jax.evaluate.question import Question, Score
+from sphinx_jax.evaluate.rules import circular, yes_no
 
 ITEMS = "items.jsonl"  # of a benchmark in a run
 DRAWN = 2000  # samples of a bootstrap
@@ -81,34 +82,48 @@ class Line:
 
 
 def lines(
-    benchmark: str, protocol: str, score: Score, questions: Sequence[Question], missing: int, model: str = ""
+    benchmark: str,
+    protocol: str,
+    score: Score,
+    questions: Sequence[Question],
+    missing: Sequence[Question] = (),
+    model: str = "",
 ) -> list[Line]:
     """Lines of one benchmark: of all its questions where it has one number, else of each split, in percent.
 
     Args:
       questions: those that were answered.
-      missing: how many were not.
+      missing: those that were not.
       model: a name of the family, whose published numbers stand beside.
     """
     asked, values = _counted(score, questions)
     pictures = [q.picture for q in asked]
 
-    def line(split: str, value: float, inside: Sequence[int] | None = None, scale: float = 100) -> Line:
+    def line(
+        split: str, value: float, lost: int, inside: Sequence[int] | None = None, scale: float = 100, count: int = 0
+    ) -> Line:
         interval: tuple[float | None, float | None] = (None, None)
         if values is not None and inside is not None:
             interval = bootstrap([_times(values[i], 100) for i in inside], [pictures[i] for i in inside])
         known = PUBLISHED.get((benchmark, split))
         published = known[MODELS.index(model)] if known and model in MODELS else None
-        count = len(asked) if inside is None or values is None else sum(values[i] is not None for i in inside)
-        return Line(benchmark, split, protocol, score.metric, count, missing, value * scale, *interval, published)
+        if values is not None and inside is not None:
+            count = sum(values[i] is not None for i in inside)
+        return Line(benchmark, split, protocol, score.metric, count, lost, value * scale, *interval, published)
 
     if benchmark == "mme":
-        return [line(part, score.parts[part], scale=1) for part in SUMMED]
+        found = []
+        for part, categories in zip(SUMMED, (yes_no.PERCEPTION, yes_no.COGNITION), strict=True):
+            own, lost = (sum(q.labels["category"] in categories for q in of) for of in (questions, missing))
+            found.append(line(part, score.parts[part], lost, scale=1, count=own))
+        return found
     if score.score is not None:
+        inside = range(len(asked)) if values is not None else None
         scale = 1 if "percent" in score.metric else 100
-        return [line("", score.score, range(len(asked)) if values is not None else None, scale)]
-    splits = [q.labels.get("split") for q in asked]
-    return [line(s, part, [i for i, split in enumerate(splits) if split == s]) for s, part in score.parts.items()]
+        return [line("", score.score, len(missing), inside, scale, len(asked))]
+    of_split = {s: [i for i, q in enumerate(asked) if q.labels.get("split") == s] for s in score.parts}
+    lost_in = {s: sum(q.labels.get("split") == s for q in missing) for s in score.parts}
+    return [line(s, part, lost_in[s], of_split[s]) for s, part in score.parts.items()]
 
 
 def _counted(score: Score, questions: Sequence[Question]) -> tuple[Sequence[Question], list[float | None] | None]:
@@ -116,7 +131,7 @@ def _counted(score: Score, questions: Sequence[Question]) -> tuple[Sequence[Ques
     if score.items is None:
         return questions, None
     if "per_item_key" in score.more:
-        first = {int(q.key): q for q in reversed(questions)}
+        first = {int(q.key) % circular.ROTATION: q for q in reversed(questions)}
         questions = [first[key] for key in score.more["per_item_key"]]
     labels = [isinstance(item, str) for item in score.items]
     if any(labels):

@@ -57,7 +57,7 @@ def score_predictions(name: str, path: Path, predictions: Path, protocol: str, r
     read = benchmark.read(path, root)
     questions, notes = list(read.questions), list[str]()
     given = _read(predictions)
-    if benchmark.results and all("image_id" in row for row in given):
+    if benchmark.results and all(isinstance(row, dict) and "image_id" in row for row in given):
         score = _rule(benchmark, benchmark.results, protocol)(questions, given)
         seen = {row["image_id"] for row in given}
         empty = [q.key for q in questions if q.key not in seen]
@@ -104,8 +104,16 @@ def _in_order(score: Score, questions: Sequence[Question], keys: Sequence[int | 
     if score.items is None or len(score.items) != len(questions):
         return score
     place = {_plain(q.key): i for i, q in enumerate(questions)}
-    items = [score.items[place[key]] for key in keys if key in place]
-    return Score(score.metric, score.score, items, score.parts, score.more)
+    order = [place[key] for key in keys if key in place]
+
+    def turned(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: turned(one) for name, one in value.items()}
+        return [value[i] for i in order] if isinstance(value, list) and len(value) == len(order) else value
+
+    each = ("per_item", "tokenised")  # of these there is one for every question
+    more = {name: turned(value) if name.startswith(each) else value for name, value in score.more.items()}
+    return Score(score.metric, score.score, turned(list(score.items)), score.parts, more)
 
 
 def counted(benchmark: Benchmark, questions: Sequence[Question]) -> list[str]:
@@ -131,9 +139,8 @@ def counted(benchmark: Benchmark, questions: Sequence[Question]) -> list[str]:
 def _read(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
     try:
-        if text.lstrip().startswith("["):
-            return json.loads(text)
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        whole = text.lstrip().startswith("[")
+        rows = json.loads(text) if whole else [json.loads(line) for line in text.splitlines() if line.strip()]
     except json.JSONDecodeError as error:
         raise BadBenchmark(f"{path} is not lines of JSON: {error}") from None
     if not rows:

@@ -107,6 +107,7 @@ def _picture(shown: Shown, item: Mapping[str, Any]) -> str:
         pen.rectangle([x * scale for x in item["box"]], outline=RIGHT, width=3)
         if (said := read_box(item["prediction"])) is not None:
             longest, left, top = max(width, height), max(0, height - width) // 2, max(0, width - height) // 2
+            said = [min(max(x, -1.0), 2.0) for x in said]  # a text may say anything
             corners = [x * longest - (left, top)[i % 2] for i, x in enumerate(said)]
             ordered = [*map(min, corners[:2], corners[2:]), *map(max, corners[:2], corners[2:])]
             pen.rectangle([x * scale for x in ordered], outline=SAID, width=3)

@@ -22,13 +22,19 @@ def read_card(workdir: Path) -> list[Line]:
 
 
 def differences(first: Path, second: Path) -> dict[str, dict[str, Any]]:
-    """How the second model differs from the first, by benchmark.  Raises ConfigError where they share none."""
+    """How the second model differs from the first, by benchmark.
+
+    Raises ConfigError where they share none, or were asked one by different protocols.
+    """
     found = {}
-    for folder in sorted((first / STAGE).glob(f"*/{ITEMS}")):
-        other = second / STAGE / folder.parent.name / ITEMS
-        # of average precision no question counts for itself
-        if other.is_file() and (items := _items(folder)) and (others := _items(other)):
-            found[folder.parent.name] = compare(items, others)
+    protocols = [{line.benchmark: line.protocol for line in read_card(workdir)} for workdir in (first, second)]
+    for name in sorted(protocols[0].keys() & protocols[1].keys()):
+        a, b = (of[name] for of in protocols)
+        if a != b:
+            raise ConfigError(f"{name} was asked by protocol {a} in {first} and by {b} in {second}")
+        items, others = (_items(workdir / STAGE / name / ITEMS) for workdir in (first, second))
+        if items and others:  # of average precision no question counts for itself
+            found[name] = compare(items, others)
     if not found:
         raise ConfigError(f"{first} and {second} have no benchmark in common")
     return found

@@ -244,12 +244,13 @@ def test_a_difference_is_told_from_none():
 def test_what_was_published_stands_beside_and_is_marked_where_it_lies_outside():
     questions = [Question(i, "", f"{i}.jpg", ("yes",)) for i in range(400)]
     items = [1.0] * 300 + [0.0] * 100
-    (line,) = card.lines("gqa", "reference", Score("accuracy", 0.75, items), questions, 3, "sphinx_1k")
+    lost = [Question(1000 + i, "", "") for i in range(3)]
+    (line,) = card.lines("gqa", "reference", Score("accuracy", 0.75, items), questions, lost, "sphinx_1k")
     assert line.published == 62.88 and line.outside and line.difference == pytest.approx(75 - 62.88)
     assert line.low < 75 < line.high and line.high - line.low < 10
     text = markdown([line])
     assert "| 75.0 |" in text and "+12.1 ▲" in text and "3 missing" in text
-    (line,) = card.lines("gqa", "reference", Score("accuracy", 0.75, items), questions, 0, "my_model")
+    (line,) = card.lines("gqa", "reference", Score("accuracy", 0.75, items), questions, model="my_model")
     assert line.published is None and not line.outside
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from sphinx_jax.data.conversation import Item
-from sphinx_jax.data.tasks import INSTRUCTIONS, Box, PaddedSquare, parse_answer
+from sphinx_jax.data.tasks import INSTRUCTIONS, PaddedSquare, parse_answer
 
 SPLIT = "val2014"
 ANNOTATORS = 10  # of a question of VQAv2
@@ -167,8 +167,9 @@ def _phrases(folder: Path, asked: Sequence[Asked]) -> None:
     for number, one in enumerate(asked):
         frame = one.frame
         images[one.number] = {"id": one.number, "file_name": one.name, "width": frame.width, "height": frame.height}
-        (box,) = _boxes("rec", one, frame)
-        annotations.append({"id": number, "image_id": one.number, "bbox": box, "category_id": 1, "iscrowd": 0})
+        box = frame.to_pixels(parse_answer("rec", one.answer))
+        corner = [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
+        annotations.append({"id": number, "image_id": one.number, "bbox": corner, "category_id": 1, "iscrowd": 0})
         words = {"sent_id": number, "sent": one.text, "raw": one.text, "tokens": one.text.split()}
         ref = {"ref_id": number, "ann_id": number, "image_id": one.number, "category_id": 1, "split": "val"}
         refs.append(ref | {"file_name": one.name, "sent_ids": [number], "sentences": [words]})
@@ -176,13 +177,6 @@ def _phrases(folder: Path, asked: Sequence[Asked]) -> None:
     held = {"images": list(images.values()), "annotations": annotations, "categories": categories}
     _json(folder / "instances.json", held)
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
-
-
-def _boxes(task: str, one: Asked, frame: PaddedSquare) -> list[list[float]]:
-    """x, y, width, height in pixels."""
-    found: Any = parse_answer(task, one.answer)
-    pixels: list[Box] = [frame.to_pixels(box) for box in (found if isinstance(found, list | tuple) else [found])]
-    return [[box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1] for box in pixels]
 
 
 def _captions(folder: Path, asked: Sequence[Asked]) -> None:

@@ -83,7 +83,6 @@ REFERENCE: dict[str, Ask] = {
     **dict.fromkeys(("vqav2", "okvqa", "gqa", "textvqa", "mme", "chartqa"), Ask(short)),
     "vizwiz": Ask(lambda q: f"{q.text} {UNANSWERABLE}{SHORT}"),
     "ocrvqa": Ask(short, 20),
-    "infovqa": Ask(short, 25),
     "docvqa": Ask(short, 32),
     "ai2d": Ask(_joined),
     "scienceqa": Ask(_context, begin=" The answer is"),

@@ -228,7 +228,7 @@ def _ai2d_list(found: Found) -> list[Question] | None:
         asked, mark, first = row["question"].partition("?")
         first, *others = first.split("\n")
         choices, right = (first, *others), str(row["gt_answers"])
-        letter = LETTERS[choices.index(right)] if right in choices else ""
+        letter = LETTERS[choices.index(right)] if right in choices else "none"
         same = row["image_path"], row["question"], row["question_id"]
         return Question(number, asked + mark, row["image_path"], (letter, right), choices, same=same)
 

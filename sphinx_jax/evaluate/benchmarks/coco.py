@@ -76,14 +76,14 @@ def _file(questions: Sequence[Question]) -> Path:
 
 DETECTION = Benchmark(
     "COCO detection",
-    {"release": _annotated("instances_*.json")},
+    {"release": _annotated("instances_val*.json", "instances_*.json")},
     {"official": people},
     counts={"val2017": 5000},
     results={"official": boxes},
 )
 KEYPOINTS = Benchmark(
     "COCO key points",
-    {"release": _annotated("person_keypoints_*.json")},
+    {"release": _annotated("person_keypoints_val*.json", "person_keypoints_*.json")},
     {},
     counts={"val2017": 5000},
     results={"official": keypoints},

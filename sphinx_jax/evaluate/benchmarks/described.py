@@ -22,7 +22,7 @@ def _number(name: str) -> int | str:
 
 
 def _coco(found: Found) -> list[Question] | None:
-    for path in found.named("captions_*.json"):
+    for path in found.named("captions_val*.json", "captions_*.json"):
         held = f.read_json(path)
         told = _by_picture(held)
         return [_picture(i["id"], i["file_name"], told[i["id"]]) for i in held["images"] if i["id"] in told]

@@ -24,6 +24,8 @@ def read_json(path: Path) -> Any:
     """A JSON file, or one of a JSON object a line.  Raises BadBenchmark."""
     text = _text(path)
     try:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
         return json.loads(text)
     except json.JSONDecodeError as whole:
         try:
@@ -90,7 +92,7 @@ def read_table(path: Path, needs: Iterable[str]) -> list[dict[str, Any]]:
             shared = picture and len(picture) <= SHARED
             first = at.get(picture, number) if shared else by_content.setdefault(hash(picture), number)
             at[row.get("index", "")] = first
-            rows.append(row | {"image": InTable(str(path), first)})
+            rows.append(row | ({"image": InTable(str(path), first)} if "image" in row else {"image": None}))
     return rows
 
 

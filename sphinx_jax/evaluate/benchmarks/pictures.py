@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import csv
 import functools
+import io
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sphinx_jax.data.image import BadImage
 from sphinx_jax.evaluate.benchmarks.files import walk
@@ -23,6 +26,7 @@ class Pictures:
     """
 
     def __init__(self, folder: Path):
+        folder = folder.absolute()
         self.folder = folder if folder.is_dir() else folder.parent
 
     def find(self, picture: Picture) -> Path | bytes:
@@ -34,20 +38,27 @@ class Pictures:
         for root in (self.folder, *self.folder.parents[:2]):
             if (root / picture).is_file():
                 return root / picture
-        found = self._by_name.get(Path(picture).name)
-        if found is None:  # some files name pictures without their ending, or with that of another form
-            found = self._by_stem.get(Path(picture).name) or self._by_stem.get(Path(picture).stem)
-        if found is None:
-            raise BadImage(f"there is no picture {picture} in {self.folder}")
+        name = Path(picture).name
+        # some files name pictures without their ending, or with that of another form
+        found = self._by_name.get(name) or self._by_stem.get(name) or self._by_stem.get(Path(picture).stem) or []
+        if len(found) != 1:
+            many = f"more than one picture {name}" if found else f"no picture {picture}"
+            raise BadImage(f"there is {many} in {self.folder}")
+        return found[0]
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for path in walk(self.folder):
+            found.setdefault(path.name, []).append(path)
         return found
 
     @functools.cached_property
-    def _by_name(self) -> dict[str, Path]:
-        return {path.name: path for path in walk(self.folder)}
-
-    @functools.cached_property
-    def _by_stem(self) -> dict[str, Path]:
-        return {path.stem: path for path in self._by_name.values()}
+    def _by_stem(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for name, paths in self._by_name.items():
+            found.setdefault(Path(name).stem, []).extend(paths)
+        return found
 
 
 def _cell(at: InTable) -> bytes:
@@ -84,10 +95,12 @@ def _parquet(file: str) -> tuple[list[int], Any]:
 
 
 def _in_text(at: InTable) -> bytes:
-    begin, end, column = _lines(at.file)[at.row]
+    spans, column = _lines(at.file)
+    begin, end = spans[at.row]
     with open(at.file, "rb") as file:
         file.seek(begin)
-        cells = file.read(end - begin).rstrip(b"\r\n").split(b"\t")
+        text = file.read(end - begin).decode()
+    (cells,) = (row for row in csv.reader(io.StringIO(text, newline=""), delimiter="\t") if row)
     try:
         return base64.b64decode(cells[column], validate=True)
     except (ValueError, IndexError):
@@ -95,22 +108,26 @@ def _in_text(at: InTable) -> bytes:
 
 
 @functools.lru_cache(maxsize=HELD)
-def _lines(file: str) -> list[tuple[int, int, int]]:
-    """Where each row begins and ends, and the column of its picture; a quoted cell may have line ends in it."""
-    with open(file, "rb") as lines:
-        header = next(lines)
-        column = header.rstrip(b"\r\n").removeprefix(b"\xef\xbb\xbf").split(b"\t").index(b"image")
-        return [(begin, end, column) for begin, end in _rows(lines, len(header))]
+def _lines(file: str) -> tuple[list[tuple[int, int]], int]:
+    """Where each row that `files.read_table` finds begins and ends, and the column of its picture."""
+    csv.field_size_limit(sys.maxsize)
+    taken = 0
 
+    def lines(raw: BinaryIO) -> Iterator[str]:
+        nonlocal taken
+        for line in raw:
+            taken += len(line)
+            yield line.decode()
 
-def _rows(lines: Any, at: int) -> Iterator[tuple[int, int]]:
-    begin, quotes = at, 0
-    for line in lines:
-        at += len(line)
-        quotes += line.count(b'"')
-        if quotes % 2 == 0:
-            yield begin, at
-            begin = at
+    with open(file, "rb") as raw:
+        reader = csv.reader(lines(raw), delimiter="\t")
+        column = [name.removeprefix("\ufeff") for name in next(reader)].index("image")
+        spans, begin = [], taken
+        for row in reader:
+            if row:
+                spans.append((begin, taken))
+            begin = taken
+    return spans, column
 
 
 def named_pictures(questions: Iterable[Question], folder: Path) -> tuple[dict[str, Path | bytes], dict[str, str]]:
@@ -118,7 +135,7 @@ def named_pictures(questions: Iterable[Question], folder: Path) -> tuple[dict[st
     pictures, found, lost = Pictures(folder), dict[str, Path | bytes](), dict[str, str]()
     for question in questions:
         picture = question.picture
-        name = f"{Path(picture.file).name}:{picture.row}" if isinstance(picture, InTable) else str(picture)
+        name = ":".join(map(str, picture)) if isinstance(picture, InTable) else str(picture)
         if name in found or name in lost:
             continue
         try:

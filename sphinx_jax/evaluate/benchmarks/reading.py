@@ -32,7 +32,9 @@ class Found:
         return f.named(self.files, "*.tsv")
 
     def parquets(self) -> list[Path]:
-        return f.named(self.files, "*.parquet")
+        """Those of training apart, where there are others."""
+        paths = f.named(self.files, "*.parquet")
+        return [path for path in paths if not path.name.startswith("train")] or paths
 
     def lists(self) -> list[Path]:
         return list(f.lists(self.files))
@@ -71,13 +73,32 @@ class Benchmark:
 
     def read(self, path: Path, root: Path | None = None) -> Read:
         """The questions of a file or folder.  Raises BadBenchmark."""
-        found = Found(path, f.files_of(path), root)
+        path = path.absolute()
+        found = Found(path, f.files_of(path), root and root.absolute())
         for form, reader in self.forms.items():
-            questions = reader(found)
+            try:
+                questions = reader(found)
+            except BadBenchmark:
+                raise
+            except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+                what = f"{type(error).__name__}: {error}"
+                raise BadBenchmark(f"{path} is not {self.title} as its {form} has it ({what[:120]})") from None
             if questions:
+                self._check(path, questions)
                 return Read(questions, form, form in self.numbered)
         kinds = ", ".join(self.forms)
         raise BadBenchmark(f"{path} does not hold {self.title} in a form that is known ({kinds})")
+
+    def _check(self, path: Path, questions: Sequence[Question]) -> None:
+        seen: set[int | str] = set()
+        for question in questions:
+            if question.key in seen:
+                raise BadBenchmark(
+                    f"{path} has question {question.key} twice; if it holds several splits, give one file"
+                )
+            seen.add(question.key)
+            if self.rules and not self.results and not question.answers and question.box is None:
+                raise BadBenchmark(f"{path} has no answer to question {question.key}; is it a split without answers?")
 
 
 def listed(found: Found, question: Callable[[int, dict[str, Any]], Question]) -> list[Question] | None:
@@ -95,7 +116,7 @@ def tabled(
 
 
 def parquet_rows(found: Found, needs: Sequence[str], pictures: bool = False) -> list[dict[str, Any]]:
-    """Rows of all parquet files that have these columns, in the order of the files' names."""
+    """Rows of all parquet files, which must have these columns, in the order of the files' names."""
     return [row for path in found.parquets() for row in f.read_parquet(path, needs, pictures)]
 
 
@@ -105,8 +126,3 @@ def choices_of(row: Mapping[str, Any], letters: str = "ABCDE", missing: str = ""
     while texts and texts[-1] in (None, missing):
         texts.pop()
     return tuple("" if text is None else str(text) for text in texts)
-
-
-def same_as_listed(picture: Any, text: str, number: Any) -> tuple[Any, ...]:
-    """What the reference evaluation tells questions apart by."""
-    return picture, text, number

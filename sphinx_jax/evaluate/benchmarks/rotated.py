@@ -21,6 +21,7 @@ def _rotated(row: dict[str, Any], missing: str) -> Question:
         choices_of(row, missing=missing),
         "" if hint in (None, missing) else hint,
         labels={name: label for name, label in labels.items() if label},
+        same=int(row["index"]) % circular.ROTATION,
     )
 
 

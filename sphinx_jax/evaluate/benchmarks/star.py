@@ -40,8 +40,8 @@ def _said(text: str, question: Question) -> bool:
     """The letter, or without choices the words, as RealWorldQA's own rule has it: no stop at the end, any case."""
     text, right = text.strip().rstrip("."), question.answers[0].strip().rstrip(".")
     if len(right) == 1 and right in LETTERS:
-        found = re.match(r"\(?([A-Ia-i])(?:[).:,\s]|$)", text)
-        return found is not None and found[1].upper() == right
+        found = re.match(r"\(?([A-I])(?:[).:,\s]|$)|\(?([a-i])(?:[).:]|$)", text)  # "a dog" is no letter
+        return found is not None and (found[1] or found[2].upper()) == right
     return text.lower() == right.lower()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sphinx_jax.evaluate.benchmarks import files as f
@@ -36,15 +37,16 @@ def release(*names: str) -> Form:
     """Files of questions and of annotations, whose names fit."""
 
     def read(found: Found) -> list[Question] | None:
-        annotated = next(iter(found.named(*(f"{name}_annotations.json" for name in names))), None)
+        annotated = _held_out(found.named(*(f"{name}_annotations.json" for name in names)))
         if annotated is None:
             single = found.named(*(f"{name}_questions.json" for name in names))
             if not single or not found.path.is_file():
                 return None
-            annotated = next(iter(found.beside().named(*(f"{name}_annotations.json" for name in names))), None)
+            annotated = _held_out(found.beside().named(*(f"{name}_annotations.json" for name in names)))
             if annotated is None:
                 raise BadBenchmark(f"{single[0]} has no file of annotations beside it")
         asked = f.named(sorted(annotated.parent.iterdir()), *(f"{name}_questions.json" for name in names))
+        asked.sort(key=lambda path: _split(path) != _split(annotated))
         if not asked:
             raise BadBenchmark(f"{annotated} has no file of questions beside it")
         questions, annotations = f.read_json(asked[0]), f.read_json(annotated)
@@ -65,6 +67,17 @@ def release(*names: str) -> Form:
         return found_questions
 
     return read
+
+
+def _split(path: Path) -> str:
+    """The split in a file's name."""
+    found = re.search(r"train|val|test-?dev|test|dev", path.name)
+    return found[0] if found else ""
+
+
+def _held_out(paths: Sequence[Path]) -> Path | None:
+    """The first, of another split than training if there is one."""
+    return min(paths, key=lambda path: _split(path) == "train", default=None)
 
 
 def _textvqa(found: Found) -> list[Question] | None:

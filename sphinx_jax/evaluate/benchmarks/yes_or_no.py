@@ -91,11 +91,12 @@ def _mme_release(found: Found) -> list[Question] | None:
     for path in paths:
         folder = path.parent.parent / "images" if path.parent.name == "questions_answers_YN" else path.parent
         picture = next((p for kind in PICTURES if (p := folder / f"{path.stem}{kind}").exists()), folder / path.stem)
-        for line in path.read_text(encoding="utf-8").splitlines():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for number, line in enumerate(lines):
             text, tab, answer = line.strip().rpartition("\t")
             if not tab:
                 raise BadBenchmark(f"{path} has a line without a question, a tab and an answer: {line[:60]!r}")
-            key = f"{_category(path)}/{path.stem}:{sum(other[-1] == path.stem for _, *other in asked)}"
+            key = f"{_category(path)}/{path.stem}:{number}"
             asked.append((key, _category(path), text, answer, str(picture), path.stem))
     return [_mme(*question) for question in asked] or None
 

@@ -15,21 +15,28 @@ FORMS = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{
 
 
 def official(questions: Sequence[Question], said: Sequence[str]) -> Score:
-    """By static matching, without a judge."""
+    """By static matching, without a judge; a question that lacks one of its rotations is left out.
+
+    Where none has a rotation (CCBench) each counts for itself.
+    """
     groups: dict[int, list[int]] = {}
     for number, question in enumerate(questions):
         groups.setdefault(int(question.key) % ROTATION, []).append(number)
     right = [_is_right(texts.official(text), q) for q, text in zip(questions, said, strict=True)]
-    items = [float(all(right[i] for i in group)) for group in groups.values()]
+    turned = any(int(q.key) >= ROTATION for q in questions)
+    items = [
+        float(all(right[i] for i in group)) if not turned or len(group) == len(questions[group[0]].choices) else None
+        for group in groups.values()
+    ]
     firsts = [questions[group[0]] for group in groups.values()]
     parts = {
         f"{label}:{name}": value
         for label in ("category", "l2-category")
         for name, value in means_by(firsts, items, label).items()
     }
-    return Score(
-        "circular accuracy (static matching)", mean(items), items, parts, {"per_item_key": [key for key in groups]}
-    )
+    metric = "circular accuracy (static matching)" if turned else "accuracy (static matching)"
+    score = mean([item for item in items if item is not None])
+    return Score(metric, score, items, parts, {"per_item_key": list(groups)})
 
 
 def _is_right(text: str, question: Question) -> bool:

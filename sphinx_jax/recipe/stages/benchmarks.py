@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from sphinx_jax.evaluate.benchmarks.asking import ASKS
 from sphinx_jax.evaluate.benchmarks.pictures import Pictures
 from sphinx_jax.evaluate.card import ITEMS, Line, items, lines
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
+from sphinx_jax.evaluate.question import Question
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
 from sphinx_jax.paths import as_path, write_whole
@@ -32,10 +33,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BenchmarksStage(Settings):
-    start: Name  # a stage, a checkpoint folder, or published weights
+    start: Name  # a stage or a checkpoint folder
     names: tuple[Name, ...] | None = None  # None: all that the folder has
     protocol: Literal[PROTOCOLS] = "reference"  # of a benchmark that has not this one the other
-    limit: Count | None = None  # questions of each, the first ones
+    limit: Count | None = None  # questions of each, the first ones; those that count together are one
     batch: Count = SLOTS
     quantize: Literal["int8", "nf4"] | None = None
 
@@ -46,7 +47,7 @@ def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
 
     A benchmark whose files cannot be used is named, and the others are asked.
     """
-    s, data = settings, Path(need(run.recipe.data.benchmarks))
+    s, data = settings, Path(need(run.recipe.data.benchmarks)).absolute()
     found = folders(data, s.names)
     model = from_pretrained(run.checkpoint(s.start), quantize=s.quantize)
     engine = Engine(model, slots=s.batch)
@@ -99,11 +100,12 @@ def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, fo
     questions = benchmark.read(folder).questions
     for note in counted(benchmark, questions):
         _log.warning("%s", note)
-    questions = questions[: s.limit]
-    about = _about(run, s, protocol, [[q.key, q.text] for q in questions])
+    questions = limited(questions, s.limit, by_category=name == "mme")
+    how = ASKS[protocol][name]
+    about = _about(run, s, protocol, [[q.key, how.begin + how.text(q), how.most] for q in questions])
     answers = Answers(run.folder(stage) / name, about)
     bar = "" if run.quiet else name
-    ask(engine, questions, ASKS[protocol][name], SAMPLING[protocol], folder, answers, bar)
+    ask(engine, questions, how, SAMPLING[protocol], folder, answers, bar)
     answers.close()
     answered = [q for q in questions if q.key in answers.texts]
     if not answered:
@@ -111,8 +113,23 @@ def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, fo
     score = benchmark.rules[protocol](answered, [answers.texts[q.key] for q in answered])
     rows = items(score, answered, answers.texts)
     write_whole(run.folder(stage) / name / ITEMS, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    model, missing = run.recipe.model.name, len(questions) - len(answered)
+    model, missing = run.recipe.model.name, [q for q in questions if q.key not in answers.texts]
     return lines(name, protocol, score, answered, missing, model), Shown(name, rows, Pictures(folder).find)
+
+
+def limited(questions: Sequence[Question], limit: int | None, by_category: bool = False) -> list[Question]:
+    """The first questions, or as many of each category, whose scores are summed; of those that count together all."""
+    if limit is None:
+        return list(questions)
+    taken: dict[Any, set[Any]] = {}
+    found = []
+    for question in questions:
+        group = taken.setdefault(question.labels.get("category") if by_category else "", set())
+        one = question.key if question.same is None else question.same
+        if one in group or len(group) < limit:
+            group.add(one)
+            found.append(question)
+    return found
 
 
 def _about(run: Run, s: BenchmarksStage, protocol: str, questions: Any) -> Mapping[str, Any]:
