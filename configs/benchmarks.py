@@ -9,28 +9,16 @@ folder for each benchmark, named as docs/benchmarks.md names it (vqav2, refcoco+
 forms.  Predictions are written as answers come: the same command goes on where it was stopped.
 """
 
-import json
-
 from ml_collections import ConfigDict
 
-from sphinx_jax.checkpoint import store
-from sphinx_jax.config import FAMILY, ConfigError, family, to_dict
-from sphinx_jax.paths import located
+from sphinx_jax.config import ConfigError
+from sphinx_jax.recipe.origin import origin
 
 
 def get_config(checkpoint: str = "") -> ConfigDict:
     if not checkpoint:
         raise ConfigError("say which model: --config configs/benchmarks.py:CHECKPOINT")
-    start = store.chosen_in(located(checkpoint))
-    if (start / "model.json").is_file():
-        model = json.loads((start / "model.json").read_text())
-    elif checkpoint in FAMILY:  # what it would take, before there are weights: tools/compile_ahead.py
-        model = to_dict(family(checkpoint))
-    else:
-        raise ConfigError(
-            f"{checkpoint} is no checkpoint (it has no model.json): give what tools/convert_checkpoint.py wrote, or "
-            "the folder of a training stage"
-        )
+    start, model = origin(checkpoint)
     c = ConfigDict()
     c.title = f"Benchmarks of {checkpoint}"
     c.model = model

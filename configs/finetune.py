@@ -12,32 +12,20 @@ pictures out, and says how many.  int8 and nf4 keep the frozen decoder in few bi
 project's choice.
 """
 
-import json
-
 from ml_collections import ConfigDict
 
-from sphinx_jax.checkpoint import store
-from sphinx_jax.config import FAMILY, ConfigError, family, to_dict, unknown
+from sphinx_jax.config import ConfigError, unknown
 from sphinx_jax.model.blueprint import FROZEN
 from sphinx_jax.model.lora import BASE
 from sphinx_jax.model.quantise import QTYPES
-from sphinx_jax.paths import located
+from sphinx_jax.recipe.origin import origin
 
 
 def get_config(what: str = "") -> ConfigDict:
     folder, *options = what.split(",")
     if not folder:
         raise ConfigError("say what to fine-tune: --config configs/finetune.py:FOLDER, or FOLDER,lora=16")
-    start = store.chosen_in(located(folder))
-    if (start / "model.json").is_file():
-        model = json.loads((start / "model.json").read_text())
-    elif folder in FAMILY:  # what it would take, before there are weights: tools/compile_ahead.py
-        model = to_dict(family(folder))
-    else:
-        raise ConfigError(
-            f"{folder} is no checkpoint (it has no model.json): give what tools/convert_checkpoint.py wrote, or the "
-            "folder of a training stage"
-        )
+    start, model = origin(folder)
     c = ConfigDict()
     c.title = f"Fine-tuning {folder}"
     c.model = model | {"dtype": "bfloat16"}

@@ -16,7 +16,7 @@ from sphinx_jax.command import plain_errors
 from sphinx_jax.data.formats.conversations import read_meta
 from sphinx_jax.evaluate import contamination
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS
-from sphinx_jax.evaluate.benchmarks.pictures import named_pictures
+from sphinx_jax.evaluate.forms.pictures import named_pictures
 from sphinx_jax.progress import progress
 
 SHOWN = 20  # pairs that are printed

@@ -11,7 +11,7 @@ from sphinx_jax.data.image import BadImage
 from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.evaluate.answers import Answers
 from sphinx_jax.evaluate.benchmarks.asking import Ask
-from sphinx_jax.evaluate.benchmarks.pictures import Pictures
+from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.question import Question
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching.pictures import Picture

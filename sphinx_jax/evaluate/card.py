@@ -104,11 +104,11 @@ def lines(
     ) -> Line:
         interval: tuple[float | None, float | None] = (None, None)
         if values is not None and inside is not None:
-            interval = bootstrap([_times(values[i], 100) for i in inside], [pictures[i] for i in inside])
+            kept = [i for i in inside if values[i] is not None]
+            interval = bootstrap([100 * (values[i] or 0.0) for i in kept], [pictures[i] for i in kept])
+            count = len(kept)
         known = PUBLISHED.get((benchmark, split))
         published = known[MODELS.index(model)] if known and model in MODELS else None
-        if values is not None and inside is not None:
-            count = sum(values[i] is not None for i in inside)
         return Line(benchmark, split, protocol, score.metric, count, lost, value * scale, *interval, published)
 
     if benchmark == "mme":
@@ -178,30 +178,28 @@ def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
     return {"count": len(both), "alone": len(first) + len(second) - 2 * len(both)} | found
 
 
-def _times(value: float | None, scale: float) -> float | None:
-    return None if value is None else value * scale
+def _numbered(clusters: Sequence[Hashable]) -> list[int]:
+    """Which of the clusters each is, in the order in which they come."""
+    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
+    return [number[cluster] for cluster in clusters]
 
 
-def bootstrap(
-    values: Sequence[float | None], clusters: Sequence[Hashable], level: float = LEVEL
-) -> tuple[float | None, float | None]:
+def bootstrap(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float | None, float | None]:
     """The interval of a mean over questions whose pictures are drawn anew, all questions about one together.
 
-    (None, None) where a value is no number; questions without one (None) are left out.
+    (None, None) of no question.
     """
-    kept = [(v, c) for v, c in zip(values, clusters, strict=True) if v is not None]
-    if not kept or any(isinstance(value, str) for value, _ in kept):
+    if not len(values):
         return None, None
-    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(c for _, c in kept))}
-    at = np.array([number[cluster] for _, cluster in kept])
-    sums = np.bincount(at, np.array([value for value, _ in kept], float))
+    at = _numbered(clusters)
+    sums = np.bincount(at, np.array(values, float))
     counts = np.bincount(at)
     rng = np.random.default_rng(zlib.crc32(sums.tobytes()))
     means = np.empty(DRAWN)
     for draw in range(DRAWN):
         chosen = np.bincount(rng.integers(0, len(sums), len(sums)), minlength=len(sums))
         means[draw] = (chosen @ sums) / (chosen @ counts)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -212,8 +210,7 @@ def compared(first: Sequence[float], second: Sequence[float], clusters: Sequence
     """
     differences = [b - a for a, b in zip(first, second, strict=True)]
     low, high = bootstrap(differences, clusters)
-    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
-    sums = np.bincount([number[c] for c in clusters], differences)
+    sums = np.bincount(_numbered(clusters), differences)
     rng = np.random.default_rng(0)
     signs = rng.choice([-1.0, 1.0], (DRAWN, len(sums)))
     as_large = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12

@@ -13,7 +13,7 @@ from sphinx_jax.evaluate.answers import Answers
 from sphinx_jax.evaluate.asked import SAMPLING, ask
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS
 from sphinx_jax.evaluate.benchmarks.asking import OFFICIAL
-from sphinx_jax.evaluate.benchmarks.pictures import Pictures
+from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.question import Question
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.sphinx import Sphinx

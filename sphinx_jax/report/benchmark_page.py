@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from PIL import ImageDraw
 
 from sphinx_jax.data.image import BadImage, load_image
+from sphinx_jax.data.tasks import PaddedSquare
 from sphinx_jax.evaluate.card import Line
 from sphinx_jax.evaluate.question import LETTERS, InTable, Picture
 from sphinx_jax.evaluate.rules.boxes import read_box
@@ -103,12 +104,11 @@ def _picture(shown: Shown, item: Mapping[str, Any]) -> str:
     scale = SIDE / max(image.size)
     drawn = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     if item["box"] is not None:
-        pen, width, height = ImageDraw.Draw(drawn), *image.size
+        pen, frame = ImageDraw.Draw(drawn), PaddedSquare(*image.size)
         pen.rectangle([x * scale for x in item["box"]], outline=RIGHT, width=3)
         if (said := read_box(item["prediction"])) is not None:
-            longest, left, top = max(width, height), max(0, height - width) // 2, max(0, width - height) // 2
             said = [min(max(x, -1.0), 2.0) for x in said]  # a text may say anything
-            corners = [x * longest - (left, top)[i % 2] for i, x in enumerate(said)]
+            corners = [x * frame.side - frame.offset[i % 2] for i, x in enumerate(said)]
             ordered = [*map(min, corners[:2], corners[2:]), *map(max, corners[:2], corners[2:])]
             pen.rectangle([x * scale for x in ordered], outline=SAID, width=3)
     file = io.BytesIO()

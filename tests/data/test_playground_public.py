@@ -8,7 +8,7 @@ from sphinx_jax.data.image import load_image
 from sphinx_jax.data.playground import builder, public
 from sphinx_jax.data.tasks import Box, PaddedSquare, format_answer
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS
-from sphinx_jax.evaluate.benchmarks.pictures import Pictures
+from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import score_predictions
 
 NAMES = ("vqav2", "pope", "docvqa", "mmbench", "refcoco", "coco_caption")  # so few pictures may have no chart

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sphinx_jax.data.image import BadImage
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
-from sphinx_jax.evaluate.benchmarks.pictures import Pictures, named_pictures
+from sphinx_jax.evaluate.forms.pictures import Pictures, named_pictures
 from sphinx_jax.evaluate.predictions import score_predictions
 from sphinx_jax.recipe.stages.benchmarks import limited
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DATA, ROOT, born, tiny_config
+from conftest import DATA, ROOT, Parrot, born, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,9 +25,8 @@ from sphinx_jax.evaluate.answers import FILE, Answers
 from sphinx_jax.evaluate.asked import SAMPLING, ask
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS
 from sphinx_jax.evaluate.benchmarks.asking import ASKS
-from sphinx_jax.evaluate.benchmarks.pictures import Pictures
+from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.question import Question, Score
-from sphinx_jax.generate.engine import Said
 from sphinx_jax.recipe import runner
 from sphinx_jax.report.card import markdown
 from sphinx_jax.report.card_files import differences, read_card
@@ -109,26 +108,6 @@ def test_a_file_that_is_cut_anywhere_keeps_what_was_whole(tmp_path_factory, data
     again.close()
     assert Answers(folder, ABOUT).texts == TEXTS
     assert Answers(folder, {"checkpoint": "b"}).texts == {}
-
-
-class Parrot:
-    """An engine that answers with the prompt, the last first, and is killed after so many."""
-
-    def __init__(self, until: int):
-        self.until, self.asked, self.pictures = until, [], self
-
-    def picture(self, found):
-        return None
-
-    def fitted(self, prompt, with_picture, new_tokens):
-        return []
-
-    def as_completed(self, requests):
-        for number, request in reversed(list(enumerate(requests))):
-            if len(self.asked) == self.until:
-                raise KeyboardInterrupt
-            self.asked.append(request.prompt)
-            yield number, [Said(request.prompt, [], [], "stop")]
 
 
 @pytest.mark.parametrize("until", [0, 1, 7, 29, 30])

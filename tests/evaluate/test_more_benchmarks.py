@@ -12,7 +12,7 @@ from PIL import Image
 
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS
 from sphinx_jax.evaluate.benchmarks.asking import ASKS
-from sphinx_jax.evaluate.benchmarks.pictures import Pictures
+from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import score_predictions
 
 

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import Parrot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sphinx_jax.config import ConfigError
 from sphinx_jax.evaluate.record import Record
-from sphinx_jax.generate.engine import Said
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.recipe.stages.evaluate import EvaluateStage, Question, answer, check_room, key, share
 
@@ -65,20 +65,6 @@ def test_what_other_processes_wrote_is_known_and_left_to_them(tmp_path):
     assert Record(tmp_path, ABOUT | {"checkpoint": "c"}).texts == {}
     Record(tmp_path, ABOUT).remove()
     assert not list(tmp_path.iterdir())
-
-
-class Parrot:
-    """An engine that answers with the prompt, the last first, and is killed after so many."""
-
-    def __init__(self, until: int):
-        self.until, self.asked = until, []
-
-    def as_completed(self, requests):
-        for number, request in reversed(list(enumerate(requests))):
-            if len(self.asked) == self.until:
-                raise KeyboardInterrupt
-            self.asked.append(request.prompt)
-            yield number, [Said(request.prompt, [], [], "stop")]
 
 
 @pytest.mark.parametrize("until", [0, 1, 5, 9, 10])

@@ -19,7 +19,7 @@ from sphinx_jax.evaluate.benchmarks import (
     vqa,
     yes_or_no,
 )
-from sphinx_jax.evaluate.benchmarks.reading import Benchmark
+from sphinx_jax.evaluate.forms.reading import Benchmark
 from sphinx_jax.evaluate.question import BadBenchmark, Question, Score
 
 BENCHMARKS: dict[str, Benchmark] = {

@@ -8,17 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, choices_of, listed, parquet_rows, tabled
+from sphinx_jax.evaluate.forms import files as f
+from sphinx_jax.evaluate.forms.reading import Benchmark, Found, choices_of, listed, parquet_rows, tabled
 from sphinx_jax.evaluate.question import LETTERS, BadBenchmark, Question, Score
 from sphinx_jax.evaluate.rules import exact
-
-
-def _asked(context: str, text: str, choices: tuple[str, ...]) -> str:
-    """As the reference asks: with its `option"s`."""
-    lines = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
-    asks = 'Answer with the option"s letter from the given choices directly.'
-    return f"{context}Question:\n{text}\nChoices:\n{lines}\n{asks}"
 
 
 def lettered(found: Found) -> list[Question] | None:
@@ -43,10 +36,8 @@ def lettered(found: Found) -> list[Question] | None:
 def _science(number: int, row: dict[str, Any], picture: Any) -> Question:
     choices, answer = tuple(row["choices"]), LETTERS[int(row["answer"])]
     hint = row["hint"] or ""
-    asked = _asked(f"Context:\n{hint}\n", row["question"], choices)
-    same = number, asked, (row.get("topic"), row.get("subject"), row.get("category"))
     labels = {"subject": row["subject"]}
-    return Question(number, row["question"], picture, (answer,), choices, hint, labels=labels, same=same)
+    return Question(number, row["question"], picture, (answer,), choices, hint, labels=labels)
 
 
 def _science_release(found: Found) -> list[Question] | None:
@@ -67,11 +58,8 @@ def table_of_choices(label: str):
     def read(found: Found) -> list[Question] | None:
         def one(number: int, row: dict[str, Any]) -> Question:
             labels = {label: row["category"]} if row.get("category") else {}
-            same = number, row["question"]
             choices, hint = choices_of(row, LETTERS), row.get("hint") or ""
-            return Question(
-                number, row["question"], row["image"], (row["answer"],), choices, hint, labels=labels, same=same
-            )
+            return Question(number, row["question"], row["image"], (row["answer"],), choices, hint, labels=labels)
 
         return tabled(found, ("question", "A", "answer"), one)
 

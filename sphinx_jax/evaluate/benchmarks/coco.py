@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found
+from sphinx_jax.data.tasks import PaddedSquare
+from sphinx_jax.evaluate.forms import files as f
+from sphinx_jax.evaluate.forms.reading import Benchmark, Found
 from sphinx_jax.evaluate.question import BadBenchmark, Question, Score
 from sphinx_jax.evaluate.rules import coco, texts
+from sphinx_jax.evaluate.rules.boxes import FOUR
 
 PERSON = "person"
-_NUMBER = r"\s*(-?\d*\.?\d+)\s*"
-_BOX = re.compile(rf"(?:\[|;){_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}(?=\]|;)")
+_BOX = re.compile(rf"(?:\[|;){FOUR}(?=\]|;)")
 
 
 def _annotated(*names: str):
@@ -50,12 +51,11 @@ def people(questions: Sequence[Question], said: Sequence[str]) -> Score:
 
 def _boxes(text: str, size: tuple[int, int]) -> list[list[float]]:
     """x, y, width, height in pixels of the boxes in a text, in order."""
-    width, height = size
-    longest = max(size)
-    left, top = (longest - width) // 2, (longest - height) // 2
+    frame = PaddedSquare(*size)
+    left, top = frame.offset
     found = []
     for numbers in _BOX.findall(text):
-        x1, y1, x2, y2 = (float(number) * longest for number in numbers)
+        x1, y1, x2, y2 = (float(number) * frame.side for number in numbers)
         found.append([x1 - left, y1 - top, x2 - x1, y2 - y1])
     return found
 

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.evaluate.benchmarks import files as f
 from sphinx_jax.evaluate.benchmarks.choices import lettered
-from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, choices_of, tabled
+from sphinx_jax.evaluate.forms import files as f
+from sphinx_jax.evaluate.forms.reading import Benchmark, Found, choices_of, tabled
 from sphinx_jax.evaluate.question import LETTERS, Question
 from sphinx_jax.evaluate.rules import mmmu
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, parquet_rows, tabled
+from sphinx_jax.evaluate.forms import files as f
+from sphinx_jax.evaluate.forms.reading import Benchmark, Found, parquet_rows, tabled
 from sphinx_jax.evaluate.question import BadBenchmark, Question
 from sphinx_jax.evaluate.rules import captions
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, parquet_rows, tabled
+from sphinx_jax.evaluate.forms import files as f
+from sphinx_jax.evaluate.forms.reading import Benchmark, Found, listed_with_release, parquet_rows, tabled
 from sphinx_jax.evaluate.question import BadBenchmark, Question, Rule
 from sphinx_jax.evaluate.rules import documents
 
@@ -146,32 +146,13 @@ def _document_table(found: Found) -> list[Question] | None:
     return tabled(found, ("question", "answer"), one)
 
 
-def _document_list(release):
-    """The reference's list has the first answer alone; all are in the release beside it or in the root."""
-
-    def read(found: Found) -> list[Question] | None:
-        rows = [row for path in found.lists() for row in f.read_json(path)]
-        if not rows:
-            return None
-        answered = release(found.beside())
-        if not answered:
-            raise BadBenchmark(f"{found.lists()[0]} has one answer of several; --root names the folder of the release")
-        known = {q.key: q for q in answered}
-        missing = [row["question_id"] for row in rows if row["question_id"] not in known]
-        if missing:
-            raise BadBenchmark(f"the release has no answers to question {missing[0]} of {found.lists()[0]}")
-        return [known[row["question_id"]] for row in rows]
-
-    return read
-
-
 def _benchmark(title: str, rules: dict[str, Rule], *names: str, counts: dict[str, int]) -> Benchmark:
     release = _document_release(*names)
     forms = {
         "release": release,
         "parquet": _document_parquet,
         "table": _document_table,
-        "list": _document_list(release),
+        "list": listed_with_release(release, "several"),
     }
     return Benchmark(title, forms, rules, numbered=("table",), counts=counts)
 

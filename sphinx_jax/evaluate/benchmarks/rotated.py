@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, choices_of, parquet_rows, tabled
+from sphinx_jax.evaluate.forms.reading import Benchmark, Found, choices_of, parquet_rows, tabled
 from sphinx_jax.evaluate.question import Question
 from sphinx_jax.evaluate.rules import circular
 

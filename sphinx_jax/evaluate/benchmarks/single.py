@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, listed, parquet_rows, tabled
+from sphinx_jax.evaluate.forms import files as f
+from sphinx_jax.evaluate.forms.reading import Benchmark, Found, listed, parquet_rows, tabled
 from sphinx_jax.evaluate.question import BadBenchmark, Question
 from sphinx_jax.evaluate.rules import exact
 
@@ -70,22 +70,18 @@ GQA = Benchmark(
 )
 
 
-def _book(number: int, picture: Any, text: str, answer: str, name: str) -> Question:
-    return _one(number, text, answer, picture, name)
-
-
 def _ocrvqa_release(found: Found) -> list[Question] | None:
     for path in found.named("dataset.json"):
         books = [(name, book) for name, book in f.read_json(path).items() if SPLITS.get(book["split"]) == "test"]
         pairs = [(n, q, a) for n, book in books for q, a in zip(book["questions"], book["answers"], strict=True)]
-        return [_book(i, f"images/{name}.jpg", text, answer, name) for i, (name, text, answer) in enumerate(pairs)]
+        return [_one(i, text, answer, f"images/{name}.jpg", name) for i, (name, text, answer) in enumerate(pairs)]
     return None
 
 
 def _ocrvqa_parquet(found: Found) -> list[Question] | None:
     rows = parquet_rows(found, ("image_id", "questions", "answers"))
     pairs = [(row, q, a) for row in rows for q, a in zip(row["questions"], row["answers"], strict=True)]
-    return [_book(i, row["image"], q, a, row["image_id"]) for i, (row, q, a) in enumerate(pairs)] or None
+    return [_one(i, q, a, row["image"], row["image_id"]) for i, (row, q, a) in enumerate(pairs)] or None
 
 
 OCRVQA = Benchmark(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import harmonic_mean
 
-from sphinx_jax.evaluate.benchmarks.reading import Benchmark
 from sphinx_jax.evaluate.benchmarks.vqa import release
+from sphinx_jax.evaluate.forms.reading import Benchmark
 from sphinx_jax.evaluate.question import Question, Score, mean, means_by
 from sphinx_jax.evaluate.rules import texts
 from sphinx_jax.evaluate.rules.vqa_accuracy import normal

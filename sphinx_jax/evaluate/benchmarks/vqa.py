@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Form, Found, parquet_rows, tabled
+from sphinx_jax.evaluate.forms import files as f
+from sphinx_jax.evaluate.forms.reading import Benchmark, Form, Found, listed_with_release, parquet_rows, tabled
 from sphinx_jax.evaluate.question import BadBenchmark, Question
 from sphinx_jax.evaluate.rules import vqa_accuracy
 
@@ -98,22 +98,19 @@ def _vizwiz(found: Found) -> list[Question] | None:
     ] or None
 
 
-def _parquet(question_types: Mapping[str, str] | None = None):
-    def read(found: Found) -> list[Question] | None:
-        rows = parquet_rows(found, ("question_id", "question", "answers"))
-        return [
-            _question(
-                row["question_id"],
-                row["question"],
-                row.get("image"),
-                row["answers"],
-                row.get("question_type") or UNTYPED,
-                row.get("answer_type") or row.get("category"),
-            )
-            for row in rows
-        ] or None
-
-    return read
+def _parquet(found: Found) -> list[Question] | None:
+    rows = parquet_rows(found, ("question_id", "question", "answers"))
+    return [
+        _question(
+            row["question_id"],
+            row["question"],
+            row.get("image"),
+            row["answers"],
+            row.get("question_type") or UNTYPED,
+            row.get("answer_type") or row.get("category"),
+        )
+        for row in rows
+    ] or None
 
 
 def _table(found: Found) -> list[Question] | None:
@@ -126,32 +123,13 @@ def _table(found: Found) -> list[Question] | None:
     return tabled(found, ("question",), one)
 
 
-def _list(release):
-    """The reference's list, whose answers are in the release beside it or in the root."""
-
-    def read(found: Found) -> list[Question] | None:
-        rows = [row for path in found.lists() for row in f.read_json(path)]
-        if not rows:
-            return None
-        answered = release(found.beside())
-        if not answered:
-            raise BadBenchmark(f"{found.lists()[0]} has one answer of ten; --root names the folder of the release")
-        known = {q.key: q for q in answered}
-        unknown = [row["question_id"] for row in rows if row["question_id"] not in known]
-        if unknown:
-            raise BadBenchmark(f"the release has no answers to question {unknown[0]} of {found.lists()[0]}")
-        return [known[row["question_id"]] for row in rows]
-
-    return read
-
-
 def _either(*forms):
     return lambda found: next((questions for form in forms if (questions := form(found))), None)
 
 
 def _benchmark(title: str, official, *names: str, more=(), counts: Mapping[str, int] | None = None) -> Benchmark:
     read = _either(release(*names), *more)
-    forms = {"release": read, "parquet": _parquet(), "table": _table, "list": _list(read)}
+    forms = {"release": read, "parquet": _parquet, "table": _table, "list": listed_with_release(read, "ten")}
     rules = {"official": official, "reference": vqa_accuracy.reference}
     return Benchmark(title, forms, rules, numbered=("table",), counts=counts)
 

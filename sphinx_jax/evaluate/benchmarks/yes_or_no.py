@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.evaluate.benchmarks import files as f
-from sphinx_jax.evaluate.benchmarks.reading import Benchmark, Found, listed, parquet_rows, tabled
+from sphinx_jax.evaluate.forms import files as f
+from sphinx_jax.evaluate.forms.reading import Benchmark, Found, listed, parquet_rows, tabled
 from sphinx_jax.evaluate.question import BadBenchmark, Question
 from sphinx_jax.evaluate.rules import yes_no
 

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from sphinx_jax.config import need
+from sphinx_jax.data.tasks import PaddedSquare
 from sphinx_jax.evaluate.question import Question, Score, means_by
 from sphinx_jax.evaluate.rules import documents, exact, texts
 
 ENOUGH = 0.5
 NOTHING = (0.0, 0.0, 0.0, 0.0)
 _DECIMAL = r"\s*(-?\d*\.?\d+)\s*"
-_BOX = re.compile(rf"\[{_DECIMAL},{_DECIMAL},{_DECIMAL},{_DECIMAL}\]")
+FOUR = ",".join([_DECIMAL] * 4)  # numbers of a box, as a pattern
+_BOX = re.compile(rf"\[{FOUR}\]")
 
 
 def official(questions: Sequence[Question], said: Sequence[str]) -> Score:
@@ -22,10 +24,9 @@ def official(questions: Sequence[Question], said: Sequence[str]) -> Score:
     overlaps = []
     for question, text in zip(questions, said, strict=True):
         box = read_box(texts.official(text)) or NOTHING
-        width, height = need(question.size)
-        longest, left, top = _frame(width, height)
-        sides = np.array([width, height, width, height], np.float64)
-        inside = (np.array(box) * longest - np.array([left, top, left, top])) / sides
+        frame = PaddedSquare(*need(question.size))
+        sides = np.array([frame.width, frame.height] * 2, np.float64)
+        inside = (np.array(box) * frame.side - np.array(frame.offset * 2)) / sides
         overlaps.append(_iou(inside, np.array(need(question.box)) / sides))
     items = [float(overlap >= ENOUGH) for overlap in overlaps]
     more = {"mean_iou": means_by(questions, overlaps, "split")}
@@ -43,19 +44,12 @@ def reference(questions: Sequence[Question], said: Sequence[str]) -> Score:
     keeps = exact.kept(questions)
     items: list[float | None] = []
     for question, text, keep in zip(questions, said, keeps, strict=True):
-        width, height = need(question.size)
-        longest, left, top = _frame(width, height)
-        box = np.array(_numbers(texts.reference(text)), np.float32) * np.float32(longest)
-        right = np.array(need(question.box), np.float32) + np.array([left, top, left, top], np.float32)
+        frame = PaddedSquare(*need(question.size))
+        box = np.array(_numbers(texts.reference(text)), np.float32) * np.float32(frame.side)
+        right = np.array(need(question.box), np.float32) + np.array(frame.offset * 2, np.float32)
         items.append(float(_iou(box, right) >= ENOUGH) if keep else None)
     more = {"dropped_repeats": documents.by_split(questions, keeps)}
     return Score("precision at IoU 0.5", None, items, means_by(questions, items, "split"), more)
-
-
-def _frame(width: int, height: int) -> tuple[int, int, int]:
-    """Side of the padded square, and where the picture begins in it, from the left and from the top."""
-    longest = max(width, height)
-    return longest, (longest - width) // 2, (longest - height) // 2
 
 
 def _numbers(text: str) -> tuple[float, ...]:

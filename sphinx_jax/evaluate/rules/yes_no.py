@@ -16,17 +16,13 @@ def pope(questions: Sequence[Question], said: Sequence[str]) -> Score:
     """No if one of the words of the first sentence denies; anything else is yes."""
     read = ["no" if _denies(texts.official(text)) else "yes" for text in said]
     right = [q.answers[0].lower() for q in questions]
-    splits = [name for q in questions for name in _of(q.labels.get("split"))]
+    splits = [q.labels["split"] for q in questions]
     parts = {}
     for part in dict.fromkeys([*splits, "all"]):
-        inside = [i for i, q in enumerate(questions) if part == "all" or part in _of(q.labels.get("split"))]
+        inside = [i for i, split in enumerate(splits) if part in ("all", split)]
         parts[part] = _binary([read[i] for i in inside], [right[i] for i in inside])
     metric = "accuracy over all questions (negation words)"
     return Score(metric, parts["all"]["accuracy"], read, parts, {"per_item_meaning": "label read from the prediction"})
-
-
-def _of(label: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return label if isinstance(label, tuple) else (label,) if label else ()
 
 
 def _denies(text: str) -> bool:

@@ -143,12 +143,13 @@ class Batch:
             return self.sizes.room(max(s.need for s in self._entering[:count]))
 
         count = max(p for p in self.sizes.prompts if p <= count and p in self.sizes.together(positions(p)))
-        lefts = [len(s.ids) - self._best_source(s)[0] for s in self._entering[:count]]
+        sources = [self._best_source(s) for s in self._entering[:count]]  # before one of them takes another's place
+        lefts = [len(s.ids) - held for s, (held, _) in zip(self._entering, sources, strict=False)]
         count = self.sizes.worth(lefts, positions(count))
+        sources = sources[:count]
         chosen = self._entering = self._entering[:count]
         for sequence in chosen:
             self.waiting.remove(sequence)
-        sources = [self._best_source(sequence) for sequence in chosen]  # before one of them takes another's place
         larger = self._cache is not None and positions(count) < self._cache.positions
         if larger and not self.active and all(source is None for _, source in sources):
             self._cache, self._slots, free = None, [], []  # of what was longer, nothing goes on

@@ -16,8 +16,8 @@ from sphinx_jax.evaluate.answers import Answers
 from sphinx_jax.evaluate.asked import SAMPLING, ask
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
 from sphinx_jax.evaluate.benchmarks.asking import ASKS
-from sphinx_jax.evaluate.benchmarks.pictures import Pictures
 from sphinx_jax.evaluate.card import ITEMS, Line, items, lines
+from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
 from sphinx_jax.evaluate.question import Question
 from sphinx_jax.generate.engine import SLOTS, Engine

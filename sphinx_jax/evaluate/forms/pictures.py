@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sphinx_jax.data.image import BadImage
-from sphinx_jax.evaluate.benchmarks.files import walk
+from sphinx_jax.evaluate.forms.files import walk
 from sphinx_jax.evaluate.question import InTable, Picture, Question
 
 HELD = 2  # groups of rows of parquet files that are in memory

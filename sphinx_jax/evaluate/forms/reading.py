@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.evaluate.benchmarks import files as f
+from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.question import BadBenchmark, Question, Read, Rule, Score
 
 
@@ -105,6 +105,25 @@ def listed(found: Found, question: Callable[[int, dict[str, Any]], Question]) ->
     """Questions of the lists of the reference evaluation."""
     rows = [row for path in found.lists() for row in f.read_json(path)]
     return [question(number, row) for number, row in enumerate(rows)] or None
+
+
+def listed_with_release(release: Form, of: str) -> Form:
+    """Reads the reference's lists that have one answer `of` more; all are in the release beside them or in the root."""
+
+    def read(found: Found) -> list[Question] | None:
+        rows = [row for path in found.lists() for row in f.read_json(path)]
+        if not rows:
+            return None
+        answered = release(found.beside())
+        if not answered:
+            raise BadBenchmark(f"{found.lists()[0]} has one answer of {of}; --root names the folder of the release")
+        known = {q.key: q for q in answered}
+        unknown = [row["question_id"] for row in rows if row["question_id"] not in known]
+        if unknown:
+            raise BadBenchmark(f"the release has no answers to question {unknown[0]} of {found.lists()[0]}")
+        return [known[row["question_id"]] for row in rows]
+
+    return read
 
 
 def tabled(
