@@ -6,12 +6,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sphinx_jax.config import ConfigError
+from sphinx_jax.data.formats.files import BadData
 
 LETTERS = "ABCDEFGHI"  # of choices
 
 
-class BadBenchmark(ConfigError):
+class BadBenchmark(BadData):
     """Files that do not hold the benchmark they were said to."""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sphinx_jax.config import ConfigError
+from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
 from sphinx_jax.evaluate.predictions import PROTOCOLS, score_predictions
 from sphinx_jax.evaluate.rules import captions, vqa_accuracy
@@ -177,7 +178,7 @@ class Hostile:
 def test_hostile_pickle_runs_nothing(tmp_path: Path, capsys):
     shutil.copytree(FIXTURES / "refcoco" / "data" / "refcoco", tmp_path / "refcoco")
     (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([Hostile()], protocol=2))
-    with pytest.raises(BadBenchmark, match="print"):
+    with pytest.raises(BadData, match="print"):
         BENCHMARKS["refcoco"].read(tmp_path)
     assert "a pickle ran" not in capsys.readouterr().out
 

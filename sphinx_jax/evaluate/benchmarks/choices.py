@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, choices_of, listed, parquet_rows, tabled
 from sphinx_jax.evaluate.question import LETTERS, BadBenchmark, Question, Score
@@ -42,7 +43,7 @@ def _science(number: int, row: dict[str, Any], picture: Any) -> Question:
 
 def _science_release(found: Found) -> list[Question] | None:
     for path in found.named("problems.json"):
-        problems, splits = f.read_json(path), f.read_json(path.parent / "pid_splits.json")
+        problems, splits = read_json(path), read_json(path.parent / "pid_splits.json")
         rows = [(name, problems[name]) for name in splits["test"] if problems[name].get("image")]
         folder = path.parent / "images" / "test"
         return [_science(i, row, str(folder / name / row["image"])) for i, (name, row) in enumerate(rows)]
@@ -113,7 +114,7 @@ def _seed_release(found: Found) -> list[Question] | None:
     for path in found.named("SEED-Bench.json", "SEED-Bench*.json"):
         if f.is_list(path):
             continue
-        held = f.read_json(path)
+        held = read_json(path)
         names = {number: name for name, number in held["question_type"].items()}
         folder = path.parent / "SEED-Bench-image"
         rows = [row for row in held["questions"] if row.get("data_type", "image") == "image"]
@@ -128,7 +129,7 @@ def _seed_parquet(found: Found) -> list[Question] | None:
 
 
 def _seed_list(found: Found) -> list[Question] | None:
-    rows = [row for path in found.lists() for row in f.read_json(path)]
+    rows = [row for path in found.lists() for row in read_json(path)]
     numbered = lettered(found)
     if numbered is None:
         return None
@@ -173,7 +174,7 @@ def _ai2d_release(found: Found) -> list[Question] | None:
         path = next((path for picture, path in paths.items() if Path(picture).stem == name), None)
         if path is None:
             raise BadBenchmark(f"AI2D has no questions about picture {name}, which its list of test pictures names")
-        held = f.read_json(path)
+        held = read_json(path)
         by_picture[held["imageName"]] = (path.parent.parent / "images" / held["imageName"], held["questions"])
     asked = [
         (int(row["questionId"].rpartition("-")[2]), place, name, text, row)

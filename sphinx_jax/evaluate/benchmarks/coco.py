@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.data.tasks import PaddedSquare
-from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found
 from sphinx_jax.evaluate.question import BadBenchmark, Question, Score
 from sphinx_jax.evaluate.rules import coco, texts
@@ -21,7 +21,7 @@ _BOX = re.compile(rf"(?:\[|;){FOUR}(?=\]|;)")
 def _annotated(*names: str):
     def read(found: Found) -> list[Question] | None:
         for path in found.named(*names):
-            held = f.read_json(path)
+            held = read_json(path)
             if isinstance(held, dict) and {"images", "annotations", "categories"} <= held.keys():
                 people = [c["id"] for c in held["categories"] if c["name"] == PERSON]
                 labels = {"file": str(path), "person": people[0] if people else None}

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.benchmarks.choices import lettered
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, choices_of, tabled
@@ -53,7 +54,7 @@ def _mmmu_parquet(found: Found) -> list[Question] | None:
 
 def _mmmu_list(found: Found) -> list[Question] | None:
     """The reference's list, where a picture's name is the question's own."""
-    rows = [row for path in found.lists() for row in f.read_json(path)]
+    rows = [row for path in found.lists() for row in read_json(path)]
     asked = lettered(found) or []
     return [
         _college(Path(row["image_path"]).stem, q.text, q.choices, tuple(f.listed(row["gt_answers"])), q.picture)

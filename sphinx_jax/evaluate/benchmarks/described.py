@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, parquet_rows, tabled
 from sphinx_jax.evaluate.question import BadBenchmark, Question
@@ -23,7 +24,7 @@ def _number(name: str) -> int | str:
 
 def _coco(found: Found) -> list[Question] | None:
     for path in found.named("captions_val*.json", "captions_*.json"):
-        held = f.read_json(path)
+        held = read_json(path)
         told = _by_picture(held)
         return [_picture(i["id"], i["file_name"], told[i["id"]]) for i in held["images"] if i["id"] in told]
     return None
@@ -39,7 +40,7 @@ def _by_picture(held: dict[str, Any]) -> dict[int, list[str]]:
 def _nocaps(found: Found) -> list[Question] | None:
     """In COCO's form, with the domain of each picture; parquet columns are from memory."""
     for path in found.named("nocaps_*.json"):
-        held = f.read_json(path)
+        held = read_json(path)
         told = _by_picture(held)
         return [_picture(i["id"], i["file_name"], told[i["id"]], split=i.get("domain", "")) for i in held["images"]]
     return None
@@ -52,7 +53,7 @@ def _karpathy(key: str):
         for path in found.named("dataset_*.json"):
             return [
                 _picture(i.get(key, i["filename"]), i["filename"], [s["raw"] for s in i["sentences"]], split=i["split"])
-                for i in f.read_json(path)["images"]
+                for i in read_json(path)["images"]
             ]
         return None
 

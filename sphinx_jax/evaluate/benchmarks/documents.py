@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, listed_with_release, parquet_rows, tabled
 from sphinx_jax.evaluate.question import BadBenchmark, Question, Rule
@@ -42,7 +43,7 @@ def _chart_release(found: Found) -> list[Question] | None:
                 row["imgname"],
             )
             for path in paths
-            for row in f.read_json(path)
+            for row in read_json(path)
         ]
     )
 
@@ -71,7 +72,7 @@ def _chart_list(found: Found) -> list[Question] | None:
         [
             (_half(row["dataset_name"]), row["question"], str(row["gt_answers"]), row["image_path"], row["image_path"])
             for path in found.lists()
-            for row in f.read_json(path)
+            for row in read_json(path)
         ]
     )
 
@@ -115,7 +116,7 @@ def _document(key: Any, text: str, picture: Any, answers: Any, row: dict[str, An
 def _document_release(*names: str):
     def read(found: Found) -> list[Question] | None:
         for path in found.named(*names):
-            held = f.read_json(path)
+            held = read_json(path)
             if isinstance(held, dict) and "data" in held:
                 return [
                     _document(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sphinx_jax.evaluate.forms import files as f
+from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, parquet_rows, tabled
 from sphinx_jax.evaluate.question import Question, Score, mean
 from sphinx_jax.evaluate.rules import texts
@@ -26,7 +26,7 @@ def _question(row: dict[str, Any], picture: Any) -> Question:
 
 def _release(found: Found) -> list[Question] | None:
     for path in found.named("HallusionBench.json"):
-        rows = f.read_json(path)
+        rows = read_json(path)
         return [_question(row, row.get("filename")) for row in rows if str(row.get("visual_input")) != "0"]
     return None
 

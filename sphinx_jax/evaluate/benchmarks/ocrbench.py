@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, parquet_rows, tabled
 from sphinx_jax.evaluate.question import Question
@@ -31,7 +32,7 @@ def _table(found: Found) -> list[Question] | None:
 
 def _release(found: Found) -> list[Question] | None:
     for path in found.named("OCRBench.json", "FullTest.json"):
-        rows = f.read_json(path)
+        rows = read_json(path)
         return [_question(i, row, row["type"], row["image_path"]) for i, row in enumerate(rows)]
     return None
 

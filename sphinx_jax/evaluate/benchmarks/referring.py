@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sphinx_jax.data.formats.files import read_json, read_pickle
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found
 from sphinx_jax.evaluate.question import BadBenchmark, Question
@@ -48,11 +49,11 @@ def _release(refs: Sequence[str]):
         beside = paths[0].parent / "instances.json"
         if not beside.is_file():
             raise BadBenchmark(f"{paths[0]} has no instances.json beside it, which has its boxes")
-        instances = f.read_json(beside)
+        instances = read_json(beside)
         images = {image["id"]: image for image in instances["images"]}
         boxes_of = {annotation["id"]: annotation["bbox"] for annotation in instances["annotations"]}
         phrases = []
-        for ref in f.read_pickle(paths[0]):
+        for ref in read_pickle(paths[0]):
             if ref["split"] not in SPLITS:
                 continue
             image, box = images.get(ref["image_id"]), boxes_of.get(ref["ann_id"])
@@ -81,7 +82,7 @@ def _parquet(found: Found) -> list[Question] | None:
 def _list(found: Found) -> list[Question] | None:
     phrases = []
     for path in found.lists():
-        for row in f.read_json(path):
+        for row in read_json(path):
             split = row["dataset_name"].rpartition("_")[2]
             size = re.fullmatch(r"height(\d+)_width(\d+)", str(row["question_id"]))
             if split not in SPLITS or size is None:

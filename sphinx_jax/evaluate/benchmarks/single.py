@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, listed, parquet_rows, tabled
 from sphinx_jax.evaluate.question import BadBenchmark, Question
@@ -34,7 +35,7 @@ def _gqa_release(found: Found) -> list[Question] | None:
     for path in found.named("testdev_balanced_questions.json", "*_questions.json"):
         return [
             _one(i, row["question"], row["answer"], f"{row['imageId']}.jpg", structural=row["types"]["structural"])
-            for i, row in enumerate(f.read_json(path).values())
+            for i, row in enumerate(read_json(path).values())
         ]
     return None
 
@@ -72,7 +73,7 @@ GQA = Benchmark(
 
 def _ocrvqa_release(found: Found) -> list[Question] | None:
     for path in found.named("dataset.json"):
-        books = [(name, book) for name, book in f.read_json(path).items() if SPLITS.get(book["split"]) == "test"]
+        books = [(name, book) for name, book in read_json(path).items() if SPLITS.get(book["split"]) == "test"]
         pairs = [(n, q, a) for n, book in books for q, a in zip(book["questions"], book["answers"], strict=True)]
         return [_one(i, text, answer, f"images/{name}.jpg", name) for i, (name, text, answer) in enumerate(pairs)]
     return None
@@ -100,7 +101,7 @@ def _vsr_statement(number: int, row: dict[str, Any]) -> Question:
 
 
 def _vsr_release(found: Found) -> list[Question] | None:
-    rows = [row for path in found.named("*.jsonl")[:1] for row in f.read_json(path)]
+    rows = [row for path in found.named("*.jsonl")[:1] for row in read_json(path)]
     return [_vsr_statement(i, row) for i, row in enumerate(rows)] or None
 
 

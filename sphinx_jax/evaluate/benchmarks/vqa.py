@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Form, Found, listed_with_release, parquet_rows, tabled
 from sphinx_jax.evaluate.question import BadBenchmark, Question
@@ -49,7 +50,7 @@ def release(*names: str) -> Form:
         asked.sort(key=lambda path: _split(path) != _split(annotated))
         if not asked:
             raise BadBenchmark(f"{annotated} has no file of questions beside it")
-        questions, annotations = f.read_json(asked[0]), f.read_json(annotated)
+        questions, annotations = read_json(asked[0]), read_json(annotated)
         told = {a["question_id"]: a for a in annotations["annotations"]}
         kind = annotations.get("data_subtype", "")
         named = PICTURES.get(annotations.get("data_type", ""), PICTURES["mscoco"])
@@ -85,7 +86,7 @@ def _textvqa(found: Found) -> list[Question] | None:
     return [
         _question(row["question_id"], row["question"], f"{row['image_id']}.jpg", row["answers"])
         for path in paths[:1]
-        for row in f.read_json(path)["data"]
+        for row in read_json(path)["data"]
     ] or None
 
 
@@ -94,7 +95,7 @@ def _vizwiz(found: Found) -> list[Question] | None:
     return [
         _question(row["image"], row["question"], row["image"], row["answers"], answer_type=row.get("answer_type"))
         for path in paths[:1]
-        for row in f.read_json(path)
+        for row in read_json(path)
     ] or None
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, listed, parquet_rows, tabled
 from sphinx_jax.evaluate.question import BadBenchmark, Question
@@ -24,7 +25,7 @@ def _pope_release(found: Found) -> list[Question] | None:
     return [
         _pope(path.stem.rpartition("_")[2], row["question_id"], row["text"], row["label"], row["image"])
         for path in paths
-        for row in f.read_json(path)
+        for row in read_json(path)
     ] or None
 
 

@@ -1,44 +1,22 @@
-"""Files that benchmarks come in: JSON, lines of JSON, parquet, tables with tabs, pickles."""
+"""Files that benchmarks come in: parquet, tables with tabs, lists; which of them a folder holds."""
 
 from __future__ import annotations
 
 import ast
 import csv
 import io
-import json
 import os
-import pickle
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sphinx_jax.data.formats.files import read_text
 from sphinx_jax.evaluate.question import BadBenchmark, InTable
 
 KINDS = (".json", ".jsonl", ".parquet", ".tsv", ".p", ".token", ".csv", ".txt")
 PICTURES = ("image", "image_1", "image_2", "image_3", "image_4", "image_5", "image_6", "image_7")
 SHARED = 64  # characters of an `image` that names the row whose picture it is, at most
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file, or one of a JSON object a line.  Raises BadBenchmark."""
-    text = _text(path)
-    try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return json.loads(text)
-    except json.JSONDecodeError as whole:
-        try:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        except json.JSONDecodeError:
-            raise BadBenchmark(f"{path} is not JSON: {whole}") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadBenchmark(f"{path} is not text: {error.reason}") from None
 
 
 def read_parquet(path: Path, needs: Iterable[str], pictures: bool = False) -> list[dict[str, Any]]:
@@ -82,7 +60,7 @@ def read_table(path: Path, needs: Iterable[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     at: dict[str, int] = {}  # index -> row of its picture
     by_content: dict[int, int] = {}
-    with io.StringIO(_text(path), newline="") as file:
+    with io.StringIO(read_text(path), newline="") as file:
         reader = csv.DictReader(file, delimiter="\t")
         _check_columns(path, reader.fieldnames or (), needs, "tabs")
         for number, row in enumerate(reader):
@@ -102,23 +80,6 @@ def _check_columns(path: Path, has: Sequence[str], needs: Iterable[str], parted:
         seen = ", ".join(map(repr, has[:6])) or "nothing"
         by = f"; is it separated by {parted}?" if parted and len(has) < 2 else ""
         raise BadBenchmark(f"{path} has no column {missing[0]!r}, only {seen[:200]}{by}")
-
-
-class _Plain(pickle.Unpickler):
-    """What has no class of its own: lists, dicts, texts, numbers."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise BadBenchmark(f"the pickle asks for {module}.{name}; one of plain lists and dicts asks for nothing")
-
-
-def read_pickle(path: Path) -> Any:
-    """A pickle of plain containers.  Raises BadBenchmark where it is anything else: a pickle may run programs."""
-    try:
-        return _Plain(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
-    except BadBenchmark as error:
-        raise BadBenchmark(f"{path}: {error}") from None
-    except Exception as error:  # an unpickler raises anything
-        raise BadBenchmark(f"{path} cannot be read as a pickle: {error}") from None
 
 
 def listed(value: Any, what: str = "answer") -> list[str]:

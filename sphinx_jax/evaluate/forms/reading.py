@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sphinx_jax.data.formats.files import BadData, read_json
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.question import BadBenchmark, Question, Read, Rule, Score
 
@@ -72,13 +73,13 @@ class Benchmark:
     results: Mapping[str, Callable[[Sequence[Question], Sequence[Any]], Score]] = field(default_factory=dict)
 
     def read(self, path: Path, root: Path | None = None) -> Read:
-        """The questions of a file or folder.  Raises BadBenchmark."""
+        """The questions of a file or folder.  Raises BadBenchmark, or BadData for a file that cannot be read."""
         path = path.absolute()
         found = Found(path, f.files_of(path), root and root.absolute())
         for form, reader in self.forms.items():
             try:
                 questions = reader(found)
-            except BadBenchmark:
+            except BadData:
                 raise
             except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
                 what = f"{type(error).__name__}: {error}"
@@ -103,7 +104,7 @@ class Benchmark:
 
 def listed(found: Found, question: Callable[[int, dict[str, Any]], Question]) -> list[Question] | None:
     """Questions of the lists of the reference evaluation."""
-    rows = [row for path in found.lists() for row in f.read_json(path)]
+    rows = [row for path in found.lists() for row in read_json(path)]
     return [question(number, row) for number, row in enumerate(rows)] or None
 
 
@@ -111,7 +112,7 @@ def listed_with_release(release: Form, of: str) -> Form:
     """Reads the reference's lists that have one answer `of` more; all are in the release beside them or in the root."""
 
     def read(found: Found) -> list[Question] | None:
-        rows = [row for path in found.lists() for row in f.read_json(path)]
+        rows = [row for path in found.lists() for row in read_json(path)]
         if not rows:
             return None
         answered = release(found.beside())

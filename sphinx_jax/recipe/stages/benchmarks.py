@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, need, unknown
+from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.evaluate.answers import Answers
 from sphinx_jax.evaluate.asked import SAMPLING, ask
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
@@ -56,7 +57,7 @@ def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
     for benchmark, folder in found.items():
         try:
             scores, of_it = _one(run, s, name, engine, benchmark, folder)
-        except BadBenchmark as error:
+        except BadData as error:
             _log.warning("%s is left out: %s", benchmark, error)
             continue
         card += scores
