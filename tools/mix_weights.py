@@ -13,6 +13,9 @@ A mergekit recipe on any checkpoints, first without reading an array:
 The weights that are best on held-out data of a recipe, found without writing a mix; then the mix:
   python tools/mix_weights.py --learn --sources real/ synthetic/ --workdir runs/quickstart --report found/ --out mix/
 
+The same on public benchmarks, as docs/benchmarks.md has their folders; one folder chooses, another is reported:
+  python tools/mix_weights.py --sweep --sources real/ synthetic/ --benchmarks val/ test/ --judge score --report found/
+
 Where two fine-tunes fight, before they are mixed: cosine and sign conflict of their changes, by layer and module:
   python tools/mix_weights.py --interference --sources chat/ grounding/ --base SPHINX/ --out interference/
 
@@ -92,6 +95,18 @@ def arguments() -> argparse.Namespace:
     search.add_argument("--learn", action="store_true", help="a weight for each module and layer, by gradient")
     parser.add_argument("--workdir", metavar="FOLDER", help="a recipe's, whose held-out data judge the mixes")
     parser.add_argument(
+        "--benchmarks",
+        nargs="+",
+        metavar="FOLDER",
+        help="benchmarks that judge the mixes in place of a recipe's data: a folder that chooses, and one that is "
+        "reported (of one alone pictures in turn do either)",
+    )
+    parser.add_argument("--names", nargs="+", metavar="BENCHMARK", help="of those; default: all that the folders have")
+    parser.add_argument(
+        "--judge", choices=("loss", "score"), help="loss of the benchmarks' right answers, or score (default: loss)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="questions of each benchmark (default: 256)")
+    parser.add_argument(
         "--grid", nargs="+", type=float, metavar="WEIGHT", help="weights that a sweep tries (default: 0 to 1 by 0.1)"
     )
     parser.add_argument("--report", metavar="FOLDER", help="where to write the numbers of a search and their picture")
@@ -161,13 +176,25 @@ def run(args: argparse.Namespace) -> None:
 def search(args: argparse.Namespace, way: str) -> mix_settings.Mix:
     from sphinx_jax.recipe.stages import mix_choice
 
-    if not args.sources or not args.workdir:
-        raise ConfigError("a search needs checkpoints and what judges them: --sources A B --workdir runs/quickstart")
+    if not args.sources or not (args.workdir or args.benchmarks):
+        raise ConfigError(
+            "a search needs checkpoints and what judges them: --sources A B --workdir runs/quickstart, or --benchmarks "
+            "FOLDER"
+        )
+    judged = {name: getattr(args, name) for name in ("benchmarks", "names", "judge", "limit") if name in args.given}
+    if judged and not args.benchmarks:
+        raise ConfigError(f"--{next(iter(judged))} is of benchmarks: --benchmarks FOLDER")
     folders = [*args.sources, *filter(None, [args.base])]
     if args.out:  # a search takes long
         new_folder(args.out, folders)
     found = mix_choice.choose(
-        way, folders, args.workdir, grid=args.grid or mix_choice.GRID, allow=args.allow, quiet=args.quiet
+        way,
+        folders,
+        args.workdir,
+        judged=judged,
+        grid=args.grid or mix_choice.GRID,
+        allow=args.allow,
+        quiet=args.quiet,
     )
     print("\n".join(found.lines()))
     for file in found.save(Path(args.report)) if args.report else ():

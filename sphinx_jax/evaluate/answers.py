@@ -12,11 +12,22 @@ from sphinx_jax.paths import write_whole
 FILE, ABOUT = "predictions.jsonl", "about.json"
 
 
-class Answers:
-    """Lines of {"key", "prediction"}; beside them stands what they depend on.
+class Said:
+    """Predictions in memory.
 
     Attributes:
       texts: key -> prediction.
+    """
+
+    def __init__(self) -> None:
+        self.texts: dict[int | str, str] = {}
+
+    def add(self, key: int | str, text: str) -> None:
+        self.texts[key] = text
+
+
+class Answers(Said):
+    """Lines of {"key", "prediction"}; beside them stands what they depend on.
 
     Args:
       about: what predictions depend on; those of anything else are thrown away.
@@ -28,14 +39,15 @@ class Answers:
         known = json.dumps(about, sort_keys=True, indent=1).encode()
         same = told.exists() and told.read_bytes() == known
         lines = self.path.read_bytes().split(b"\n") if same and self.path.exists() else []
-        self.texts: dict[int | str, str] = dict(_whole(lines))
+        super().__init__()
+        self.texts |= _whole(lines)
         # first the predictions: what is said of none is thrown away
         write_whole(self.path, b"".join(_line(key, text) for key, text in self.texts.items()))
         write_whole(told, known)
         self._file = self.path.open("ab")
 
     def add(self, key: int | str, text: str) -> None:
-        self.texts[key] = text
+        super().add(key, text)
         self._file.write(_line(key, text))
         self._file.flush()
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 from sphinx_jax.data.conversation import SYSTEM, render
 from sphinx_jax.data.image import BadImage
 from sphinx_jax.data.read_ahead import read_ahead
-from sphinx_jax.evaluate.answers import Answers
+from sphinx_jax.evaluate.answers import Said
 from sphinx_jax.evaluate.benchmarks.asking import Ask
-from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.question import Question
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching.pictures import Picture
@@ -33,8 +31,8 @@ def ask(
     questions: Sequence[Question],
     how: Ask,
     sampling: Settings,
-    folder: Path,
-    answers: Answers,
+    look: Callable[[Question], Picture],
+    answers: Said,
     bar: str = "",
 ) -> None:
     """Put the answers of all that are not answered yet on record, as they come.
@@ -43,14 +41,11 @@ def ask(
     the model, are named in the log and have no answer.
 
     Args:
-      folder: of the benchmark's files.
+      look: finds the picture of a question; raises BadImage.
       bar: what the progress bar is called; "" shows none.
     """
     left = [q for q in questions if q.key not in answers.texts]
-    pictures, numbers, unasked = Pictures(folder), list[int | str](), list[int | str]()
-
-    def look(question: Question) -> Picture:
-        return engine.pictures.picture(pictures.find(question.picture))
+    numbers, unasked = list[int | str](), list[int | str]()
 
     def requests() -> Iterator[Request]:
         for question, picture in zip(left, read_ahead(look, left), strict=True):

@@ -41,7 +41,8 @@ PUBLISHED: Mapping[tuple[str, str], tuple[float, ...]] = {
     ("refcocog", "val"): (84.87, 88.19, 88.07, 78.50, 88.26),
     ("refcocog", "test"): (83.65, 88.35, 88.65, 78.86, 88.51),
 }
-SUMMED = ("Perception", "Cognition")  # of MME, which has no mean over questions
+FULL = {"Perception": 2000, "Cognition": 800}  # marks of MME, which has no mean over questions
+CIDER = 1000  # the most that captions can get, on the card
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Line:
         if self.published is None or self.low is None or self.high is None:
             return False
         return not self.low <= self.published <= self.high
+
+    @property
+    def share(self) -> float:
+        """Of full marks, in percent: what benchmarks can be averaged by."""
+        return 100 * self.score / (CIDER if "CIDEr" in self.metric else FULL.get(self.split, 100))
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"difference": self.difference, "outside": self.outside}
@@ -113,7 +119,7 @@ def lines(
 
     if benchmark == "mme":
         found = []
-        for part, categories in zip(SUMMED, (yes_no.PERCEPTION, yes_no.COGNITION), strict=True):
+        for part, categories in zip(FULL, (yes_no.PERCEPTION, yes_no.COGNITION), strict=True):
             own, lost = (sum(q.labels["category"] in categories for q in of) for of in (questions, missing))
             found.append(line(part, score.parts[part], lost, scale=1, count=own))
         return found

@@ -28,7 +28,8 @@ def check_names(recipe: Recipe, name: str, kind: str) -> None:
             raise ConfigError("frozen: these patterns leave nothing to train")
     split = getattr(stage, "split", None)
     if not data.playground:  # people's own data has domains and tasks of their own
-        needed = [("split", one) for one in ((split,) if split else ("validation", "test") if kind == "mix" else ())]
+        both = ("validation", "test") if kind == "mix" and not stage.benchmarks else ()
+        needed = [("split", one) for one in ((split,) if split else both)]
         if kind == "train" and stage.evaluate_every:
             needed.append(("held_out", stage.held_out))
         for field, one in needed:

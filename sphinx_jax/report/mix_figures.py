@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.report.plots import MARKERS, WIDTH, figure_style, new_figure, to_png
+from sphinx_jax.report.score_table import lower_is_better, metric_words
 
 
 def search_figure(result: Mapping[str, Any], names: Sequence[str]) -> bytes | None:
@@ -21,8 +23,13 @@ def search_figure(result: Mapping[str, Any], names: Sequence[str]) -> bytes | No
     curve = result.get("curve")
     if not curve:
         return None
-    metric = f"{result['metric'].replace('_', ' ')} (lower is better)"
-    return (_curve if len(names) == 2 else _surface)(curve, result["domains"], names, metric)
+    metric = result["metric"]
+    if len(names) == 3:
+        return _surface(curve, result["domains"], names, metric)
+    if set(result["domains"]) <= {*DOMAINS, "*"}:
+        return _curve(curve, result["domains"], names, f"{metric.replace('_', ' ')} (lower is better)")
+    sides = {name: [point[name] for point in curve] for name in result["domains"]}
+    return gain_figure([point["at"][0] for point in curve], sides, metric, names)
 
 
 def _curve(curve: Sequence[Mapping[str, Any]], domains: Sequence[str], names: Sequence[str], metric: str) -> bytes:
@@ -53,22 +60,92 @@ def _curve(curve: Sequence[Mapping[str, Any]], domains: Sequence[str], names: Se
         return to_png(figure)
 
 
+def gain_figure(
+    weights: Sequence[float],
+    sides: Mapping[str, Sequence[float]],
+    metric: str,
+    names: Sequence[str],
+    chosen: float | None = None,
+    dark: bool = False,
+) -> bytes:
+    """What each benchmark gains on the second model alone as the weight of the first grows: who gains from which.
+
+    Args:
+      weights: of the first model, the smallest of which is what the others are compared with.
+      sides: of each benchmark, by weight.
+      names: of the two models.
+      chosen: the weight that is marked; None, the best of the mean.
+    """
+    order = np.argsort(weights)
+    x = np.array(weights, float)[order]
+    sign = -1 if lower_is_better(metric) else 1
+    gains = {name: sign * (np.array(own, float)[order] - np.array(own, float)[order[0]]) for name, own in sides.items()}
+    mean = np.mean(list(gains.values()), axis=0)
+    best = float(x[int(np.nanargmax(mean))]) if chosen is None else chosen
+    with figure_style(dark) as paint:
+        figure = new_figure(WIDTH, 4.6)
+        axes = figure.add_subplot()
+        lines = [axes.plot(x, own, marker="o", markersize=3.5, linewidth=1.4)[0] for own in gains.values()]
+        ends = {
+            name: (float(own[-1]), line.get_color()) for (name, own), line in zip(gains.items(), lines, strict=True)
+        }
+        axes.plot(x, mean, color=paint["all"], marker="D", markersize=4, linestyle="--", linewidth=2.2)
+        ends["mean"] = float(mean[-1]), paint["all"]
+        axes.axhline(0, color=paint["all"], linewidth=0.8)
+        axes.axvline(best, color=paint["all"], linewidth=1, linestyle=":")
+        axes.set_title(f"{'best of the mean' if chosen is None else 'chosen'}: {best:g}", loc="left", fontsize=10)
+        low, high = axes.get_ylim()
+        for name, at, (value, colour) in _apart(ends, 0.055 * (high - low)):
+            axes.annotate(
+                name.replace("_", " "),
+                (x[-1], value),
+                xytext=(x[-1] + 0.035 * (x[-1] - x[0]), at),
+                color=colour,
+                va="center",
+                fontsize=9,
+                fontweight="bold" if name == "mean" else "normal",
+                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6},
+                annotation_clip=False,
+            )
+        axes.set_xlabel(f"weight of {names[0]}; the rest is {names[1]}")
+        unit = "" if sign < 0 else ", points"
+        axes.set_ylabel(f"{metric.replace('_', ' ')}{unit}: better than at {x[0]:g}")
+        axes.set_xticks([tick for tick in axes.get_xticks() if x[0] <= tick <= x[-1]])
+        # room for the names
+        axes.set_xlim(x[0] - 0.02 * (x[-1] - x[0]), x[-1] + 0.28 * (x[-1] - x[0]))
+        return to_png(figure)
+
+
+def _apart(ends: Mapping[str, tuple[float, str]], gap: float) -> list[tuple[str, float, tuple[float, str]]]:
+    """Heights for names at the ends of lines, in their order and so far apart that all can be read."""
+    order = sorted(ends, key=lambda name: ends[name][0])
+    heights = [ends[name][0] for name in order]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    # as much below as above where the lines end
+    shift = float(np.mean([height - ends[name][0] for name, height in zip(order, heights, strict=True)]))
+    return [(name, height - shift, ends[name]) for name, height in zip(order, heights, strict=True)]
+
+
 def _surface(curve: Sequence[Mapping[str, Any]], domains: Sequence[str], names: Sequence[str], metric: str) -> bytes:
     values = sorted({point["at"][0] for point in curve})
     grid = np.array([np.mean([point[domain] for domain in domains]) for point in curve])
     grid = grid.reshape(len(values), len(values)).T  # the first coefficient to the right, the second upwards
+    worth = grid if lower_is_better(metric) else -grid
     with figure_style() as paint:
         figure = new_figure(WIDTH, 5.2)
         axes = figure.add_subplot()
         # far out the loss explodes; the colours are for the valley
-        shown = axes.pcolormesh(values, values, grid, cmap="viridis_r", vmax=np.quantile(grid, 0.8), shading="nearest")
-        row, column = np.unravel_index(grid.argmin(), grid.shape)
+        limit = {"vmax": np.quantile(grid, 0.8)} if worth is grid else {"vmin": np.quantile(grid, 0.2)}
+        colours = "viridis_r" if worth is grid else "viridis"
+        shown = axes.pcolormesh(values, values, grid, cmap=colours, shading="nearest", **limit)
+        row, column = np.unravel_index(worth.argmin(), grid.shape)
         axes.plot(values[column], values[row], marker="*", markersize=14, color=paint["ground"], markeredgecolor="k")
-        axes.set_title(f"best: {values[column]:g}, {values[row]:g} with {grid.min():.3f}")
+        axes.set_title(f"best: {values[column]:g}, {values[row]:g} with {grid[row, column]:.3f}")
         axes.set_xlabel(f"weight of {names[0]}")
         axes.set_ylabel(f"weight of {names[1]}; the rest is {names[2]}")
         axes.grid(False)
-        figure.colorbar(shown, label=f"mean {metric}", extend="max")
+        figure.colorbar(shown, label=f"mean {metric_words(metric)}", extend="max" if worth is grid else "min")
         return to_png(figure)
 
 

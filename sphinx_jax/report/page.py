@@ -17,6 +17,7 @@ from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.paths import write_whole
 from sphinx_jax.report.drawing import PARTLY, RIGHT, WRONG, Sample, annotate, encoded, readable, verdict, verdict_text
 from sphinx_jax.report.drawing import grid as draw_grid
+from sphinx_jax.report.mix_figures import gain_figure
 from sphinx_jax.report.plots import History, beta_figure, curves, held_out, loss_figure, score_figure, smooth
 from sphinx_jax.report.score_table import (
     GROUPS,
@@ -31,6 +32,7 @@ from sphinx_jax.report.score_table import (
     markdown_table,
     metric_words,
     mix_rows,
+    mixed_over,
     number,
     score_rows,
 )
@@ -65,7 +67,7 @@ def write_report(
     beta = scores.get("beta")
     figures: dict[str, Callable[[bool], bytes | None]] = {
         "loss": lambda dark: loss_figure(histories, dark),
-        "beta": lambda dark: beta_figure(beta, dark),
+        "beta": lambda dark: _beta_figure(beta, dark),
         "scores": lambda dark: score_figure(rows, dark),
     }
     drawn = {name: (draw(False), draw(True)) for name, draw in figures.items()}
@@ -133,6 +135,13 @@ def _headline(row: Row) -> str:
     )
 
 
+def _beta_figure(beta: Mapping[str, Any] | None, dark: bool) -> bytes | None:
+    if beta and set(mixed_over(beta)) != set(DOMAINS):
+        sides = {name: beta[name] for name in mixed_over(beta)}
+        return gain_figure(beta["values"], sides, beta["metric"], DOMAINS, beta["chosen"], dark)
+    return beta_figure(beta, dark)
+
+
 def _mix_headline(beta: Mapping[str, Any] | None) -> str:
     mixes = mix_rows(beta)
     chosen = next((mix for mix in mixes if mix.is_chosen), None)
@@ -140,10 +149,11 @@ def _mix_headline(beta: Mapping[str, Any] | None) -> str:
         return ""
     ends = " · ".join(f"{mix.name} {number(mix.mean)}" for mix in mixes if not mix.is_chosen)
     metric = html.escape(metric_words(str(beta.get("metric", ""))))
+    over = "both domains" if set(chosen.parts) == set(DOMAINS) else f"{len(chosen.parts)} benchmarks"
     return (
         f'<div class="headline"><h3>MIX OF WEIGHTS <small>β = {chosen.beta:.2f}</small></h3>'
         f'<p class="number">{number(chosen.mean)}</p>'
-        f'<p>{ends}</p><p><span class="muted">mean of both domains; {metric}</span></p></div>'
+        f'<p>{ends}</p><p><span class="muted">mean of {over}; {metric}</span></p></div>'
     )
 
 
@@ -170,13 +180,14 @@ def _beta_section(scores: Mapping[str, Any], drawn: tuple[bytes | None, bytes | 
     if beta and mixes:
         lines = "".join(
             f"<tr{' class=chosen' if mix.is_chosen else ''}><td>{mix.name}</td><td>{mix.beta:.2f}</td>"
-            f"<td>{number(mix.real)}</td><td>{number(mix.synthetic)}</td><td>{number(mix.mean)}</td></tr>"
+            f"{''.join(f'<td>{number(part)}</td>' for part in mix.parts.values())}<td>{number(mix.mean)}</td></tr>"
             for mix in mixes
         )
         metric = html.escape(metric_words(str(beta.get("metric", ""))))
+        heads = "".join(f"<th>{_words(part)}</th>" for part in mixes[0].parts)
         table = (
             f'<div class="wide"><table><caption>On the test split: {metric}</caption>'
-            f"<thead><tr><th>mix</th><th>β</th><th>real</th><th>synthetic</th><th>mean</th></tr></thead>"
+            f"<thead><tr><th>mix</th><th>β</th>{heads}<th>mean</th></tr></thead>"
             f"<tbody>{lines}</tbody></table></div>"
         )
     text = "<p>The weights of two domains in one model: θ = β · θ<sub>real</sub> + (1 − β) · θ<sub>synthetic</sub>.</p>"

@@ -5,7 +5,7 @@ A score card is the content of `scores.json`:
     {"tasks": {task: {"metric", "value", "baseline_majority", "baseline_blind", "count",
                       "real": {the same, but metric} or null, "synthetic": likewise}},
      "vqa_kinds": {kind: likewise},                                                          # may be absent
-     "beta": {"values", "metric", "real", "synthetic", "chosen",
+     "beta": {"values", "metric", "names", "real", "synthetic", "chosen",                     # or benchmarks, as named
               "test": {"chosen" | "0" | "1": {"real", "synthetic", "mean"}}},                # may be null
      "seconds": float}
 
@@ -125,14 +125,18 @@ def score_rows(scores: Mapping[str, Any]) -> list[Row]:
 
 @dataclass(frozen=True)
 class MixRow:
-    """What one β scored on the test split, by domain and in the mean."""
+    """What one β scored on the test split, by domain or benchmark and in the mean."""
 
     name: str
     beta: float
-    real: float | None
-    synthetic: float | None
+    parts: Mapping[str, float | None]
     mean: float | None
     is_chosen: bool = False
+
+
+def mixed_over(beta: Mapping[str, Any]) -> Sequence[str]:
+    """The domains, or benchmarks, that a mix was judged by."""
+    return beta.get("names") or DOMAINS
 
 
 def mix_rows(beta: Mapping[str, Any] | None) -> list[MixRow]:
@@ -149,8 +153,8 @@ def mix_rows(beta: Mapping[str, Any] | None) -> list[MixRow]:
     for key, name, value in named:
         scored = beta["test"].get(key)
         if scored:
-            parts = (finite(scored.get(part)) for part in (*DOMAINS, "mean"))
-            rows.append(MixRow(name, value, *parts, is_chosen=key == "chosen"))
+            parts = {part: finite(scored.get(part)) for part in mixed_over(beta)}
+            rows.append(MixRow(name, value, parts, finite(scored.get("mean")), is_chosen=key == "chosen"))
     return rows
 
 
@@ -284,10 +288,12 @@ def _stacked(rows: Sequence[Row]) -> list[_Line]:
 
 
 def _mix_lines(mixes: Sequence[MixRow]) -> list[_Line]:
-    lines = [_line([(f"{'':<26}", ""), (" real", ""), ("synthetic", ""), (" mean", "")])]
+    widths = {part: max(5, len(part)) for part in mixes[0].parts}
+    heads = [(f"{part:>{width}}", "") for part, width in widths.items()]
+    lines = [_line([(f"{'':<26}", ""), *heads, (" mean", "")])]
     for mix in mixes:
         parts = [(f"{mix.name + f' (β = {mix.beta:.2f})':<26}", "")]
-        parts += [(f"{number(mix.real):>5}", ""), (f"{number(mix.synthetic):>9}", "")]
+        parts += [(f"{number(mix.parts[part]):>{width}}", "") for part, width in widths.items()]
         parts += [(f"{number(mix.mean):>5}", _BOLD if mix.is_chosen else "")]
         lines.append(_line(parts))
     return lines
@@ -312,10 +318,11 @@ def markdown_table(scores: Mapping[str, Any]) -> str:
     mixes = mix_rows(scores.get("beta"))
     if mixes:
         metric = metric_words(str(scores["beta"].get("metric", "")))
-        lines += ["", f"| mix ({metric}) | β | real | synthetic | mean |", "|---|--:|--:|--:|--:|"]
+        names = list(mixes[0].parts)
+        lines += ["", f"| mix ({metric}) | β | {' | '.join(names)} | mean |", f"|---|--:|{'--:|' * len(names)}--:|"]
         for mix in mixes:
             mean = f"**{number(mix.mean)}**" if mix.is_chosen else number(mix.mean)
-            values = f"{mix.beta:.2f} | {number(mix.real)} | {number(mix.synthetic)} | {mean}"
+            values = " | ".join([f"{mix.beta:.2f}", *map(number, mix.parts.values()), mean])
             lines.append(f"| {mix.name} | {values} |")
     return "\n".join(lines)
 

@@ -6,11 +6,12 @@ The coefficients of N checkpoints are a traced input, so that any number of mixe
 
 from __future__ import annotations
 
+import abc
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +25,29 @@ from sphinx_jax.weight_mix.interpolate import interpolate
 Coefficients = Any  # (N,) for every leaf, or {path: (N,) or (N, L)}
 
 
+class Judge(abc.ABC):
+    """What mixes of `trees`, N checkpoints, are worth on held-out data: the lower, the better."""
+
+    trees: Sequence[Leaves]
+    sign: ClassVar[float] = 1.0  # of what people read, by what is minimised
+
+    @abc.abstractmethod
+    def __call__(self, coefficients: Coefficients) -> dict[str, float]:
+        """In each domain, or of each benchmark; infinity for a mix that gives no number, the worst there is."""
+
+    def mean(self, coefficients: Coefficients) -> float:
+        """The mean over the domains: what is minimised."""
+        return float(np.mean(list(self(coefficients).values())))
+
+    def told(self, values: Mapping[str, float]) -> dict[str, float]:
+        """As people read them, with their `mean`."""
+        found = {name: self.sign * value for name, value in values.items()}
+        return found | {"mean": float(np.mean(list(found.values())))}
+
+
 @dataclass(frozen=True)
-class Judge:
-    """A held-out loss of mixes.
+class LossJudge(Judge):
+    """A held-out loss, which has a gradient.
 
     Args:
       loss: (leaves, batch) -> (2,) its sum and its count; traced.
@@ -41,19 +62,13 @@ class Judge:
     frozen: Leaves = field(default_factory=dict)
 
     def __call__(self, coefficients: Coefficients) -> dict[str, float]:
-        """The loss in each domain."""
         coefficients = jax.tree.map(jnp.float32, coefficients)
         sums = {
             d: sum(np.asarray(self._at(coefficients, self.trees, self.frozen, b)) for b in self.batches[d])
             for d in self.batches
         }
         losses = {domain: float(total / count) for domain, (total, count) in sums.items()}
-        # a mix that gives no number is the worst there is, not one that compares as neither better nor worse
         return {domain: loss if np.isfinite(loss) else np.inf for domain, loss in losses.items()}
-
-    def mean(self, coefficients: Coefficients) -> float:
-        """The mean of the domains' losses: what is minimised."""
-        return float(np.mean(list(self(coefficients).values())))
 
     @functools.cached_property
     def _at(self) -> Callable[[Any, Sequence[Leaves], Leaves, Any], jax.Array]:
@@ -144,7 +159,7 @@ def groups(specs: Mapping[str, LeafSpec]) -> list[Group]:
 
 
 def learn(
-    judge: Judge,
+    judge: LossJudge,
     chooser: Judge,
     over: Sequence[Group],
     start: np.ndarray,

@@ -34,7 +34,7 @@ LEAF_KINDS = {
     "embeddings": ("decoder/embedding", "decoder/output", "*/position_embedding", "*/class_embedding"),
 }
 WRITING = {"out", "to", "shards", "dtype", "allow", "process", "dry_run", "quiet"}
-SEARCHING = {"sources", "base", "workdir", "report"} | WRITING
+SEARCHING = {"sources", "base", "workdir", "report", "benchmarks", "names", "judge", "limit"} | WRITING
 # way to use the command: why it refuses other flags, and those that it takes
 FLAGS = {
     "interference": ("--interference mixes nothing", {"sources", "base", "out", "missing", "allow", "quiet"}),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sphinx_jax.model.blueprint import LeafSpec
-from sphinx_jax.weight_mix.search import Judge, along, best, greedy, groups, learn, sweep, uniform
+from sphinx_jax.weight_mix.search import LossJudge, along, best, greedy, groups, learn, sweep, uniform
 
 SPECS = {
     "decoder/blocks/attention/q": LeafSpec((3, 4, 5), jnp.float32, ("layers", "embed", "heads")),
@@ -30,7 +30,7 @@ def judge_for(models, targets, traces=None):
             traces.append(1)
         return jnp.stack([sum(((leaves[p] - target[p]) ** 2).sum() for p in leaves), 2.0])
 
-    return Judge(loss, models, {domain: [target] for domain, target in targets.items()})
+    return LossJudge(loss, models, {domain: [target] for domain, target in targets.items()})
 
 
 def distance(mixed, target):
@@ -119,7 +119,7 @@ def test_a_mix_that_gives_no_number_is_never_chosen():
         found = sum(((leaves[p] - target[p]) ** 2).sum() for p in leaves)
         return jnp.stack([jnp.where(far < 1e-3, jnp.nan, found), 2.0])
 
-    judge = Judge(loss, models, {"real": [target]})
+    judge = LossJudge(loss, models, {"real": [target]})
     _, order = greedy(judge)
     assert order == [1, 0]
     assert best(sweep(judge, [[0.0, 1.0]])) == (0.0,)

@@ -6,10 +6,13 @@ lmms-eval, which most published numbers come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import collections
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from sphinx_jax.evaluate.question import LETTERS, Question
+from sphinx_jax.data.tasks import Box, PaddedSquare, format_answer
+from sphinx_jax.evaluate.question import LETTERS, BadBenchmark, Question
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -25,6 +28,14 @@ CAPTION = "Provide a one-sentence caption for the provided image."
 PEOPLE = "Detect all people shown in the image."
 
 
+def right(question: Question) -> str:
+    """The answer that most people gave, or the box in the padded square; "" where there is none in words."""
+    if question.box is not None and question.size is not None:
+        return format_answer("rec", PaddedSquare(*question.size).from_pixels(Box(*question.box)))
+    (most, _), *_ = collections.Counter(question.answers).most_common(1) or [("", 0)]
+    return most.strip()
+
+
 @dataclass(frozen=True)
 class Ask:
     """How one benchmark is asked.
@@ -33,11 +44,13 @@ class Ask:
       text: what the human says.
       most: tokens of an answer at most.
       begin: what the answer begins with, which is no part of it.
+      right: what would be right to say.
     """
 
     text: Callable[[Question], str]
     most: int = 10
     begin: str = ""
+    right: Callable[[Question], str] = right
 
 
 def short(question: Question) -> str:
@@ -79,12 +92,16 @@ def _joined(question: Question) -> str:
     return question.text + "\n".join(question.choices) + SHORT
 
 
+def _chosen(question: Question) -> str:
+    return question.choices[LETTERS.index(question.letter)]
+
+
 REFERENCE: dict[str, Ask] = {
     **dict.fromkeys(("vqav2", "okvqa", "gqa", "textvqa", "mme", "chartqa"), Ask(short)),
     "vizwiz": Ask(lambda q: f"{q.text} {UNANSWERABLE}{SHORT}"),
     "ocrvqa": Ask(short, 20),
     "docvqa": Ask(short, 32),
-    "ai2d": Ask(_joined),
+    "ai2d": Ask(_joined, right=_chosen),
     "scienceqa": Ask(_context, begin=" The answer is"),
     "seed": Ask(_asked),
     "vsr": Ask(lambda q: q.text),
@@ -107,3 +124,25 @@ OFFICIAL: dict[str, Ask] = {
     "coco_detection": Ask(lambda q: PEOPLE, 512),
 }
 ASKS: Mapping[str, Mapping[str, Ask]] = {"reference": REFERENCE, "official": OFFICIAL}
+
+
+class Protocol(NamedTuple):
+    """A protocol that a benchmark is asked by."""
+
+    name: str
+    how: Ask
+
+
+def asked_by(benchmark: str, title: str, rules: Container[str], wanted: str) -> Protocol:
+    """The protocol that is wanted, or the other where a benchmark has not this one.
+
+    Args:
+      rules: names of the protocols that score it.
+
+    Raises:
+      BadBenchmark: it has no form in words.
+    """
+    for name in (wanted, *ASKS):
+        if name in rules and benchmark in ASKS[name]:
+            return Protocol(name, ASKS[name][benchmark])
+    raise BadBenchmark(f"{title} has no form in words")

@@ -16,11 +16,12 @@ from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.evaluate.answers import Answers
 from sphinx_jax.evaluate.asked import SAMPLING, ask
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
-from sphinx_jax.evaluate.benchmarks.asking import ASKS
+from sphinx_jax.evaluate.benchmarks.asking import asked_by
 from sphinx_jax.evaluate.card import ITEMS, Line, items, lines
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
 from sphinx_jax.evaluate.question import Question
+from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
 from sphinx_jax.paths import as_path, write_whole
@@ -94,19 +95,20 @@ def folders(data: Path, names: tuple[str, ...] | None) -> dict[str, Path]:
 
 def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, folder: Path) -> tuple[list[Line], Shown]:
     benchmark = BENCHMARKS[name]
-    protocols = (s.protocol, *PROTOCOLS)
-    protocol = next((p for p in protocols if p in benchmark.rules and name in ASKS[p]), None)
-    if protocol is None:
-        raise BadBenchmark(f"{benchmark.title} has no form in words")
+    protocol, how = asked_by(name, benchmark.title, benchmark.rules, s.protocol)
     questions = benchmark.read(folder).questions
     for note in counted(benchmark, questions):
         _log.warning("%s", note)
     questions = limited(questions, s.limit, by_category=name == "mme")
-    how = ASKS[protocol][name]
     about = _about(run, s, protocol, [[q.key, how.begin + how.text(q), how.most] for q in questions])
     answers = Answers(run.folder(stage) / name, about)
     bar = "" if run.quiet else name
-    ask(engine, questions, how, SAMPLING[protocol], folder, answers, bar)
+    pictures = Pictures(folder)
+
+    def look(question: Question) -> Picture:
+        return engine.pictures.picture(pictures.find(question.picture))
+
+    ask(engine, questions, how, SAMPLING[protocol], look, answers, bar)
     answers.close()
     answered = [q for q in questions if q.key in answers.texts]
     if not answered:
@@ -115,7 +117,7 @@ def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, fo
     rows = items(score, answered, answers.texts)
     write_whole(run.folder(stage) / name / ITEMS, "".join(json.dumps(row) + "\n" for row in rows).encode())
     model, missing = run.recipe.model.name, [q for q in questions if q.key not in answers.texts]
-    return lines(name, protocol, score, answered, missing, model), Shown(name, rows, Pictures(folder).find)
+    return lines(name, protocol, score, answered, missing, model), Shown(name, rows, pictures.find)
 
 
 def limited(questions: Sequence[Question], limit: int | None, by_category: bool = False) -> list[Question]:

@@ -1,10 +1,12 @@
-"""A mix of weights chosen on the held-out data of a recipe: by a sweep, as a greedy soup, or learnt by gradient."""
+"""A mix of weights chosen on held-out data of a recipe or on benchmarks: by a sweep, as a greedy soup, or learnt by
+gradient."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,19 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.foreign.foreign import is_foreign, open_foreign
 from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ConfigError, from_dict
+from sphinx_jax.data.sources import DataConfig
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.generate.load import place
 from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.recipe.recipe import Recipe
 from sphinx_jax.recipe.run import Run
-from sphinx_jax.recipe.stages.mix import MixStage, apart, as_mix, check_models, described, judge_of, with_mean
+from sphinx_jax.recipe.stages.mix import MixStage, apart, as_mix, check_models, described
+from sphinx_jax.recipe.stages.mix_judges import judges
 from sphinx_jax.report import mix_figures
-from sphinx_jax.report.score_table import number
+from sphinx_jax.report.score_table import lower_is_better, metric_words, number
 from sphinx_jax.weight_mix import search as mix_search
 from sphinx_jax.weight_mix.compare import Described
-from sphinx_jax.weight_mix.search import Judge
+from sphinx_jax.weight_mix.search import Judge, LossJudge
 from sphinx_jax.weight_mix.settings import Mix, check_allowances
 from sphinx_jax.weight_mix.sources import short_names
 
@@ -42,19 +46,22 @@ class Choice:
 
     def lines(self) -> list[str]:
         """The scores as a table, the best of each column marked by a star."""
-        domains = self.result["domains"]
+        domains, metric = self.result["domains"], self.result["metric"]
         columns = ["validation", *(f"test {domain}" for domain in domains), "test"]
         rows = [
             [row["validation"]["mean"], *(row["test"][domain] for domain in domains), row["test"]["mean"]]
             for row in self.result["rows"]
         ]
-        lowest = np.min(rows, axis=0)
+        top = (np.min if lower_is_better(metric) else np.max)(rows, axis=0)
+        widths = [max(15, len(column) + 1) for column in columns]
         width = max(len(row["name"]) for row in self.result["rows"])
-        lines = [f"{self.result['metric'].replace('_', ' ')}, lower is better"]
-        lines.append(" ".join([" " * width, *(f"{name:>15}" for name in columns)]))
+        lines = [metric_words(metric)]
+        lines.append(" ".join([" " * width, *(f"{name:>{w}}" for name, w in zip(columns, widths, strict=True))]))
         for row, values in zip(self.result["rows"], rows, strict=True):
-            cells = [f"{number(v)}{'*' if v == low else ' '}" for v, low in zip(values, lowest, strict=True)]
-            lines.append(" ".join([f"{row['name']:<{width}}", *(f"{cell:>15}" for cell in cells)]))
+            cells = [f"{number(v)}{'*' if v == best else ' '}" for v, best in zip(values, top, strict=True)]
+            lines.append(
+                " ".join([f"{row['name']:<{width}}", *(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))])
+            )
         return lines
 
     def save(self, folder: Path) -> list[Path]:
@@ -70,22 +77,24 @@ class Choice:
 def choose(
     way: str,
     folders: Sequence[str],
-    workdir: str | Path,
+    workdir: str | Path | None,
     *,
+    judged: Mapping[str, Any] | None = None,
     grid: Sequence[float] = GRID,
     epochs: int = 12,
     allow: Sequence[str] = (),
     quiet: bool = False,
 ) -> Choice:
-    """Find the mix of checkpoints that is best on the validation data of a recipe.
+    """Find the mix of checkpoints that is best on the validation data of a recipe, or on benchmarks.
 
-    No mix is written; the features of the held-out pictures are kept in the workdir.
+    No mix is written; the features of the held-out pictures are kept in the workdir, where there is one.
 
     Args:
       way: `sweep` (a grid over the coefficients of two or three checkpoints), `greedy` (a soup of any number) or
         `learn` (a coefficient for every module and layer).
       folders: N checkpoints of the recipe's model, a base last.  Their coefficients sum to 1.
-      workdir: where the recipe was run; its `mix` stage says what the loss is taken over.
+      workdir: where the recipe was run; its `mix` stage says what the loss is taken over.  None: benchmarks judge.
+      judged: settings of `Judged` in place of the stage's.
       grid: values of each coefficient of a sweep.
       allow: as in `Mix`, fields that may differ between the models.
 
@@ -99,15 +108,32 @@ def choose(
             f"a sweep is over two or three checkpoints, not {len(folders)}; --greedy and --learn take more"
         )
     check_allowances(allow)
-    run, stage = open_workdir(Path(workdir), quiet)
     # absolute, so that none is taken for a stage or for the recipe's own parts
     folders = [str(store.chosen_in(Path(folder)).resolve()) for folder in folders]
+    with tempfile.TemporaryDirectory() as kept:
+        run, stage = open_workdir(Path(workdir), quiet) if workdir else _without_recipe(folders[0], Path(kept), quiet)
+        stage = from_dict(asdict(stage) | dict(judged or {}), MixStage, "mix")
+        if way == "learn" and stage.benchmarks and stage.judge == "score":
+            raise ConfigError("learning takes a loss, which has a gradient, and not a score: --judge loss")
+        return _choose(way, folders, run, stage, grid, epochs, allow)
+
+
+def _choose(
+    way: str,
+    folders: Sequence[str],
+    run: Run,
+    stage: MixStage,
+    grid: Sequence[float],
+    epochs: int,
+    allow: Sequence[str],
+) -> Choice:
+    quiet = run.quiet
     check_models(run, {folder: _described(Path(folder)) for folder in folders}, allow)
     trees, frozen = apart(run, [_leaves(run, Path(folder)) for folder in folders])
     domains = DOMAINS if run.recipe.data.playground else ("*",)
     names = short_names(folders)
     with jax.set_mesh(run.mesh):
-        judge, test = (judge_of(run, stage, trees, frozen, split, domains) for split in ("validation", "test"))
+        judge, test = judges(run, stage, trees, frozen, domains)
         rivals: dict[str, Any] = {f"{name} alone": row for name, row in zip(names, np.eye(len(names)), strict=True)}
         rivals["uniform average"] = mix_search.uniform(len(names))
         result: dict[str, Any] = {}
@@ -116,7 +142,7 @@ def choose(
             learning, choosing = _split(judge)  # what cannot be learnt is told before the sweep
         if way == "sweep" or len(folders) == 2:
             curve = mix_search.sweep(judge, [sorted(set(grid))] * (len(folders) - 1), quiet)
-            result["curve"] = [{"at": point, **losses} for point, losses in curve.items()]
+            result["curve"] = [{"at": point} | judge.told(losses) for point, losses in curve.items()]
             at = mix_search.best(curve)
             chosen = mix_search.along(at)
             rivals[f"best of the sweep, {', '.join(f'{x:g}' for x in at)}"] = chosen
@@ -131,11 +157,12 @@ def choose(
             rivals["learnt"] = {path: learnt[group.pattern] for group in over for path in group.paths}
             result["coefficients"] = {pattern: own.tolist() for pattern, own in learnt.items()}
         rows = [
-            {"name": n, "validation": with_mean(validation.get(n) or judge(own)), "test": with_mean(test(own))}
+            {"name": n, "validation": judge.told(validation.get(n) or judge(own)), "test": test.told(test(own))}
             for n, own in rivals.items()
         ]
     weights = list(learnt.items()) if way == "learn" else [("*", chosen)]
-    result = {"way": way, "metric": stage.metric, "domains": domains, "sources": folders, "rows": rows} | result
+    domains = [domain for domain in rows[0]["test"] if domain != "mean"]
+    result = {"way": way, "metric": stage.measure, "domains": domains, "sources": folders, "rows": rows} | result
     return Choice(
         replace(as_mix(folders, weights), allow=tuple(allow)), result, mix_figures.search_figure(result, names)
     )
@@ -152,6 +179,17 @@ def open_workdir(workdir: Path, quiet: bool) -> tuple[Run, MixStage]:
         raise ConfigError(f"the recipe of {workdir} has no mix stage that says what a mix is judged by")
     recipe = from_dict(known | {"stages": (), "settings": {}}, Recipe, "config")
     return Run(recipe, workdir, quiet), from_dict(stages[0], MixStage, "stage.mix")
+
+
+def _without_recipe(folder: str, kept: Path, quiet: bool) -> tuple[Run, MixStage]:
+    """A recipe of the model that a checkpoint holds."""
+    if is_foreign(Path(folder)):
+        found = open_foreign([Path(folder)])
+        model = found.config
+    else:
+        model = store.read_config(Path(folder))
+    recipe = Recipe(model, (), {}, DataConfig(None, benchmarks="of the command"), tokenizer=folder)
+    return Run(recipe, kept, quiet), MixStage(real=folder, synthetic=folder)
 
 
 def _described(folder: Path) -> Described:
@@ -175,8 +213,9 @@ def _leaves(run: Run, folder: Path) -> Leaves:
     return place(found, run.mesh)
 
 
-def _split(judge: Judge) -> tuple[Judge, Judge]:
+def _split(judge: Judge) -> tuple[LossJudge, LossJudge]:
     """What coefficients are learnt on, and a quarter of the batches, on which the best of them are chosen."""
+    assert isinstance(judge, LossJudge)
     cuts = {domain: len(batches) * 3 // 4 for domain, batches in judge.batches.items()}
     if not all(cuts.values()):
         raise ConfigError("learning needs two batches of held-out data at least in each domain")
