@@ -12,7 +12,7 @@ from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.evaluate.answers import Answers
 from sphinx_jax.evaluate.benchmarks.asking import Ask
 from sphinx_jax.evaluate.forms.pictures import Pictures
-from sphinx_jax.evaluate.question import Question
+from sphinx_jax.evaluate.question import Joined, Question
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import Engine, Request, Settings
@@ -47,6 +47,11 @@ def ask(
       bar: what the progress bar is called; "" shows none.
     """
     left = [q for q in questions if q.key not in answers.texts]
+    several = sum(isinstance(q.picture, Joined) for q in questions)
+    if several:
+        _log.warning(
+            "%d of %d questions are about several pictures: they are shown side by side", several, len(questions)
+        )
     pictures, numbers, unasked = Pictures(folder), list[int | str](), list[int | str]()
 
     def look(question: Question) -> Picture:

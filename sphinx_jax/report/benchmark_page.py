@@ -7,15 +7,14 @@ import html
 import io
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import ImageDraw
 
-from sphinx_jax.data.image import BadImage, load_image
+from sphinx_jax.data.image import BadImage, ImageSource, load_image
 from sphinx_jax.data.tasks import PaddedSquare
 from sphinx_jax.evaluate.card import Line
-from sphinx_jax.evaluate.question import LETTERS, InTable, Picture
+from sphinx_jax.evaluate.question import LETTERS, Picture, picture_of_json
 from sphinx_jax.evaluate.rules.boxes import read_box
 from sphinx_jax.report.card import HEADS, cells
 from sphinx_jax.report.style import style_sheet
@@ -43,7 +42,7 @@ class Shown(NamedTuple):
 
     name: str
     items: Sequence[Mapping[str, Any]]
-    find: Callable[[Picture], Path | bytes]
+    find: Callable[[Picture], ImageSource]
 
 
 def write_page(title: str, card: Sequence[Line], shown: Sequence[Shown]) -> str:
@@ -96,10 +95,9 @@ def _answer(shown: Shown, item: Mapping[str, Any]) -> str:
 
 
 def _picture(shown: Shown, item: Mapping[str, Any]) -> str:
-    picture = item["picture"]
     try:
-        image = load_image(shown.find(picture if isinstance(picture, str) else InTable(*picture))).convert("RGB")
-    except (BadImage, TypeError):
+        image = load_image(shown.find(picture_of_json(item["picture"]))).convert("RGB")
+    except BadImage:
         return "<p>no picture</p>"
     scale = SIDE / max(image.size)
     drawn = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
