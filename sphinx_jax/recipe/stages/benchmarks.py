@@ -17,7 +17,7 @@ from sphinx_jax.evaluate.answers import Answers
 from sphinx_jax.evaluate.asked import SAMPLING, ask
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
 from sphinx_jax.evaluate.benchmarks.asking import ASKS
-from sphinx_jax.evaluate.card import ITEMS, Line, items, lines
+from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, items, lines
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
 from sphinx_jax.evaluate.question import Question
@@ -43,8 +43,8 @@ class BenchmarksStage(Settings):
 
 
 def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
-    """Write `predictions.jsonl` of each benchmark as answers come, then `items.jsonl` with what each counts; at the end
-    `card.json`, `card.md` and `card.html`.
+    """Write `predictions.jsonl` of each benchmark as answers come, then `items.jsonl` with what each counts, or what a
+    judge takes; at the end `card.json`, `card.md` and `card.html`.
 
     A benchmark whose files cannot be used is named, and the others are asked.
     """
@@ -95,7 +95,7 @@ def folders(data: Path, names: tuple[str, ...] | None) -> dict[str, Path]:
 def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, folder: Path) -> tuple[list[Line], Shown]:
     benchmark = BENCHMARKS[name]
     protocols = (s.protocol, *PROTOCOLS)
-    protocol = next((p for p in protocols if p in benchmark.rules and name in ASKS[p]), None)
+    protocol = next((p for p in protocols if (p in benchmark.rules or benchmark.for_judge) and name in ASKS[p]), None)
     if protocol is None:
         raise BadBenchmark(f"{benchmark.title} has no form in words")
     questions = benchmark.read(folder).questions
@@ -111,10 +111,14 @@ def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, fo
     answered = [q for q in questions if q.key in answers.texts]
     if not answered:
         raise BadBenchmark(f"no question of {benchmark.title} could be asked")
+    model, missing = run.recipe.model.name, [q for q in questions if q.key not in answers.texts]
+    if (judge := benchmark.for_judge) is not None:
+        write_whole(run.folder(stage) / name / judge.file, judge.write(questions, answers.texts, model))
+        line = for_judge(name, protocol, len(answered), len(missing), f"{name}/{judge.file}", model)
+        return [line], Shown(name, [], Pictures(folder).find)
     score = benchmark.rules[protocol](answered, [answers.texts[q.key] for q in answered])
     rows = items(score, answered, answers.texts)
     write_whole(run.folder(stage) / name / ITEMS, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    model, missing = run.recipe.model.name, [q for q in questions if q.key not in answers.texts]
     return lines(name, protocol, score, answered, missing, model), Shown(name, rows, Pictures(folder).find)
 
 
