@@ -163,22 +163,25 @@ def items(score: Score, questions: Sequence[Question], texts: Mapping[int | str,
     Of questions that count together the first stands for all; those that a protocol leaves out are not there.
     """
     asked, values = _counted(score, questions)
-    return [
-        {
-            "key": q.key,
-            "picture": picture_as_json(q.picture),
-            "labels": {name: label for name, label in q.labels.items() if name != "file"},
-            "question": q.text,
-            "choices": list(q.choices),
-            "answers": list(q.answers),
-            "box": q.box and list(q.box),
-            "size": q.size and list(q.size),
-            "prediction": texts[q.key],
-            "value": value,
-        }
-        for q, value in zip(asked, values or (), strict=False)
-        if value is not None
-    ]
+    counted = zip(asked, values or (), strict=False)
+    return [item(question, texts[question.key], value) for question, value in counted if value is not None]
+
+
+def item(question: Question, said: str, value: float | None) -> dict[str, Any]:
+    """One question; `value` is None where a judge has to find it."""
+    q = question
+    return {
+        "key": q.key,
+        "picture": picture_as_json(q.picture),
+        "labels": {name: label for name, label in q.labels.items() if name != "file"},
+        "question": q.text,
+        "choices": list(q.choices),
+        "answers": list(q.answers),
+        "box": q.box and list(q.box),
+        "size": q.size and list(q.size),
+        "prediction": said,
+        "value": value,
+    }
 
 
 def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -59,13 +59,13 @@ def write_page(title: str, card: Sequence[Line], shown: Sequence[Shown]) -> str:
 
 
 def _section(shown: Shown) -> str:
-    ordered = sorted(shown.items, key=lambda item: item["value"])
-    worst = [item for item in ordered[:WORST] if item["value"] < 1]
+    ordered = sorted(shown.items, key=lambda item: item["value"] or 0.0)
+    worst = [item for item in ordered[:WORST] if item["value"] is not None and item["value"] < 1]
     rest = ordered[len(worst) :]
     some = random.Random(0).sample(rest, min(SOME, len(rest)))
     parts = "".join(
         f"<h3>{what}</h3>{_filters(items)}<div class='answers'>{''.join(_answer(shown, item) for item in items)}</div>"
-        for what, items in (("The worst", worst), ("Some of the others", some))
+        for what, items in (("The worst", worst), ("Some of the others" if worst else "Some", some))
         if items
     )
     return f"<h2>{html.escape(shown.name)}</h2>{parts}"
@@ -87,10 +87,11 @@ def _answer(shown: Shown, item: Mapping[str, Any]) -> str:
     lettered = zip(LETTERS, item["choices"], strict=False)
     choices = "".join(f"<br>{letter}. {html.escape(text)}" for letter, text in lettered)
     labels = html.escape("|".join(_labels(item)))
+    counts = "" if item["value"] is None else f"<p>counts {item['value']:.2f}</p>"
     return (
         f'<figure data-labels="{labels}">{_picture(shown, item)}<p><b>{html.escape(str(item["key"]))}</b> '
         f"{html.escape(item['question'])}{choices}</p><p>said: {html.escape(item['prediction'])}</p>"
-        f"<p>right: {html.escape(right)}</p><p>counts {item['value']:.2f}</p></figure>"
+        f"<p>right: {html.escape(right)}</p>{counts}</figure>"
     )
 
 

@@ -217,6 +217,8 @@ def test_the_stage_writes_what_judges_take(tmp_path, monkeypatch):
         assert line.judge == f"{name}/{judge.file}"
         wanted = judge.write(BENCHMARKS[name].read(data / name).questions, said, "sphinx_2k")
         assert (folder / line.judge).read_bytes() == wanted
-    assert "needs a judge: mathvista/responses.json" in (folder / "card.html").read_text()
+    page = (folder / "card.html").read_text()
+    assert "needs a judge: mathvista/responses.json" in page and "counts" not in page and "no picture" not in page
+    assert page.count("<figure") == 2 + 2 + 2
     with pytest.raises(ConfigError, match="no benchmark in common"):
         differences(tmp_path / "run", tmp_path / "run")

@@ -17,10 +17,10 @@ from sphinx_jax.evaluate.answers import Answers
 from sphinx_jax.evaluate.asked import SAMPLING, ask
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
 from sphinx_jax.evaluate.benchmarks.asking import ASKS
-from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, items, lines
+from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, item, items, lines
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
-from sphinx_jax.evaluate.question import Question
+from sphinx_jax.evaluate.question import Joined, Question
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
 from sphinx_jax.paths import as_path, write_whole
@@ -103,7 +103,7 @@ def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, fo
         _log.warning("%s", note)
     questions = limited(questions, s.limit, by_category=name == "mme")
     how = ASKS[protocol][name]
-    about = _about(run, s, protocol, [[q.key, how.begin + how.text(q), how.most] for q in questions])
+    about = _about(run, s, protocol, [[q.key, how.begin + how.text(q), how.most, *_several(q)] for q in questions])
     answers = Answers(run.folder(stage) / name, about)
     bar = "" if run.quiet else name
     ask(engine, questions, how, SAMPLING[protocol], folder, answers, bar)
@@ -115,11 +115,17 @@ def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, fo
     if (judge := benchmark.for_judge) is not None:
         write_whole(run.folder(stage) / name / judge.file, judge.write(questions, answers.texts, model))
         line = for_judge(name, protocol, len(answered), len(missing), f"{name}/{judge.file}", model)
-        return [line], Shown(name, [], Pictures(folder).find)
+        rows = [item(q, answers.texts[q.key], None) for q in answered]
+        return [line], Shown(name, rows, Pictures(folder).find)
     score = benchmark.rules[protocol](answered, [answers.texts[q.key] for q in answered])
     rows = items(score, answered, answers.texts)
     write_whole(run.folder(stage) / name / ITEMS, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return lines(name, protocol, score, answered, missing, model), Shown(name, rows, Pictures(folder).find)
+
+
+def _several(question: Question) -> list[int]:
+    """How many pictures it shows, where that is not one."""
+    return [len(question.picture.pictures)] if isinstance(question.picture, Joined) else []
 
 
 def limited(questions: Sequence[Question], limit: int | None, by_category: bool = False) -> list[Question]:
