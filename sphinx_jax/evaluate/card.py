@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sphinx_jax.config import ConfigError
-from sphinx_jax.evaluate.question import Question, Score
+from sphinx_jax.evaluate.question import Question, Score, mean, picture_as_json
 from sphinx_jax.evaluate.rules import circular, yes_no
 
 ITEMS = "items.jsonl"  # of a benchmark in a run
@@ -32,6 +33,7 @@ PUBLISHED: Mapping[tuple[str, str], tuple[float, ...]] = {
     ("gqa", ""): (62.59, 62.88, 63.1, 58.0, 63.8),
     ("textvqa", ""): (51.63, 58.78, 61.2, 57.8, 68.0),
     ("ocrvqa", ""): (66.01, 70.01, 67.8, 60.3, 64.8),
+    ("mmvet", ""): (36.0, 36.6, 40.2, 23.8, 40.9),
     ("refcoco", "val"): (89.15, 91.05, 91.10, 82.89, 90.64),
     ("refcoco", "testA"): (91.37, 92.65, 92.88, 86.89, 93.74),
     ("refcoco", "testB"): (85.13, 86.56, 87.07, 77.91, 86.85),
@@ -53,7 +55,9 @@ class Line:
       split: the part that the number is of; "" where it is of all.
       low, high: the interval of 95 % of a bootstrap over pictures; None where the number is no mean over questions.
       missing: questions that have no answer, over which the score is not.
+      score: None where a judge has to find it.
       published: of the model that this one is of the form of; None where nothing was published.
+      judge: the file beside the card that a judge takes.
     """
 
     benchmark: str
@@ -62,14 +66,15 @@ class Line:
     metric: str
     count: int
     missing: int
-    score: float
+    score: float | None
     low: float | None = None
     high: float | None = None
     published: float | None = None
+    judge: str = ""
 
     @property
     def difference(self) -> float | None:
-        return None if self.published is None else self.score - self.published
+        return None if self.published is None or self.score is None else self.score - self.published
 
     @property
     def outside(self) -> bool:
@@ -80,8 +85,8 @@ class Line:
 
     @property
     def share(self) -> float:
-        """Of full marks, in percent: what benchmarks can be averaged by."""
-        return 100 * self.score / (CIDER if "CIDEr" in self.metric else FULL.get(self.split, 100))
+        """Of full marks, in percent: what benchmarks can be averaged by; 0 where there is no score."""
+        return 100 * (self.score or 0.0) / (CIDER if "CIDEr" in self.metric else FULL.get(self.split, 100))
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"difference": self.difference, "outside": self.outside}
@@ -111,10 +116,11 @@ def lines(
         interval: tuple[float | None, float | None] = (None, None)
         if values is not None and inside is not None:
             kept = [i for i in inside if values[i] is not None]
-            interval = bootstrap([100 * (values[i] or 0.0) for i in kept], [pictures[i] for i in kept])
+            percent = [100 * (values[i] or 0.0) for i in kept]
+            if kept and math.isclose(mean(percent), value * scale, abs_tol=1e-6):
+                interval = bootstrap(percent, [pictures[i] for i in kept])
             count = len(kept)
-        known = PUBLISHED.get((benchmark, split))
-        published = known[MODELS.index(model)] if known and model in MODELS else None
+        published = _published(benchmark, split, model)
         return Line(benchmark, split, protocol, score.metric, count, lost, value * scale, *interval, published)
 
     if benchmark == "mme":
@@ -130,6 +136,17 @@ def lines(
     of_split = {s: [i for i, q in enumerate(asked) if q.labels.get("split") == s] for s in score.parts}
     lost_in = {s: sum(q.labels.get("split") == s for q in missing) for s in score.parts}
     return [line(s, part, lost_in[s], of_split[s]) for s, part in score.parts.items()]
+
+
+def for_judge(benchmark: str, protocol: str, count: int, missing: int, file: str, model: str = "") -> Line:
+    """The line of a benchmark that needs a judge, which takes `file`."""
+    published = _published(benchmark, "", model)
+    return Line(benchmark, "", protocol, "needs a judge", count, missing, None, published=published, judge=file)
+
+
+def _published(benchmark: str, split: str, model: str) -> float | None:
+    known = PUBLISHED.get((benchmark, split))
+    return known[MODELS.index(model)] if known and model in MODELS else None
 
 
 def _counted(score: Score, questions: Sequence[Question]) -> tuple[Sequence[Question], list[float | None] | None]:
@@ -152,22 +169,25 @@ def items(score: Score, questions: Sequence[Question], texts: Mapping[int | str,
     Of questions that count together the first stands for all; those that a protocol leaves out are not there.
     """
     asked, values = _counted(score, questions)
-    return [
-        {
-            "key": q.key,
-            "picture": str(q.picture) if isinstance(q.picture, str) else list(q.picture or ()),
-            "labels": {name: label for name, label in q.labels.items() if name != "file"},
-            "question": q.text,
-            "choices": list(q.choices),
-            "answers": list(q.answers),
-            "box": q.box and list(q.box),
-            "size": q.size and list(q.size),
-            "prediction": texts[q.key],
-            "value": value,
-        }
-        for q, value in zip(asked, values or (), strict=False)
-        if value is not None
-    ]
+    counted = zip(asked, values or (), strict=False)
+    return [item(question, texts[question.key], value) for question, value in counted if value is not None]
+
+
+def item(question: Question, said: str, value: float | None) -> dict[str, Any]:
+    """One question; `value` is None where a judge has to find it."""
+    q = question
+    return {
+        "key": q.key,
+        "picture": picture_as_json(q.picture),
+        "labels": {name: label for name, label in q.labels.items() if name != "file"},
+        "question": q.text,
+        "choices": list(q.choices),
+        "answers": list(q.answers),
+        "box": q.box and list(q.box),
+        "size": q.size and list(q.size),
+        "prediction": said,
+        "value": value,
+    }
 
 
 def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

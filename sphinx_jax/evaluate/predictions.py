@@ -85,6 +85,11 @@ def score_predictions(name: str, path: Path, predictions: Path, protocol: str, r
             f"{len(missing)} of {len(questions)} questions have no prediction, and the score is of the others: "
             f"{_some(missing)}"
         )
+    if benchmark.for_judge is not None:
+        file = benchmark.for_judge.file
+        notes += counted(benchmark, questions)
+        notes.append(f"{benchmark.title} needs a judge, which takes {file} of the folder that the model was asked in")
+        return Scored(Score("needs a judge", None, None), read.form, len(questions), missing, notes)
     answered = [q for q in questions if _plain(q.key) in said]
     score = _rule(benchmark, benchmark.rules, protocol)(answered, [said[_plain(q.key)] for q in answered])
     return Scored(

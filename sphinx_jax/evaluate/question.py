@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,14 +16,41 @@ class BadBenchmark(BadData):
 
 
 class InTable(NamedTuple):
-    """A picture in a file of many, read when it is needed: row `row` of `file`."""
+    """A picture in a file of many, read when it is needed: row `row` of `file`, there the one at `place` of several."""
 
     file: str
     row: int
     column: str = "image"
+    place: int = 0
 
 
-Picture = str | InTable | None  # a path, or where it lies
+@dataclass(frozen=True)
+class Joined:
+    """Several pictures of one question, which are shown side by side in this order."""
+
+    pictures: tuple[str | InTable, ...]
+
+
+Picture = str | InTable | Joined | None  # a path, or where it lies
+
+
+def joined(pictures: Iterable[str | InTable | None]) -> Picture:
+    """Of those that are there."""
+    there = tuple(picture for picture in pictures if picture is not None)
+    return Joined(there) if len(there) > 1 else next(iter(there), None)
+
+
+def picture_as_json(picture: Picture) -> Any:
+    if isinstance(picture, Joined):
+        return {"joined": [picture_as_json(one) for one in picture.pictures]}
+    return picture if isinstance(picture, str) else list(picture or ())
+
+
+def picture_of_json(value: Any) -> Picture:
+    """What `picture_as_json` was given."""
+    if isinstance(value, dict):
+        return Joined(tuple(one if isinstance(one, str) else InTable(*one) for one in value["joined"]))
+    return value if isinstance(value, str) else InTable(*value) if value else None
 
 
 @dataclass(frozen=True)
@@ -39,6 +66,7 @@ class Question:
       box: x1, y1, x2, y2 in pixels of a picture of `size` (width, height).
       labels: by what scores are split: `{"answer_type": "number"}`; several values of one are a tuple.
       same: equal for those of which protocol reference keeps the first.
+      source: what its file says of it, where a judge wants that back with the answer.
     """
 
     key: int | str
@@ -51,6 +79,7 @@ class Question:
     size: tuple[int, int] | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
     same: Hashable = None
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def letter(self) -> str:

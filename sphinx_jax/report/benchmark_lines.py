@@ -11,7 +11,8 @@ from sphinx_jax.evaluate.predictions import Scored
 def lines(scored: Scored) -> str:
     """The metric and its number, then the parts, indented as they are nested."""
     score = scored.score
-    number = "no number over all parts" if score.score is None else f"{score.score:.4f}"
+    without = "no number over all parts" if score.parts else "no number"
+    number = without if score.score is None else f"{score.score:.4f}"
     answered = scored.asked - len(scored.missing)
     head = f"{score.metric}: {number}  ({answered} of {scored.asked} questions, read from the {scored.form})"
     return "\n".join([head, *_parts(score.parts, 1)])

@@ -7,15 +7,14 @@ import html
 import io
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import ImageDraw
 
-from sphinx_jax.data.image import BadImage, load_image
+from sphinx_jax.data.image import BadImage, ImageSource, load_image
 from sphinx_jax.data.tasks import PaddedSquare
 from sphinx_jax.evaluate.card import Line
-from sphinx_jax.evaluate.question import LETTERS, InTable, Picture
+from sphinx_jax.evaluate.question import LETTERS, Picture, picture_of_json
 from sphinx_jax.evaluate.rules.boxes import read_box
 from sphinx_jax.report.card import HEADS, cells
 from sphinx_jax.report.style import style_sheet
@@ -43,7 +42,7 @@ class Shown(NamedTuple):
 
     name: str
     items: Sequence[Mapping[str, Any]]
-    find: Callable[[Picture], Path | bytes]
+    find: Callable[[Picture], ImageSource]
 
 
 def write_page(title: str, card: Sequence[Line], shown: Sequence[Shown]) -> str:
@@ -60,13 +59,13 @@ def write_page(title: str, card: Sequence[Line], shown: Sequence[Shown]) -> str:
 
 
 def _section(shown: Shown) -> str:
-    ordered = sorted(shown.items, key=lambda item: item["value"])
-    worst = [item for item in ordered[:WORST] if item["value"] < 1]
+    ordered = sorted(shown.items, key=lambda item: item["value"] or 0.0)
+    worst = [item for item in ordered[:WORST] if item["value"] is not None and item["value"] < 1]
     rest = ordered[len(worst) :]
     some = random.Random(0).sample(rest, min(SOME, len(rest)))
     parts = "".join(
         f"<h3>{what}</h3>{_filters(items)}<div class='answers'>{''.join(_answer(shown, item) for item in items)}</div>"
-        for what, items in (("The worst", worst), ("Some of the others", some))
+        for what, items in (("The worst", worst), ("Some of the others" if worst else "Some", some))
         if items
     )
     return f"<h2>{html.escape(shown.name)}</h2>{parts}"
@@ -88,18 +87,18 @@ def _answer(shown: Shown, item: Mapping[str, Any]) -> str:
     lettered = zip(LETTERS, item["choices"], strict=False)
     choices = "".join(f"<br>{letter}. {html.escape(text)}" for letter, text in lettered)
     labels = html.escape("|".join(_labels(item)))
+    counts = "" if item["value"] is None else f"<p>counts {item['value']:.2f}</p>"
     return (
         f'<figure data-labels="{labels}">{_picture(shown, item)}<p><b>{html.escape(str(item["key"]))}</b> '
         f"{html.escape(item['question'])}{choices}</p><p>said: {html.escape(item['prediction'])}</p>"
-        f"<p>right: {html.escape(right)}</p><p>counts {item['value']:.2f}</p></figure>"
+        f"<p>right: {html.escape(right)}</p>{counts}</figure>"
     )
 
 
 def _picture(shown: Shown, item: Mapping[str, Any]) -> str:
-    picture = item["picture"]
     try:
-        image = load_image(shown.find(picture if isinstance(picture, str) else InTable(*picture))).convert("RGB")
-    except (BadImage, TypeError):
+        image = load_image(shown.find(picture_of_json(item["picture"]))).convert("RGB")
+    except BadImage:
         return "<p>no picture</p>"
     scale = SIDE / max(image.size)
     drawn = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))

@@ -12,7 +12,7 @@ HEADS = ("benchmark", "split", "questions", "protocol", "score", "95 %", "publis
 
 def cells(line: Line) -> tuple[str, ...]:
     """A line of the card, as texts; ▼ and ▲ where what was published lies outside the interval."""
-    number = f"{line.score:.1f}"
+    number = f"needs a judge: {line.judge}" if line.score is None else f"{line.score:.1f}"
     interval = "" if line.low is None else f"{line.low:.1f} to {line.high:.1f}"
     published = "" if line.published is None else f"{line.published:.1f}"
     difference = ""

@@ -27,7 +27,10 @@ def differences(first: Path, second: Path) -> dict[str, dict[str, Any]]:
     Raises ConfigError where they share none, or were asked one by different protocols.
     """
     found = {}
-    protocols = [{line.benchmark: line.protocol for line in read_card(workdir)} for workdir in (first, second)]
+    protocols = [
+        {line.benchmark: line.protocol for line in read_card(workdir) if line.score is not None}
+        for workdir in (first, second)
+    ]
     for name in sorted(protocols[0].keys() & protocols[1].keys()):
         a, b = (of[name] for of in protocols)
         if a != b:

@@ -10,7 +10,8 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from sphinx_jax.evaluate.benchmarks import BENCHMARKS
+from sphinx_jax.evaluate import card
+from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
 from sphinx_jax.evaluate.benchmarks.asking import ASKS
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import score_predictions
@@ -150,3 +151,93 @@ def test_nocaps_has_the_domains_of_its_pictures(tmp_path, data):
     assert [q.labels["split"] for q in questions] == ["in-domain", "out-domain"]
     found = score(tmp_path, "nocaps", {0: "A dog runs.", 1: "a tree"})
     assert found.items[0] == pytest.approx(7.5) and found.items[1] == 0  # no 4-gram in three words
+
+
+def blink(number, task, answer, pictures):
+    told = {"idx": f"val_{task}_{number}", "sub_task": task, "question": "Which?", "answer": answer, "explanation": ""}
+    prompt = "Which of the two is it?\nSelect from the following choices.\n(A) the one\n(B) the other\n"
+    shown = {f"image_{n}": {"bytes": png(), "path": "a.png"} if n <= pictures else None for n in range(1, 5)}
+    return told | {"choices": ["the one", "the other"], "prompt": prompt} | shown
+
+
+def test_blink_asks_of_all_pictures_and_means_over_tasks(tmp_path, data):
+    rows = [blink(1, "Jigsaw", "(A)", 2), blink(2, "Jigsaw", "(B)", 4), blink(1, "IQ_Test", "(B)", 1)]
+    (data / "Jigsaw").mkdir()
+    parquet.write_table(pa.Table.from_pylist(rows), data / "Jigsaw" / "val-00000-of-00001.parquet")
+    hidden = [blink(1, "Jigsaw", "hidden", 2) | {"idx": "test_Jigsaw_1"}]
+    parquet.write_table(pa.Table.from_pylist(hidden), data / "Jigsaw" / "test-00000-of-00001.parquet")
+    questions = BENCHMARKS["blink"].read(data).questions
+    assert [q.answers for q in questions] == [("A",), ("B",), ("B",)]
+    assert [len(getattr(q.picture, "pictures", [1])) for q in questions] == [2, 4, 1]
+    assert ASKS["official"]["blink"].text(questions[0]) == (
+        "Note: You only need to respond with A, B without providing any additional information.\n"
+        + rows[0]["prompt"].strip()
+    )
+    found = score(tmp_path, "blink", dict(zip([q.key for q in questions], ["(A)", "A", "B. the other"], strict=True)))
+    assert found.items == [1, 0, 1] and found.score == pytest.approx(3 / 4)
+    assert found.parts == pytest.approx({"Jigsaw": 1 / 2, "IQ_Test": 1, "over questions": 2 / 3})
+    # an interval of the mean over questions would be of another number
+    (line,) = card.lines("blink", "official", found, questions)
+    assert line.score == 75 and line.low is None
+    (data / "Jigsaw" / "val-00000-of-00001.parquet").unlink()
+    with pytest.raises(BadBenchmark, match="no answer"):
+        BENCHMARKS["blink"].read(data)
+
+
+def test_blink_is_the_same_as_a_table(data):
+    rows = [{"index": 7, "question": "Which of the two is it?", "A": "the one", "B": "the other", "answer": "B"}]
+    write_table(data / "BLINK.tsv", [row | {"category": "Jigsaw", "image": ""} for row in rows])
+    (question,) = BENCHMARKS["blink"].read(data).questions
+    assert question.labels == {"task": "Jigsaw"} and question.answers == ("B",)
+    assert (
+        ASKS["official"]["blink"]
+        .text(question)
+        .endswith("it?\nSelect from the following choices.\n(A) the one\n(B) the other")
+    )
+
+
+ICONS = {
+    "10": {"question": "Is it even", "choices": ["no", "yes"], "answer": 1, "ques_type": "choose_txt"},
+    "11": {"question": "Which is it", "choices": ["a.png", "b.png"], "answer": 0, "ques_type": "choose_img"},
+    "12": {"question": "How many", "choices": None, "answer": "12", "ques_type": "fill_in_blank"},
+    "13": {"question": "Not of the split", "choices": None, "answer": "1", "ques_type": "fill_in_blank"},
+}
+
+
+def test_iconqa_chooses_texts_and_fills_blanks(tmp_path, data):
+    (data / "problems.json").write_text(json.dumps(ICONS))
+    (data / "pid_splits.json").write_text(json.dumps({"train": ["13"], "test": ["10", "11", "12"]}))
+    for name in ("10", "12"):
+        folder = data / "iconqa" / "test" / ICONS[name]["ques_type"] / name
+        folder.mkdir(parents=True)
+        (folder / "image.png").write_bytes(png("red" if name == "10" else "blue"))
+    questions = BENCHMARKS["iconqa"].read(data).questions
+    assert [q.key for q in questions] == ["10", "12"]
+    assert [Pictures(data).find(q.picture).read_bytes() for q in questions] == [png("red"), png("blue")]
+    asked = [ASKS["official"]["iconqa"].text(q) for q in questions]
+    assert "Question: Is it even.\nOptions:\nA. no\nB. yes\n" in asked[0] and asked[1].endswith(
+        "single word or phrase."
+    )
+    found = score(tmp_path, "iconqa", {"10": "B. yes", "12": "12."})
+    assert found.score == 1 and found.parts == {"choose_txt": 1, "fill_in_blank": 1}
+    assert score(tmp_path, "iconqa", {"10": "yes", "12": "2"}).items == [0, 0]
+
+
+def test_iconqa_is_the_same_as_parquet(data):
+    picture = {"bytes": png(), "path": "a.png"}
+    rows = [
+        {
+            "question_id": "10",
+            "question": "Is it even",
+            "choices": "no,yes",
+            "answer": "yes",
+            "ques_type": "choose_txt",
+        },
+        {"question_id": "11", "question": "Which is it", "choices": "", "answer": "0", "ques_type": "choose_img"},
+        {"question_id": "12", "question": "How many", "choices": "", "answer": "12", "ques_type": "fill_in_blank"},
+    ]
+    rows = [row | {"query_image": picture, "choice_image_0": None if n != 1 else picture} for n, row in enumerate(rows)]
+    parquet.write_table(pa.Table.from_pylist(rows), data / "test-00000-of-00001.parquet")
+    questions = BENCHMARKS["iconqa"].read(data).questions
+    assert [(q.key, q.answers, q.choices) for q in questions] == [("10", ("B",), ("no", "yes")), ("12", ("12",), ())]
+    assert Pictures(data).find(questions[1].picture) == png()

@@ -4,12 +4,15 @@ questions = BENCHMARKS["vqav2"].read(Path("data/vqav2")).questions
 """
 
 from sphinx_jax.evaluate.benchmarks import (
+    blink,
     choices,
     coco,
     college,
     described,
     documents,
     hallusion,
+    iconqa,
+    judged,
     ocrbench,
     referring,
     rotated,
@@ -51,6 +54,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "chartqa": documents.CHARTQA,
     "ai2d": choices.AI2D,
     "mmmu": college.MMMU,
+    "blink": blink.BLINK,
+    "iconqa": iconqa.ICONQA,
+    "mmvet": judged.MMVET,
+    "llava_bench": judged.LLAVA_BENCH,
+    "mathvista": judged.MATHVISTA,
     "vsr": single.VSR,
     "coco_detection": coco.DETECTION,
     "coco_keypoints": coco.KEYPOINTS,

@@ -25,6 +25,7 @@ FRAME = (
     "All values are floating point numbers bounded between 0 and 1. "
 )
 CAPTION = "Provide a one-sentence caption for the provided image."
+ICONS = "Given a set of images and a question, please provide the answer to the question."
 PEOPLE = "Detect all people shown in the image."
 
 
@@ -96,6 +97,22 @@ def _chosen(question: Question) -> str:
     return question.choices[LETTERS.index(question.letter)]
 
 
+def _seen(question: Question) -> str:
+    """BLINK's, whose choices stand in brackets."""
+    letters = LETTERS[: len(question.choices)]
+    choices = "\n".join(f"({letter}) {choice}" for letter, choice in zip(letters, question.choices, strict=True))
+    only = f"Note: You only need to respond with {', '.join(letters)} without providing any additional information.\n"
+    return f"{only}{question.text}\nSelect from the following choices.\n{choices}"
+
+
+def _icons(question: Question) -> str:
+    asked = f"{ICONS}\nQuestion: {question.text}.\n"
+    if not question.choices:
+        return f"{asked}Please answer the question using a single word or phrase."
+    letter = "Please answer with the option letter from the given choices directly."
+    return f"{asked}Options:\n{_lettered(question)}\n{letter}"
+
+
 REFERENCE: dict[str, Ask] = {
     **dict.fromkeys(("vqav2", "okvqa", "gqa", "textvqa", "mme", "chartqa"), Ask(short)),
     "vizwiz": Ask(lambda q: f"{q.text} {UNANSWERABLE}{SHORT}"),
@@ -120,6 +137,9 @@ OFFICIAL: dict[str, Ask] = {
     **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), Ask(lambda q: FRAME + REGION.format(q.text), 30)),
     **dict.fromkeys(("mmstar", "realworldqa"), Ask(lambda q: _letter(q) if q.choices else short(q))),
     "ocrbench": Ask(lambda q: q.text, 64),
+    "blink": Ask(_seen),
+    "iconqa": Ask(_icons, 32),
+    **dict.fromkeys(("mmvet", "llava_bench", "mathvista"), Ask(lambda q: q.text, 512)),
     **dict.fromkeys(("coco_caption", "flickr30k_caption", "nocaps"), Ask(lambda q: CAPTION, 64)),
     "coco_detection": Ask(lambda q: PEOPLE, 512),
 }

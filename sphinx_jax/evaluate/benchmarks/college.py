@@ -10,7 +10,7 @@ from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.benchmarks.choices import lettered
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, choices_of, tabled
-from sphinx_jax.evaluate.question import LETTERS, Question
+from sphinx_jax.evaluate.question import LETTERS, Question, joined
 from sphinx_jax.evaluate.rules import mmmu
 
 # of the subjects of MMMU, those of each domain
@@ -46,7 +46,7 @@ def _mmmu_parquet(found: Found) -> list[Question] | None:
             row["question"],
             tuple(f.listed(row["options"])),
             tuple(f.listed(row["answer"])),
-            row.get("image_1"),
+            joined(row.get(f"image_{number}") for number in range(1, 8)),
         )
         for row in rows
     ] or None

@@ -36,7 +36,7 @@ def _table(found: Found) -> list[Question] | None:
     return tabled(found, ("index", "question", "answer"), _question)
 
 
-def _said(text: str, question: Question) -> bool:
+def names_choice(text: str, question: Question) -> bool:
     """The letter, or without choices the words, as RealWorldQA's own rule has it: no stop at the end, any case."""
     text, right = text.strip().rstrip("."), question.answers[0].strip().rstrip(".")
     if len(right) == 1 and right in LETTERS:
@@ -46,7 +46,7 @@ def _said(text: str, question: Question) -> bool:
 
 
 def _benchmark(title: str, metric: str, count: int) -> Benchmark:
-    rules = {"official": exact.official(metric, _said, "category")}
+    rules = {"official": exact.official(metric, names_choice, "category")}
     return Benchmark(title, {"table": _table, "parquet": _parquet}, rules, counts={"all": count})
 
 

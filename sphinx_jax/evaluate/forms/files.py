@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.data.formats.files import read_text
-from sphinx_jax.evaluate.question import BadBenchmark, InTable
+from sphinx_jax.evaluate.question import BadBenchmark, InTable, joined
 
 KINDS = (".json", ".jsonl", ".parquet", ".tsv", ".p", ".token", ".csv", ".txt")
-PICTURES = ("image", "image_1", "image_2", "image_3", "image_4", "image_5", "image_6", "image_7")
 SHARED = 64  # characters of an `image` that names the row whose picture it is, at most
 
 
 def read_parquet(path: Path, needs: Iterable[str], pictures: bool = False) -> list[dict[str, Any]]:
-    """The rows of a parquet file, pictures as `InTable`; where they are asked for, `content` is that of `image`.
+    """The rows of a parquet file, pictures as `InTable`, None where a cell is empty; where they are asked for,
+    `content` is that of `image`.
 
     Raises BadBenchmark where it is no parquet or lacks a column.
     """
@@ -31,28 +31,38 @@ def read_parquet(path: Path, needs: Iterable[str], pictures: bool = False) -> li
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             _check_columns(path, names, needs)
-            wanted = [name for name in names if pictures or name not in PICTURES or name not in _structs(file)]
-            rows = file.read(columns=wanted).to_pylist()
+            held = [] if pictures else picture_columns(file)
+            rows = file.read(columns=[name for name in names if name not in held]).to_pylist()
+            there = {name: _filled(file, name) for name in held}
     except (pyarrow.ArrowException, OSError) as error:
         raise BadBenchmark(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
-    for name in names if not pictures else ("image",):
-        if pictures or name not in wanted:
-            for number, row in enumerate(rows):
-                if pictures:
-                    row["content"] = row[name]
-                row[name] = InTable(str(path), number, name)
+    for number, row in enumerate(rows):
+        if pictures:
+            row["content"] = row["image"]
+            row["image"] = InTable(str(path), number)
+        for name, filled in there.items():
+            row[name] = InTable(str(path), number, name) if filled is None or filled[number] else None
     return rows
 
 
-def _structs(file: Any) -> set[str]:
-    """Columns of pictures: structs, or lists of them."""
-    return {field.name for field in file.schema_arrow if "struct" in str(field.type)}
+def picture_columns(file: Any) -> list[str]:
+    """Columns of a parquet file that are {bytes, path}, or lists of them."""
+    return [
+        field.name for field in file.schema_arrow if "<bytes: " in str(field.type) or ", bytes: " in str(field.type)
+    ]
+
+
+def _filled(file: Any, name: str) -> list[bool] | None:
+    """Which cells are not empty, by what stands beside the bytes; None where nothing does."""
+    leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+    beside = [leaf for leaf in leaves if leaf.startswith(f"{name}.") and leaf.endswith(".path")]
+    return file.read(columns=beside).column(name).is_valid().to_pylist() if beside else None
 
 
 def read_table(path: Path, needs: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of a table as VLMEvalKit has them; only an empty cell is missing.
 
-    `image` is an `InTable`, of equal pictures the same.
+    `image` is an `InTable`, of equal pictures the same, or several where a cell is a list of them.
 
     Raises BadBenchmark where it is no such table or lacks a column.
     """
@@ -60,6 +70,7 @@ def read_table(path: Path, needs: Iterable[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     at: dict[str, int] = {}  # index -> row of its picture
     by_content: dict[int, int] = {}
+    many: dict[int, int] = {}  # row -> how many pictures it has
     with io.StringIO(read_text(path), newline="") as file:
         reader = csv.DictReader(file, delimiter="\t")
         _check_columns(path, reader.fieldnames or (), needs, "tabs")
@@ -70,7 +81,9 @@ def read_table(path: Path, needs: Iterable[str]) -> list[dict[str, Any]]:
             shared = picture and len(picture) <= SHARED
             first = at.get(picture, number) if shared else by_content.setdefault(hash(picture), number)
             at[row.get("index", "")] = first
-            rows.append(row | ({"image": InTable(str(path), first)} if "image" in row else {"image": None}))
+            count = many.setdefault(first, len(listed(picture, "image"))) if "image" in row else 0
+            row["image"] = joined(InTable(str(path), first, place=place) for place in range(count))
+            rows.append(row)
     return rows
 
 

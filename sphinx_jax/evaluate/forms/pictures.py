@@ -7,15 +7,19 @@ import csv
 import functools
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sphinx_jax.data.image import BadImage
-from sphinx_jax.evaluate.forms.files import walk
-from sphinx_jax.evaluate.question import InTable, Picture, Question
+from PIL import Image
+
+from sphinx_jax.data.image import PAD_COLOUR, BadImage, ImageSource, load_image
+from sphinx_jax.evaluate.forms.files import listed, picture_columns, walk
+from sphinx_jax.evaluate.question import BadBenchmark, InTable, Joined, Picture, Question
 
 HELD = 2  # groups of rows of parquet files that are in memory
+LONGEST = 4096  # pixels of several pictures side by side, which is more than a model sees
+BETWEEN = 50  # as many times the space between two of them is their height
 
 
 class Pictures:
@@ -29,8 +33,10 @@ class Pictures:
         folder = folder.absolute()
         self.folder = folder if folder.is_dir() else folder.parent
 
-    def find(self, picture: Picture) -> Path | bytes:
-        """A file of a picture, or its bytes.  Raises BadImage."""
+    def find(self, picture: Picture) -> ImageSource:
+        """A file of a picture, or its bytes; of several one with all of them side by side.  Raises BadImage."""
+        if isinstance(picture, Joined):
+            return side_by_side([load_image(self.find(one)) for one in picture.pictures])
         if isinstance(picture, InTable):
             return _cell(picture)
         if picture is None:
@@ -61,10 +67,26 @@ class Pictures:
         return found
 
 
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """RGB pictures as one, of the height of the tallest if there is room, with a little padding between them."""
+    spaces = (len(pictures) - 1) / BETWEEN
+    heights = LONGEST / (sum(picture.width / picture.height for picture in pictures) + spaces)
+    height = max(1, int(min(heights, LONGEST, max(picture.height for picture in pictures))))
+    between = max(1, height // BETWEEN)
+    widths = [max(1, round(picture.width * height / picture.height)) for picture in pictures]
+    whole = Image.new("RGB", (sum(widths) + between * (len(pictures) - 1), height), PAD_COLOUR)
+    left = 0
+    for picture, width in zip(pictures, widths, strict=True):
+        # a picture that is of this size already stays as it is
+        whole.paste(picture.resize((width, height), Image.Resampling.BICUBIC), (left, 0))
+        left += width + between
+    return whole
+
+
 def _cell(at: InTable) -> bytes:
     value = _in_parquet(at) if at.file.endswith(".parquet") else _in_text(at)
     if isinstance(value, list):
-        value = value[0] if value else None
+        value = value[at.place] if value else None
     if isinstance(value, dict):
         value = value.get("bytes")
     if not value:
@@ -87,7 +109,7 @@ def _parquet(file: str) -> tuple[list[int], Any]:
     for group in range(held.num_row_groups - 1):
         starts.append(starts[-1] + held.metadata.row_group(group).num_rows)
 
-    @functools.lru_cache(maxsize=HELD)
+    @functools.lru_cache(maxsize=HELD * len(picture_columns(held)))
     def read(group: int, column: str) -> Any:
         return held.read_row_group(group, columns=[column]).column(column)
 
@@ -102,8 +124,8 @@ def _in_text(at: InTable) -> bytes:
         text = file.read(end - begin).decode()
     (cells,) = (row for row in csv.reader(io.StringIO(text, newline=""), delimiter="\t") if row)
     try:
-        return base64.b64decode(cells[column], validate=True)
-    except (ValueError, IndexError):
+        return base64.b64decode(listed(cells[column])[at.place], validate=True)
+    except (ValueError, IndexError, BadBenchmark):
         raise BadImage(f"row {at.row} of {at.file} has a picture that is not base64") from None
 
 
@@ -130,16 +152,17 @@ def _lines(file: str) -> tuple[list[tuple[int, int]], int]:
     return spans, column
 
 
-def named_pictures(questions: Iterable[Question], folder: Path) -> tuple[dict[str, Path | bytes], dict[str, str]]:
+def named_pictures(questions: Iterable[Question], folder: Path) -> tuple[dict[str, ImageSource], dict[str, str]]:
     """The pictures of some questions by name, each once; and the names of those that are not there, with why."""
-    pictures, found, lost = Pictures(folder), dict[str, Path | bytes](), dict[str, str]()
+    pictures, found, lost = Pictures(folder), dict[str, ImageSource](), dict[str, str]()
     for question in questions:
-        picture = question.picture
-        name = ":".join(map(str, picture)) if isinstance(picture, InTable) else str(picture)
-        if name in found or name in lost:
-            continue
-        try:
-            found[name] = pictures.find(picture)
-        except BadImage as error:
-            lost[name] = str(error)
+        shown = question.picture
+        for picture in shown.pictures if isinstance(shown, Joined) else (shown,):
+            name = ":".join(map(str, picture)) if isinstance(picture, InTable) else str(picture)
+            if name in found or name in lost:
+                continue
+            try:
+                found[name] = pictures.find(picture)
+            except BadImage as error:
+                lost[name] = str(error)
     return found, lost

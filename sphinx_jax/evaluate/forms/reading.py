@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sphinx_jax.data.formats.files import BadData, read_json
 from sphinx_jax.evaluate.forms import files as f
@@ -53,6 +53,18 @@ class Found:
 Form = Callable[[Found], Sequence[Question] | None]
 
 
+class ForJudge(NamedTuple):
+    """What the judge of a benchmark takes.
+
+    Attributes:
+      file: its name.
+      write: the file of questions, of what was said to those that were answered, and of the model's name.
+    """
+
+    file: str
+    write: Callable[[Sequence[Question], Mapping[int | str, str], str], bytes]
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A benchmark as its files have it, and how it is scored.
@@ -63,6 +75,7 @@ class Benchmark:
       numbered: forms without ids, whose predictions are told apart by number.
       counts: rows of each of the paper's splits.
       results: protocol -> what scores results in a form of the benchmark's own, as COCO has one.
+      for_judge: of one that a judge scores, and no rule.
     """
 
     title: str
@@ -71,6 +84,7 @@ class Benchmark:
     numbered: Sequence[str] = ()
     counts: Mapping[str, int] | None = None
     results: Mapping[str, Callable[[Sequence[Question], Sequence[Any]], Score]] = field(default_factory=dict)
+    for_judge: ForJudge | None = None
 
     def read(self, path: Path, root: Path | None = None) -> Read:
         """The questions of a file or folder.  Raises BadBenchmark, or BadData for a file that cannot be read."""

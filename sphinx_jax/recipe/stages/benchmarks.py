@@ -17,10 +17,10 @@ from sphinx_jax.evaluate.answers import Answers
 from sphinx_jax.evaluate.asked import SAMPLING, ask
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
 from sphinx_jax.evaluate.benchmarks.asking import asked_by
-from sphinx_jax.evaluate.card import ITEMS, Line, items, lines
+from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, item, items, lines
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
-from sphinx_jax.evaluate.question import Question
+from sphinx_jax.evaluate.question import Joined, Question
 from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
@@ -44,8 +44,8 @@ class BenchmarksStage(Settings):
 
 
 def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
-    """Write `predictions.jsonl` of each benchmark as answers come, then `items.jsonl` with what each counts; at the end
-    `card.json`, `card.md` and `card.html`.
+    """Write `predictions.jsonl` of each benchmark as answers come, then `items.jsonl` with what each counts, or what a
+    judge takes; at the end `card.json`, `card.md` and `card.html`.
 
     A benchmark whose files cannot be used is named, and the others are asked.
     """
@@ -95,12 +95,18 @@ def folders(data: Path, names: tuple[str, ...] | None) -> dict[str, Path]:
 
 def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, folder: Path) -> tuple[list[Line], Shown]:
     benchmark = BENCHMARKS[name]
-    protocol, how = asked_by(name, benchmark.title, benchmark.rules, s.protocol)
+    rules = benchmark.rules if benchmark.for_judge is None else PROTOCOLS
+    protocol, how = asked_by(name, benchmark.title, rules, s.protocol)
     questions = benchmark.read(folder).questions
     for note in counted(benchmark, questions):
         _log.warning("%s", note)
     questions = limited(questions, s.limit, by_category=name == "mme")
-    about = _about(run, s, protocol, [[q.key, how.begin + how.text(q), how.most] for q in questions])
+    several = sum(isinstance(q.picture, Joined) for q in questions)
+    if several:
+        _log.warning(
+            "%d of %d questions are about several pictures: they are shown side by side", several, len(questions)
+        )
+    about = _about(run, s, protocol, [[q.key, how.begin + how.text(q), how.most, *_several(q)] for q in questions])
     answers = Answers(run.folder(stage) / name, about)
     bar = "" if run.quiet else name
     pictures = Pictures(folder)
@@ -113,11 +119,21 @@ def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, fo
     answered = [q for q in questions if q.key in answers.texts]
     if not answered:
         raise BadBenchmark(f"no question of {benchmark.title} could be asked")
+    model, missing = run.recipe.model.name, [q for q in questions if q.key not in answers.texts]
+    if (judge := benchmark.for_judge) is not None:
+        write_whole(run.folder(stage) / name / judge.file, judge.write(questions, answers.texts, model))
+        line = for_judge(name, protocol, len(answered), len(missing), f"{name}/{judge.file}", model)
+        rows = [item(q, answers.texts[q.key], None) for q in answered]
+        return [line], Shown(name, rows, pictures.find)
     score = benchmark.rules[protocol](answered, [answers.texts[q.key] for q in answered])
     rows = items(score, answered, answers.texts)
     write_whole(run.folder(stage) / name / ITEMS, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    model, missing = run.recipe.model.name, [q for q in questions if q.key not in answers.texts]
     return lines(name, protocol, score, answered, missing, model), Shown(name, rows, pictures.find)
+
+
+def _several(question: Question) -> list[int]:
+    """How many pictures it shows, where that is not one."""
+    return [len(question.picture.pictures)] if isinstance(question.picture, Joined) else []
 
 
 def limited(questions: Sequence[Question], limit: int | None, by_category: bool = False) -> list[Question]:

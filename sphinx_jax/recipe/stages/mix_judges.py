@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from annotated_types import MaxLen, MinLen
+from PIL import Image
 
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.formats.files import BadData
-from sphinx_jax.data.image import BadImage
+from sphinx_jax.data.image import BadImage, ImageSource
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.tasks import DOMAINS, INSTRUCTIONS
 from sphinx_jax.evaluate.answers import Said
@@ -28,7 +29,7 @@ from sphinx_jax.evaluate.benchmarks.asking import Ask, asked_by
 from sphinx_jax.evaluate.card import lines
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS
-from sphinx_jax.evaluate.question import InTable, Question
+from sphinx_jax.evaluate.question import InTable, Joined, Question
 from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.sphinx import Sphinx
@@ -36,6 +37,7 @@ from sphinx_jax.model.blueprint import Leaves, blueprint
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.recipe.stages.benchmarks import folders, limited
+from sphinx_jax.report.drawing import encoded
 from sphinx_jax.settings import Count, Name, NonNegative, Settings
 from sphinx_jax.sharding import row_ways
 from sphinx_jax.train.features import FeatureCache, cache_features
@@ -173,7 +175,10 @@ def _parts(s: Judged, folder: Path) -> Iterator[Part]:
     for name, of_it in folders(folder, s.names).items():
         benchmark = BENCHMARKS[name]
         try:
-            protocol, how = asked_by(name, benchmark.title, benchmark.rules, s.protocol)
+            if s.judge == "score" and benchmark.for_judge:
+                raise BadData(f"{benchmark.title} is scored by a judge of its own")
+            rules = PROTOCOLS if benchmark.for_judge else benchmark.rules
+            protocol, how = asked_by(name, benchmark.title, rules, s.protocol)
             questions = benchmark.read(of_it).questions
             if s.judge == "loss":
                 questions = [q for q in questions if how.right(q)]
@@ -188,6 +193,8 @@ def _parts(s: Judged, folder: Path) -> Iterator[Part]:
 def _drawn(question: Question) -> int:
     """A number of a question's picture, the same wherever the files lie."""
     picture = question.picture
+    if isinstance(picture, Joined):
+        picture = picture.pictures[0]
     name = f"{Path(picture.file).name} {picture.row}" if isinstance(picture, InTable) else str(picture)
     return zlib.crc32(name.encode())
 
@@ -221,11 +228,14 @@ def _items(run: Run, part: Part, frozen: Leaves, what: str) -> tuple[list[Item],
     items, pictures = list[Item](), dict[Any, int]()
     at = []
     for question in part.questions:
+        image: ImageSource
         try:
             image = part.pictures.find(question.picture)
         except BadImage as error:
             _log.warning("question %s of %s: %s", question.key, part.name, error)
             image = b""
+        if isinstance(image, Image.Image):  # several, side by side
+            image = encoded(image, "PNG")
         turn = (part.how.text(question), f"{part.how.begin} {part.how.right(question)}".strip())
         items.append(Item(image if isinstance(image, bytes) else str(image), (turn,), id=str(question.key)))
         at.append(pictures.setdefault(question.picture, len(pictures)))
