@@ -1,9 +1,9 @@
 """COCO (Lin et al. 2014): captions, boxes by category and key points of people; CrowdPose (Li et al. 2019).
 
-A file is one JSON object and is held whole while it is read: 450 MB for the instances of train2017, several GB in
-memory. Regions of crowds (`iscrowd`) name no one and are left out of boxes and poses; the others of their category
-stay. From memory: CrowdPose's order of key points, where the file does not name them; it has no nose, eyes and ears,
-and its head and neck have no place among COCO's 17.
+A file is one JSON object, of hundreds of MB for train2017, and is held whole while it is read. Regions of crowds
+(`iscrowd`) name no one and are left out of boxes and poses; the others of their category stay. CrowdPose's order of
+key points, where its file does not name them, is that of other public readers; it has no nose, eyes and ears, and its
+head and neck have no place among COCO's 17. From memory: the folder of CrowdPose's pictures, `images`.
 """
 
 from __future__ import annotations
@@ -73,10 +73,9 @@ Gather = Callable[[dict[str, Any], list[dict[str, Any]], Path], Found]
 def load(file: Path, key: str, what: str) -> dict[str, Any]:
     """The object of a file of COCO's form whose annotations have a key.  Raises BadData."""
     held = read_json(file)
-    lists = [held.get(name) if isinstance(held, dict) else None for name in ("images", "annotations")]
-    if not all(isinstance(rows, list) for rows in lists):
+    if not isinstance(held, dict) or not all(isinstance(held.get(name), list) for name in ("images", "annotations")):
         raise BadData(f"{file} has no images and annotations; expected {what}")
-    first = next((row for row in lists[1] if isinstance(row, dict)), {key: None})
+    first = next((row for row in held["annotations"] if isinstance(row, dict)), {key: None})
     if key not in first:
         raise BadData(f"{file} has annotations without {key!r}; expected {what}")
     return held

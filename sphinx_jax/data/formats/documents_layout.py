@@ -2,7 +2,7 @@
 
 A file is held whole while it is read. The kinds of parts are the file's categories in lower case: five in PubLayNet,
 eleven in DocLayNet. Parts are listed from the top, then from the left, whatever the file's order. From memory: the
-folders of pictures, `train` of PubLayNet and `PNG` of DocLayNet.
+folder of PubLayNet's pictures, `train`.
 """
 
 from __future__ import annotations

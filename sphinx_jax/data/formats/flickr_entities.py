@@ -2,9 +2,9 @@
 
 A folder with `train.txt` (a picture's number a line), `Sentences/*.txt` (five captions, phrases as
 `[/EN#id/type words]`) and `Annotations/*.xml` (boxes by those ids, of pixels counted from 1, the last one included).
-Phrases without a box, such as scenes, are plain text; a caption without any box is left out. From memory: where the
-lists and the pictures (`flickr30k-images`) lie, and that captions are cut into words, which a blank before each
-punctuation mark tells.
+Phrases without a box, such as scenes, are plain text; a caption without any box is left out. Captions are cut into
+words: blanks before punctuation marks are taken out. From memory: the name of the folder of pictures,
+`flickr30k-images`.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def _boxes(picture: Annotated, root: ElementTree.Element) -> dict[str, list[Box]
     for thing in root.iter("object"):
         for corners in thing.iter("bndbox"):
             x1, y1, x2, y2 = (float(corners.findtext(name) or "") for name in ("xmin", "ymin", "xmax", "ymax"))
-            box = picture.box(x1 - 1, y1 - 1, x2, y2)
-            for name in thing.iter("name") if box else ():
-                found.setdefault(words(name.text), []).append(box)
+            if box := picture.box(x1 - 1, y1 - 1, x2, y2):
+                for name in thing.iter("name"):
+                    found.setdefault(words(name.text), []).append(box)
     return found
 
 

@@ -60,9 +60,9 @@ def _asked(
 
 def _rows(file: Path, held: Any, keys: Iterable[str], what: str) -> list[Any]:
     """A list whose first row has some keys.  Raises BadData."""
-    if not isinstance(held, list):
+    if not isinstance(held, list) or not held:
         raise BadData(f"{file} has no list of questions; expected {what}")
-    lacking = [key for key in keys if held and not (isinstance(held[0], dict) and key in held[0])]
+    lacking = [key for key in keys if not (isinstance(held[0], dict) and key in held[0])]
     if lacking:
         raise BadData(f"{file} has questions without {lacking[0]!r}; expected {what}")
     return held
@@ -84,7 +84,7 @@ def _vqa(source: Source) -> Iterator[Found | Dropped]:
     told = read_json(beside)
     rows = _rows(beside, told.get("annotations") if isinstance(told, dict) else None, ("question_id", "answers"), what)
     annotations = indexed(rows, "question_id")
-    if asked and asked[0]["question_id"] not in annotations:
+    if asked[0]["question_id"] not in annotations:
         raise BadData(f"{beside} has no answers to the first question of {source.file.name}; is it of another split?")
     split = words(told.get("data_subtype", "train2014"))
     yield from _asked(
@@ -133,9 +133,9 @@ def _gqa(source: Source) -> Iterator[Found | Dropped]:
 def _objects(file: Path, key: str, what: str) -> dict[str, Any]:
     """An object of objects, of which the first has a key.  Raises BadData."""
     held = read_json(file)
-    if not isinstance(held, dict):
-        raise BadData(f"{file} is no object; expected {what}")
-    first = next(iter(held.values()), {key: None})
+    if not isinstance(held, dict) or not held:
+        raise BadData(f"{file} is no object, or an empty one; expected {what}")
+    first = next(iter(held.values()))
     if not isinstance(first, dict) or key not in first:
         raise BadData(f"{file} has no {key!r} in its first entry; expected {what}")
     return held

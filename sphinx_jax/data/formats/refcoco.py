@@ -28,9 +28,9 @@ from sphinx_jax.data.formats.found import Dropped, Format, Found, Source
 
 def _read(source: Source) -> Iterator[Found | Dropped]:
     refs = read_pickle(source.file)
-    if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
-        raise BadData(f"{source.file} is not a list of refs; expected refs of RefCOCO")
-    if refs and not {"image_id", "ann_id", "split", "sentences"} <= refs[0].keys():
+    if not isinstance(refs, list) or not refs or not all(isinstance(ref, dict) for ref in refs):
+        raise BadData(f"{source.file} is no list of objects, or an empty one; expected refs of RefCOCO")
+    if not {"image_id", "ann_id", "split", "sentences"} <= refs[0].keys():
         raise BadData(
             f"{source.file} has refs without image_id, ann_id, split and sentences; expected those of RefCOCO"
         )

@@ -2,12 +2,13 @@
 
 Boxes are upright, around the outlines that the files have, and are listed from the top, then from the left. What nobody
 could read (`.` in TextOCR, `###` in ICDAR) is no text to be found and is left out. TextOCR's file is held whole while
-it is read. From memory: all fields of TextOCR, and the names of folders of pictures.
+it is read. From memory: that `points` of TextOCR are an outline of any number of corners, that its pictures are called
+by their ids, and the names of folders of pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,11 +19,9 @@ from sphinx_jax.data.formats.annotated import (
     Annotated,
     Unusable,
     by_row,
-    corners,
     folder,
     gathered,
     grouped,
-    picture_in,
     words,
 )
 from sphinx_jax.data.formats.files import BadData, read_json, read_text
@@ -45,12 +44,11 @@ def _textocr(source: Source) -> Iterator[Found | Dropped]:
     if not isinstance(held, dict) or not all(isinstance(held.get(name), dict) for name in ("imgs", "anns")):
         raise BadData(f"{source.file} has no objects imgs and anns; expected TextOCR")
     rows = grouped(held["anns"].values(), "image_id")
-    place = folder(source, "train_images", "train")
+    place = folder(source, "train_images", "train_val_images", "train")
 
     def one(name: str, image: dict[str, Any]) -> Found:
-        path = picture_in(place, PurePosixPath(image["file_name"]).name)
-        picture = Annotated(path, (image.get("width"), image.get("height")))
-        _tell(picture, [(words(row["utf8_string"]), corners(row["bbox"])) for row in rows.pop(name, [])])
+        picture = Annotated(place / f"{name}.jpg", (image.get("width"), image.get("height")))
+        _tell(picture, [(words(row["utf8_string"]), _around(row["points"])) for row in rows.pop(name, [])])
         return picture.found(name, image)
 
     for name, image in held["imgs"].items():
@@ -84,8 +82,13 @@ def _line(line: str) -> tuple[str, tuple[float, ...]]:
     numbers = [float(number) for number in points]
     if len(numbers) != 8:
         raise ValueError("a line must have eight numbers and a text")
-    xs, ys = numbers[::2], numbers[1::2]
-    return words(text), (min(xs), min(ys), max(xs), max(ys))
+    return words(text), _around(numbers)
+
+
+def _around(outline: Sequence[float]) -> tuple[float, ...]:
+    """Left, top, right, bottom of x, y, x, y, …"""
+    xs, ys = outline[::2], outline[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 TEXTOCR = Format("TextOCR", "TextOCR_0.1_train.json", _textocr)

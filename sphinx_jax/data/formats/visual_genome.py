@@ -35,9 +35,9 @@ def _reader(key: str, tell: Callable[[Annotated, list[dict[str, Any]]], None]) -
 
     def read(source: Source) -> Iterator[Found | Dropped]:
         entries = read_json(source.file)
-        if not isinstance(entries, list):
-            raise BadData(f"{source.file} is not a list; expected Visual Genome's {key}")
-        if entries and not (isinstance(entries[0], dict) and key in entries[0]):
+        if not isinstance(entries, list) or not entries:
+            raise BadData(f"{source.file} is no list, or an empty one; expected Visual Genome's {key}")
+        if not (isinstance(entries[0], dict) and key in entries[0]):
             raise BadData(f"{source.file} has no {key!r} for its first picture; expected Visual Genome's {key}")
         listed = _image_data(source.file.parent / "image_data.json")
         places = {name: folder(source, name) for name in FOLDERS}
