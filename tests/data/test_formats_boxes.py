@@ -240,7 +240,7 @@ def test_damage_costs_its_picture_and_annotations_of_no_picture_are_told(tmp_pat
         "annotations": [
             {"image_id": 0, "bbox": FIRST, "category_id": 1},
             {"image_id": 1, "bbox": [1, 2, 3], "category_id": 1},
-            {"image_id": 2, "bbox": [1, 2, float("nan"), 4], "category_id": 1},
+            {"image_id": 2, "bbox": [1, 2, float("inf"), 4], "category_id": 1},
             {"image_id": 3, "bbox": FIRST, "category_id": 99},
             {"image_id": 4, "bbox": [5, 5, 0, 20], "category_id": 1},
             {"image_id": 6, "bbox": FIRST, "category_id": 1},
@@ -264,6 +264,18 @@ def test_damage_costs_its_picture_and_annotations_of_no_picture_are_told(tmp_pat
         ("77", "picture is not in the file's list"),
         ("?", damaged),
     ]
+
+
+def test_pictures_are_named_by_absolute_paths_and_not_looked_for(tmp_path, monkeypatch):
+    (tmp_path / "pictures" / "train2017").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    held = coco_file(tmp_path, PORTRAIT, [{"caption": "A dog."}])
+    file = written(tmp_path / "captions_train2017.json", held)
+    inside = str(tmp_path / "pictures" / "train2017" / "000000000007.jpg")
+    assert only(coco.CAPTIONS, file, Path("pictures")).image == inside
+    assert only(coco.CAPTIONS, file, Path("elsewhere")).image == str(tmp_path / "elsewhere" / "000000000007.jpg")
+    file = written(file, renamed(held, "train2017/000000000007.jpg"))
+    assert only(coco.CAPTIONS, file, Path("pictures")).image == inside
 
 
 def test_a_picture_of_unknown_size_is_measured_as_it_is_shown(tmp_path):
@@ -610,6 +622,9 @@ def test_texts_of_icdar(tmp_path, size):
     written(labels / "gt_img_3.txt", "1,2,3,a sign\n")
     (item,), dropped = read(text_in_pictures.ICDAR, labels, tmp_path / "pictures")
     assert dropped == [("img_2", "picture is missing"), ("img_3", "annotation is damaged")]
+    assert {reason for _, reason in read(text_in_pictures.ICDAR, labels, tmp_path / "nowhere")[1]} == {
+        "picture is missing"
+    }
     boxes = spotted(item)
     assert list(boxes) == ["Exit", "1,000"]
     assert lies_on(item, boxes["Exit"], RED) and lies_on(item, boxes["1,000"], BLUE)

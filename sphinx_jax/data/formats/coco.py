@@ -156,8 +156,9 @@ def _poses(what: str, keypoints: Sequence[str]) -> Reader:
 
     def read(source: Source) -> Iterator[Found | Dropped]:
         held = load(source.file, "keypoints", what)
-        named = [row.get("keypoints") for row in held.get("categories") or () if isinstance(row, dict)]
-        names = next((row for row in named if row), keypoints)
+        listed = held.get("categories")
+        named = (row.get("keypoints") for row in listed if isinstance(row, dict)) if isinstance(listed, list) else ()
+        names = next(filter(None, named), keypoints)
 
         def one(image: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> Found:
             picture = annotated(image, path)

@@ -86,7 +86,7 @@ def _vqa(source: Source) -> Iterator[Found | Dropped]:
     annotations = indexed(rows, "question_id")
     if asked[0]["question_id"] not in annotations:
         raise BadData(f"{beside} has no answers to the first question of {source.file.name}; is it of another split?")
-    split = words(told.get("data_subtype", "train2014"))
+    split = str(told.get("data_subtype") or "train2014")
     yield from _asked(
         asked,
         "image_id",

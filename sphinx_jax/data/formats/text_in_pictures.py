@@ -9,7 +9,7 @@ by their ids, and the names of folders of pictures.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from sphinx_jax.data.formats.annotated import (
@@ -62,13 +62,14 @@ def _icdar(source: Source) -> Iterator[Found | Dropped]:
     if not files:
         raise BadData(f"{source.file} has no files gt_*.txt; expected a folder of ICDAR 2015's")
     place = folder(source, "ch4_training_images")
-    names = {PurePosixPath(path.name).stem: path for path in place.iterdir() if path.suffix not in _NO_PICTURES}
+    beside = place.iterdir() if place.is_dir() else ()
+    names = {path.stem: path for path in beside if path.suffix not in _NO_PICTURES}
 
     def one(file: Path, name: str) -> Found:
         if name not in names:
             raise Unusable(MISSING)
         picture = Annotated(names[name])
-        _tell(picture, [_line(line) for line in read_text(file).splitlines() if line.strip()])
+        _tell(picture, [_line(line) for line in read_text(file).split("\n") if line.strip()])
         return picture.found(name, {})
 
     for file in files:

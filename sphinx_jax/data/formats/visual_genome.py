@@ -82,11 +82,12 @@ def _box(picture: Annotated, thing: dict[str, Any], width: str, height: str) -> 
 
 
 def _one_box_each(phrases: list[tuple[str, Box]]) -> Iterator[tuple[str, Box]]:
-    """The phrases that stand for one box only."""
+    """The phrases that stand for one box only, however they are written."""
+    folded = [phrase.lower().removesuffix(".") for phrase, _ in phrases]
     boxes: dict[str, set[tuple[float, ...]]] = {}
-    for phrase, box in phrases:
-        boxes.setdefault(phrase.lower(), set()).add((box.x1, box.y1, box.x2, box.y2))
-    return ((phrase, box) for phrase, box in phrases if len(boxes[phrase.lower()]) == 1)
+    for name, (_, box) in zip(folded, phrases, strict=True):
+        boxes.setdefault(name, set()).add((box.x1, box.y1, box.x2, box.y2))
+    return (located for name, located in zip(folded, phrases, strict=True) if len(boxes[name]) == 1)
 
 
 def _regions(picture: Annotated, rows: list[dict[str, Any]]) -> None:
@@ -116,7 +117,7 @@ def _name(thing: dict[str, Any]) -> str:
 
 
 def _questions(picture: Annotated, rows: list[dict[str, Any]]) -> None:
-    """Answers are whole sentences' in their punctuation alone: their full stop is left out."""
+    """Answers end as sentences do, single words too; their full stop is left out."""
     for row in rows:
         picture.ask("vqa", words(row["answer"]).removesuffix("."), question=words(row["question"]))
 
