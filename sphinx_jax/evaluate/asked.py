@@ -10,7 +10,8 @@ from sphinx_jax.data.image import BadImage
 from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.evaluate.answers import Said
 from sphinx_jax.evaluate.benchmarks.asking import Ask
-from sphinx_jax.evaluate.question import Question
+from sphinx_jax.evaluate.forms.pictures import Pictures
+from sphinx_jax.evaluate.question import Joined, Question
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import Engine, Request, Settings
@@ -24,6 +25,20 @@ SAMPLING: dict[str, Settings] = {
     "reference": {"temperature": 0.1, "top_p": 0.75, "seed": 1},
     "official": {"temperature": 0.0},
 }
+
+
+def in_files(engine: Engine, pictures: Pictures) -> Callable[[Question], Picture]:
+    """What finds the picture of a question where a benchmark's files have it; raises BadImage."""
+    return lambda question: engine.pictures.picture(pictures.find(question.picture))
+
+
+def tell_of_joined(questions: Sequence[Question]) -> None:
+    """Log how many questions show several pictures."""
+    several = sum(isinstance(q.picture, Joined) for q in questions)
+    if several:
+        _log.warning(
+            "%d of %d questions are about several pictures: they are shown side by side", several, len(questions)
+        )
 
 
 def ask(

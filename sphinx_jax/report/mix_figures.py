@@ -21,7 +21,7 @@ def search_figure(result: Mapping[str, Any], names: Sequence[str]) -> bytes | No
     if "coefficients" in result:
         return _coefficients(result["coefficients"], names)
     curve = result.get("curve")
-    if not curve:
+    if not curve or len(curve) < 2:
         return None
     metric = result["metric"]
     if len(names) == 3:
@@ -110,7 +110,7 @@ def gain_figure(
         axes.set_xlabel(f"weight of {names[0]}; the rest is {names[1]}")
         unit = "" if sign < 0 else ", points"
         axes.set_ylabel(f"{metric.replace('_', ' ')}{unit}: better than at {x[0]:g}")
-        axes.set_xticks([tick for tick in axes.get_xticks() if x[0] <= tick <= x[-1]])
+        axes.set_xticks([tick for tick in axes.get_xticks() if x[0] - 1e-9 <= tick <= x[-1] + 1e-9])
         # room for the names
         axes.set_xlim(x[0] - 0.02 * (x[-1] - x[0]), x[-1] + 0.28 * (x[-1] - x[0]))
         return to_png(figure)

@@ -14,14 +14,13 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, need, unknown
 from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.evaluate.answers import Answers
-from sphinx_jax.evaluate.asked import SAMPLING, ask
+from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, tell_of_joined
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
 from sphinx_jax.evaluate.benchmarks.asking import asked_by
 from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, item, items, lines
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
 from sphinx_jax.evaluate.question import Joined, Question
-from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
 from sphinx_jax.paths import as_path, write_whole
@@ -101,20 +100,12 @@ def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, fo
     for note in counted(benchmark, questions):
         _log.warning("%s", note)
     questions = limited(questions, s.limit, by_category=name == "mme")
-    several = sum(isinstance(q.picture, Joined) for q in questions)
-    if several:
-        _log.warning(
-            "%d of %d questions are about several pictures: they are shown side by side", several, len(questions)
-        )
+    tell_of_joined(questions)
     about = _about(run, s, protocol, [[q.key, how.begin + how.text(q), how.most, *_several(q)] for q in questions])
     answers = Answers(run.folder(stage) / name, about)
     bar = "" if run.quiet else name
     pictures = Pictures(folder)
-
-    def look(question: Question) -> Picture:
-        return engine.pictures.picture(pictures.find(question.picture))
-
-    ask(engine, questions, how, SAMPLING[protocol], look, answers, bar)
+    ask(engine, questions, how, SAMPLING[protocol], in_files(engine, pictures), answers, bar)
     answers.close()
     answered = [q for q in questions if q.key in answers.texts]
     if not answered:

@@ -165,9 +165,12 @@ def of_benchmarks(s: Judged) -> tuple[list[Part], list[Part]]:
     only = {part.name for part in choosing} ^ {part.name for part in reported}
     if only:
         raise ConfigError(f"{', '.join(sorted(only))}: in one of the two folders alone; names chooses of both")
-    few = [part.name for part in (*choosing, *reported) if not part.questions]
-    if few:
-        raise ConfigError(f"the pictures of {few[0]} are too few to be parted; give a second folder")
+    few = {part.name for part in (*choosing, *reported) if not part.questions}
+    for name in sorted(few):
+        _log.warning("%s is left out: its pictures are too few to choose by some and report others", name)
+    choosing, reported = ([part for part in own if part.name not in few] for own in (choosing, reported))
+    if not choosing:
+        raise ConfigError("the benchmarks have too few pictures to choose by some and report others; add a folder")
     return choosing, reported
 
 
