@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
-from sphinx_jax.data.image import BadImage, ImageSource, load_image
+from sphinx_jax.data.image import BadImage, ImageSource
 from sphinx_jax.data.read_ahead import read_ahead
+from sphinx_jax.data.seen import Seen, coco_number, seen
 
 ALIKE = 4  # bits of 64 in which the hashes of two pictures may differ that look the same
-ROWS, COLUMNS = 8, 9  # of grey values that the hash compares, each with its neighbour
 PART = 4096  # pictures that are compared at once
-FLAT = 2  # grey values in which neighbours may differ in a picture of one colour, which is like any other
-
-_NUMBER = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.(?:jpe?g|png)$")
 
 How = Literal["content", "look", "number"]
-
-
-class Seen(NamedTuple):
-    """What a picture is known by.
-
-    Attributes:
-      content: SHA-256 of its pixels.
-      look: 64 bits, of each pair of neighbours in a small grey copy which is lighter; None of a picture of one colour.
-    """
-
-    content: str
-    look: int | None
 
 
 @dataclass(frozen=True)
@@ -44,22 +26,6 @@ class Pair:
     trained: str
     how: How
     bits: int = 0  # that differ
-
-
-def seen(image: ImageSource) -> Seen:
-    """Raises BadImage."""
-    picture = load_image(image).convert("RGB")
-    content = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-    grey = np.asarray(picture.convert("L").resize((COLUMNS, ROWS), Image.Resampling.BOX), np.int16)
-    lighter = grey[:, 1:] > grey[:, :-1]
-    flat = int(np.ptp(grey)) <= FLAT
-    return Seen(content, None if flat else int.from_bytes(np.packbits(lighter).tobytes()))
-
-
-def coco_number(name: str) -> int | None:
-    """COCO's number of a picture, by its file's name; train2014, val2014 and train2017 share numbers."""
-    found = _NUMBER.search(name)
-    return int(found[1]) if found else None
 
 
 class Pictures:

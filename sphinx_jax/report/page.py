@@ -97,7 +97,7 @@ def _source(data: bytes, form: str) -> str:
     return f"data:image/{form};base64,{base64.b64encode(data).decode()}"
 
 
-def _figure(pair: tuple[bytes | None, bytes | None], alt: str) -> str:
+def as_figure(pair: tuple[bytes | None, bytes | None], alt: str) -> str:
     """A figure in its light and dark form; the browser picks."""
     light, dark = pair
     if light is None or dark is None:
@@ -174,7 +174,7 @@ def _section(title: str, *parts: str) -> str:
 
 def _beta_section(scores: Mapping[str, Any], drawn: tuple[bytes | None, bytes | None]) -> str:
     beta = scores.get("beta")
-    figure = _figure(drawn, "scores of both domains over β")
+    figure = as_figure(drawn, "scores of both domains over β")
     mixes = mix_rows(beta)
     table = ""
     if beta and mixes:
@@ -210,7 +210,7 @@ def _scores_section(rows: Sequence[Row], drawn: tuple[bytes | None, bytes | None
         f"{groups}</tr><tr>{columns}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
-    return _section("Scores against baselines", note, table, _figure(drawn, "scores against baselines"))
+    return _section("Scores against baselines", note, table, as_figure(drawn, "scores against baselines"))
 
 
 def _score_line(row: Row) -> str:
@@ -232,7 +232,7 @@ def _score_cells(cell: Cell | None) -> str:
 
 
 def _loss_section(histories: Mapping[str, History], drawn: tuple[bytes | None, bytes | None]) -> str:
-    figure = _figure(drawn, "loss over training steps, by stage and domain")
+    figure = as_figure(drawn, "loss over training steps, by stage and domain")
     looked = any(held_out(history) for history in histories.values())
     lines = "".join(_stage_line(stage, history, looked) for stage, history in histories.items() if history)
     if not lines:

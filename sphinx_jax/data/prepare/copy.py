@@ -1,0 +1,158 @@
+"""The third step: items that were chosen are copied into shards, each file into shards of its own."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sphinx_jax.data import prepared
+from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.formats.files import BadData
+from sphinx_jax.data.formats.found import Dropped
+from sphinx_jax.data.formats.table import FORMATS
+from sphinx_jax.data.image import BadImage, load_image
+from sphinx_jax.data.prepare.choose import KEPT
+from sphinx_jax.data.prepare.look import Task, learnt, stamp
+from sphinx_jax.paths import write_whole
+
+BLOCK = 16  # items of a record
+SHARD = 8192  # items of a shard at most
+SAMPLES = 6  # of each reason and file, for a person to look at
+SIDE = 160  # pixels of a sample
+OPTIONS = "group_size:1,zstd:3"  # of array_record: each block on its own
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A file to be copied.
+
+    Attributes:
+      codes: (items,) uint8, 0 where an item is kept, else the place of its reason.
+      done: the file that says it is done, and what was written.
+    """
+
+    task: Task
+    number: int
+    codes: np.ndarray
+    reasons: Sequence[str]
+    domain: str
+    folder: Path
+    done: Path
+
+
+def copy(work: Copy) -> None:
+    """Write the shards of a file, or leave them where they are those of this choice already.
+
+    Raises:
+      BadData: the file has changed since it was looked at.
+    """
+    key = sha256(stamp(work.task) + work.codes.tobytes() + repr((*work.reasons, work.domain)).encode()).hexdigest()
+    if work.done.exists():
+        known = json.loads(work.done.read_text())
+        if known["key"] == key and all(_is_whole(work.folder, shard) for shard in known["shards"]):
+            return
+    samples = _Samples(work.reasons)
+    written = []
+    kept = _kept(work, samples)
+    for place in itertools.count():
+        first = next(kept, None)
+        if first is None:
+            break
+        name = f"part-{work.number:05d}-{place:03d}.array_record"
+        some = itertools.chain([first], itertools.islice(kept, SHARD - 1))
+        written.append(_write(work.folder / name, some))
+    told = {"key": key, "shards": written, "samples": samples.found}
+    write_whole(work.done, json.dumps(told).encode())
+
+
+def _is_whole(folder: Path, shard: Mapping[str, Any]) -> bool:
+    file = folder / shard["name"]
+    return file.is_file() and file.stat().st_size == shard["bytes"]
+
+
+def _kept(work: Copy, samples: _Samples) -> Iterator[prepared.Kept]:
+    """The items that are kept, with the bytes of their pictures; of the others some are shown."""
+    count = 0
+    for found in FORMATS[work.task.format].read(work.task.source):
+        count += 1
+        if count > len(work.codes):
+            break
+        if isinstance(found, Dropped):
+            continue
+        code, item = int(work.codes[count - 1]), found.item
+        samples.add(code, item)
+        if code != KEPT:
+            continue
+        if isinstance(item.image, str):
+            try:
+                item = replace(item, image=Path(item.image).read_bytes())
+            except FileNotFoundError:
+                raise BadData(f"{item.image} has gone since it was looked at; run the same command again") from None
+        yield prepared.Kept(replace(item, domain=item.domain or work.domain), found.carried)
+    if count != len(work.codes):
+        raise BadData(f"{work.task.file} has changed since it was looked at; run the same command again")
+
+
+def _write(file: Path, items: Iterator[prepared.Kept]) -> dict[str, Any]:
+    """A shard, which appears when it is whole; returns what the manifest says of it."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    begun = file.with_name(f".{file.name}.{os.getpid()}")
+    count, tasks, tokens = 0, collections.Counter[str](), 0
+    try:
+        writer = ArrayRecordWriter(str(begun), OPTIONS)
+        while block := list(itertools.islice(items, BLOCK)):
+            writer.write(prepared.encode(block))
+            count += len(block)
+            for one in block:
+                tasks.update(one.item.tasks or ("text",))
+                tokens += len(learnt(one.item))
+        writer.close()
+        content = begun.read_bytes()
+        begun.replace(file)
+    finally:
+        begun.unlink(missing_ok=True)
+    return {
+        "name": file.name,
+        "items": count,
+        "bytes": len(content),
+        "sha256": sha256(content).hexdigest(),
+        "characters": tokens,
+        "tasks": dict(sorted(tasks.items())),
+    }
+
+
+class _Samples:
+    """Some items of each reason, small enough for a page."""
+
+    def __init__(self, reasons: Sequence[str]):
+        self.reasons = reasons
+        self.found: dict[str, list[dict[str, str]]] = {}
+
+    def add(self, code: int, item: Item) -> None:
+        own = self.found.setdefault(self.reasons[code], [])
+        if len(own) >= SAMPLES:
+            return
+        picture = ""
+        if item.image is not None:
+            try:
+                small = load_image(item.image)
+                small.thumbnail((SIDE, SIDE))
+                stream = io.BytesIO()
+                small.save(stream, "JPEG", quality=80)
+                picture = base64.b64encode(stream.getvalue()).decode()
+            except BadImage:
+                picture = ""
+        text = item.text or next((f"{question} {answer}" for question, answer in item.turns), "")
+        own.append({"picture": picture, "text": text[:200]})

@@ -1,0 +1,185 @@
+"""The first step: each file is read once, its pictures decoded, and what is seen of each item written beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.formats.found import Dropped, Found, Source
+from sphinx_jax.data.formats.table import FORMATS
+from sphinx_jax.data.image import BadImage, load_image
+from sphinx_jax.data.read_ahead import read_ahead
+from sphinx_jax.data.seen import coco_number, seen
+
+ROWS = 4096  # of a sidecar that are written at once
+# what of the looks of one file fits another one is refused by
+KEY = b"looked_at"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A file to be looked at.
+
+    Attributes:
+      format: its name in the table of formats.
+      root: folder in which paths of pictures begin.
+      sidecar: the parquet file that is written: a row for each item of the file, in its order.
+    """
+
+    format: str
+    file: Path
+    root: Path | None
+    sidecar: Path
+
+    @property
+    def source(self) -> Source:
+        return Source(self.file, self.root)
+
+
+@dataclass
+class Look:
+    """What is seen of an item; `reason` says why none can be made of it, "" where one can."""
+
+    name: str
+    reason: str = ""
+    picture: bool = False
+    width: int = 0
+    height: int = 0
+    content: bytes = b""  # 8 of SHA-256 of the pixels, or of the text where there is no picture
+    look: int = -1  # 64 bits as a signed number, -1 of a picture that is like any other
+    number: int = -1  # of the picture in COCO
+    characters: int = 0  # of what is learnt
+    words: int = 0
+    tasks: str = ""
+    carried: str = "{}"
+
+
+def look(task: Task) -> int:
+    """Write the sidecar of a file, or leave it where it is of this file already; returns the number of items.
+
+    Raises:
+      BadData: the file is of another format.
+    """
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    key = stamp(task)
+    if task.sidecar.exists():
+        held = parquet.read_schema(task.sidecar).metadata or {}
+        if held.get(KEY) == key:
+            return parquet.ParquetFile(task.sidecar).metadata.num_rows
+    empty = asdict(Look(""))
+    kinds = {str: pyarrow.string(), bool: pyarrow.bool_(), int: pyarrow.int64(), bytes: pyarrow.binary()}
+    schema = pyarrow.schema([(name, kinds[type(value)]) for name, value in empty.items()], metadata={KEY: key})
+    task.sidecar.parent.mkdir(parents=True, exist_ok=True)
+    begun = task.sidecar.with_name(f"{task.sidecar.name}.{os.getpid()}")
+    count = 0
+    try:
+        with parquet.ParquetWriter(begun, schema) as writer:
+            rows: list[dict[str, Any]] = []
+            for done in read_ahead(looked, FORMATS[task.format].read(task.source)):
+                rows.append(asdict(done.result()))
+                if len(rows) == ROWS:
+                    writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+                    count += len(rows)
+                    rows.clear()
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+        begun.replace(task.sidecar)
+    finally:
+        begun.unlink(missing_ok=True)
+    return count + len(rows)
+
+
+def stamp(task: Task) -> bytes:
+    """Which file was looked at, as it was then."""
+    found = task.file.stat()
+    told = [task.format, str(task.file), str(task.root), found.st_size, found.st_mtime_ns]
+    return json.dumps(told).encode()
+
+
+def looked(found: Found | Dropped) -> Look:
+    """One item: its picture is decoded here, so that whatever is kept can be used."""
+    if isinstance(found, Dropped):
+        return Look(found.name, found.reason)
+    item = found.item
+    text = learnt(item)
+    told = Look(
+        item.id,
+        picture=item.image is not None,
+        characters=len(text),
+        words=len(text.split()),
+        tasks=" ".join(sorted({task for task in item.tasks if task})),
+        carried=json.dumps(numbers(found.carried), sort_keys=True),
+    )
+    if item.image is None:
+        told.content = sha256(text.encode()).digest()[:8]
+        return told
+    told.reason = unusable(item.image)
+    if told.reason:
+        return told
+    try:
+        picture = load_image(item.image)
+        known = seen(picture)
+    except BadImage:
+        told.reason = "picture is damaged"
+        return told
+    told.width, told.height = picture.size
+    told.content = bytes.fromhex(known.content)[:8]
+    if known.look is not None:
+        told.look = known.look - (1 << 64 if known.look >> 63 else 0)
+    names = (item.image if isinstance(item.image, str) else "", str(found.carried.get("file_name", "")))
+    told.number = next((n for name in names if (n := coco_number(os.path.basename(name))) is not None), -1)
+    return told
+
+
+def unusable(image: str | bytes) -> str:
+    """Why a picture is not even opened; "" where it may be."""
+    if isinstance(image, str) and not os.path.isfile(image):
+        return "picture is missing"
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        import io
+
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as header:
+            pixels = header.width * header.height
+    except Image.DecompressionBombError:
+        return "picture is too large"
+    except Exception:  # what Pillow raises for files that are not pictures
+        return "picture is damaged"
+    return "picture is too large" if limit and pixels > limit else ""
+
+
+def learnt(item: Item) -> str:
+    """All that an item teaches."""
+    return item.text or "\n".join(answer for _, answer in item.turns)
+
+
+def numbers(carried: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the things that a file says of an item which thresholds can be set on."""
+    found = {}
+    for name, value in carried.items():
+        if isinstance(value, bool | int | float):
+            found[name] = float(value)
+        elif isinstance(value, str):
+            try:
+                found[name] = float(value)
+            except ValueError:
+                continue
+    return found
+
+
+def read_looks(sidecar: Path, columns: list[str]) -> Iterator[Mapping[str, Any]]:
+    """Columns of a sidecar, some thousand rows at a time."""
+    import pyarrow.parquet as parquet
+
+    with parquet.ParquetFile(sidecar) as file:
+        for batch in file.iter_batches(1 << 16, columns=columns):
+            yield {name: batch.column(name) for name in columns}

@@ -1,0 +1,203 @@
+"""Look, choose, copy: from files in some format to a folder of prepared data."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from sphinx_jax.config import ConfigError, unknown
+from sphinx_jax.data.formats.table import FORMATS
+from sphinx_jax.data.prepare.choose import Filters, Known, choose
+from sphinx_jax.data.prepare.copy import BLOCK, Copy, copy
+from sphinx_jax.data.prepare.look import Task, look
+from sphinx_jax.data.prepare.told import TOLD, histograms
+from sphinx_jax.data.prepared import MANIFEST, VERSION, Prepared
+from sphinx_jax.disk import told_when_full
+from sphinx_jax.lock import locked
+from sphinx_jax.paths import write_whole
+from sphinx_jax.progress import progress
+
+WORK = ".work"  # in the folder that is made, until it is complete
+SETTINGS = "settings.json"
+
+Given = TypeVar("Given")
+
+
+class Each(Protocol):
+    """Carries a function out on each of some things, anywhere and in any order; what it returns is dropped."""
+
+    def __call__(self, function: Callable[[Given], Any], given: Sequence[Given], title: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be prepared.
+
+    Attributes:
+      format: a name of the table of formats.
+      inputs: files, in the order in which their items stand in the end.
+      root: folder in which paths of pictures begin; None, that of each file.
+      domain: of items that name none.
+    """
+
+    format: str
+    inputs: Sequence[Path]
+    out: Path
+    root: Path | None = None
+    domain: str = ""
+    filters: Filters = Filters()
+    benchmarks: Path | None = None  # whose pictures are dropped
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise unknown("format", self.format, FORMATS)
+        if not self.inputs:
+            raise ConfigError("no file to prepare: the patterns of --input match nothing")
+        gone = next((file for file in self.inputs if not file.exists()), None)
+        if gone:
+            raise ConfigError(f"there is no {gone}")
+
+    def as_json(self) -> dict[str, Any]:
+        root = None if self.root is None else str(self.root)
+        inputs = [str(file) for file in self.inputs]
+        filters = dataclasses.asdict(self.filters)
+        told = {"format": self.format, "inputs": inputs, "root": root, "domain": self.domain, "filters": filters}
+        return told | {"benchmarks": None if self.benchmarks is None else str(self.benchmarks)}
+
+
+def prepare(order: Order, known: Callable[[], Known] = Known, each: Each | None = None) -> Prepared:
+    """Prepare data; killed anywhere, the same call goes on.
+
+    Args:
+      known: finds pictures that nothing may be trained on.
+      each: what carries the work out; None, this process and others on this machine.
+
+    Raises:
+      BadData: a file of another format; ConfigError: the folder was prepared otherwise; DiskFull.
+    """
+    each = each or InProcesses()
+    out = order.out
+    with told_when_full(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out):
+            if _is_done(order):
+                return Prepared(out)
+            work = out / WORK
+            tasks = [Task(order.format, f, order.root, work / "looks" / f"{i:05d}") for i, f in enumerate(order.inputs)]
+            each(look, tasks, "looking")
+            choice = choose([task.sidecar for task in tasks], order.filters, known())
+            (work / "copied").mkdir(exist_ok=True)
+            copies = [
+                Copy(task, i, codes, choice.reasons, order.domain, out, work / "copied" / f"{i:05d}.json")
+                for i, (task, codes) in enumerate(zip(tasks, choice.codes, strict=True))
+            ]
+            each(copy, copies, "copying")
+            drawn = histograms([task.sidecar for task in tasks], choice.codes)
+            _finish(order, copies, choice.counts(), drawn)
+            shutil.rmtree(work)
+    return Prepared(out)
+
+
+def _is_done(order: Order) -> bool:
+    """Whether the folder holds what is asked for; ConfigError where it holds, or was begun with, anything else."""
+    out, now = order.out, json.loads(json.dumps(order.as_json()))
+    begun = out / WORK / SETTINGS
+    if (out / MANIFEST).exists():
+        before = json.loads((out / MANIFEST).read_text()).get("made_from")
+    elif begun.exists():
+        before = json.loads(begun.read_text())
+    else:
+        others = [path.name for path in out.iterdir() if path.name not in (WORK, ".lock")]
+        if others:
+            raise ConfigError(f"{out} holds other files ({others[0]}); give a folder of its own")
+        begun.parent.mkdir(exist_ok=True)
+        write_whole(begun, json.dumps(now).encode())
+        before = now
+    changed = [key for key in now if not before or before.get(key) != now[key]]
+    if changed:
+        raise ConfigError(f"{out} was prepared with another {changed[0]}; give another folder or delete this one")
+    return (out / MANIFEST).exists()
+
+
+def _finish(order: Order, copies: Sequence[Copy], dropped: dict[str, int], drawn: Any) -> None:
+    """Write the manifest, which makes the folder complete, and what a page shows."""
+    told = [json.loads(one.done.read_text()) for one in copies]
+    shards = [shard for one in told for shard in one["shards"]]
+    there = {shard["name"] for shard in shards}
+    for file in order.out.glob("part-*.array_record"):
+        if file.name not in there:  # of a run with another choice
+            file.unlink()
+    tasks: collections.Counter[str] = collections.Counter()
+    for shard in shards:
+        tasks.update(shard.pop("tasks"))
+    samples: dict[str, list[Any]] = {}
+    for one in told:
+        for reason, some in one["samples"].items():
+            samples.setdefault(reason, []).extend(some)
+    manifest = {
+        "version": VERSION,
+        "items": sum(shard["items"] for shard in shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "dropped": dropped,
+        "domain": order.domain,
+        "tasks": dict(tasks),
+        "block": BLOCK,
+        "made_from": order.as_json(),
+        "shards": shards,
+    }
+    write_whole(order.out / TOLD, json.dumps({"samples": samples, "histograms": drawn}).encode())
+    write_whole(order.out / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+class InProcesses:
+    """Each on this machine, in so many processes; in this one alone where that is one."""
+
+    def __init__(self, processes: int = 0, quiet: bool = False):
+        self.processes, self.quiet = processes or os.cpu_count() or 1, quiet
+
+    def __call__(self, function: Callable[[Given], Any], given: Sequence[Given], title: str) -> None:
+        with progress(total=len(given), desc=title, unit="file", disable=self.quiet) as bar:
+            for _ in self._results(function, given):
+                bar.update()
+
+    def _results(self, function: Callable[[Given], Any], given: Sequence[Given]) -> Iterator[Any]:
+        count = min(self.processes, len(given))
+        if count <= 1:
+            yield from map(function, given)
+            return
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+            yield from pool.map(function, given)
+
+
+class OnBeam:
+    """Each by Apache Beam.  Only names of files and codes travel: no picture goes through a shuffle.
+
+    Args:
+      runner: as Beam names it; `FnApiRunner` is this machine.
+      options: further ones of Beam, as on its command line.
+    """
+
+    def __init__(self, runner: str = "FnApiRunner", options: Iterable[str] = ()):
+        try:
+            import apache_beam  # noqa: F401
+        except ImportError:
+            raise ConfigError("Apache Beam is not installed: pip install 'sphinx_jax[scale]'") from None
+        self.runner, self.options = runner, list(options)
+
+    def __call__(self, function: Callable[[Given], Any], given: Sequence[Given], title: str) -> None:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        options = PipelineOptions(self.options)
+        with beam.Pipeline(runner=self.runner, options=options) as pipeline:
+            things = pipeline | title >> beam.Create(list(given), reshuffle=True)
+            _ = things | f"{title} each" >> beam.Map(lambda one: (function(one), None)[1])

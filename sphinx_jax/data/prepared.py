@@ -1,0 +1,187 @@
+"""Prepared data: a folder of sharded files with one manifest, that opens at once whatever its size.
+
+items = open_prepared("data/laion")
+items[12_345_678]                                # an Item, its picture as encoded bytes
+
+A shard is an `array_record` file whose records are blocks of items, all of them of `block` items but the last.  The
+manifest counts the shards' items, so that opening reads no shard and the index in memory has one number a shard and
+one a block of each shard that is open.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import struct
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+
+from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.formats.files import BadData
+from sphinx_jax.paths import located
+
+MANIFEST = "manifest.json"
+VERSION = 1
+OPEN = 64  # shards that are open at once
+KEPT = 64  # blocks that are in memory
+
+_HEAD = struct.Struct("<I")
+
+
+class Kept(NamedTuple):
+    """An item of prepared data, and what the file it came from says of it."""
+
+    item: Item
+    carried: Mapping[str, Any]
+
+
+def encode(items: Sequence[Kept]) -> bytes:
+    """A block: the number of items, where each ends, and of each the length of its JSON, that, and its picture."""
+    parts = [_encode(one) for one in items]
+    ends = np.cumsum([len(part) for part in parts], dtype="<u8")
+    return b"".join([_HEAD.pack(len(parts)), ends.tobytes(), *parts])
+
+
+def _encode(kept: Kept) -> bytes:
+    item = kept.item
+    told: dict[str, Any] = {
+        "turns": item.turns,
+        "tasks": item.tasks,
+        "kinds": item.kinds,
+        "domain": item.domain,
+        "id": item.id,
+        "text": item.text,
+        "system": item.system,
+        "carried": kept.carried,
+    }
+    head = json.dumps({k: v for k, v in told.items() if v or v == 0}, ensure_ascii=False, sort_keys=True).encode()
+    if isinstance(item.image, str):
+        raise ValueError(f"item {item.id} has the path of a picture and not its bytes")
+    return _HEAD.pack(len(head)) + head + (item.image or b"")
+
+
+def decode(block: bytes, number: int) -> Kept:
+    """Item `number` of a block."""
+    (count,) = _HEAD.unpack_from(block)
+    start = _HEAD.size + 8 * count
+    ends = np.frombuffer(block, "<u8", count, _HEAD.size)
+    begin, end = start + (int(ends[number - 1]) if number else 0), start + int(ends[number])
+    (length,) = _HEAD.unpack_from(block, begin)
+    told = json.loads(block[begin + _HEAD.size : begin + _HEAD.size + length])
+    item = Item(
+        image=block[begin + _HEAD.size + length : end] or None,
+        turns=tuple((question, answer) for question, answer in told.get("turns", ())),
+        tasks=tuple(told.get("tasks", ())),
+        kinds=tuple(told.get("kinds", ())),
+        domain=told.get("domain", ""),
+        id=told.get("id", ""),
+        text=told.get("text", ""),
+        system=told.get("system"),
+    )
+    return Kept(item, told.get("carried", {}))
+
+
+class Prepared(Sequence[Item]):
+    """The items of a folder, in the order of its shards.  Threads may share it; a copy in another process opens its own
+    files.
+
+    Attributes:
+      manifest: what `manifest.json` says: `items`, `dropped` (reason -> count), `domain`, `tasks`, `shards`, ….
+      starts: number of the first item of each shard, and at the end of all.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        shards = self.manifest["shards"]
+        self.block = int(self.manifest["block"])
+        self.starts = np.concatenate([[0], np.cumsum([shard["items"] for shard in shards], dtype=np.int64)])
+        self._lock = threading.Lock()
+        self._shard = functools.lru_cache(OPEN)(self._opened)
+        self._block = functools.lru_cache(KEPT)(self._read)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+        if isinstance(index, slice):
+            return [self.kept(i).item for i in range(*index.indices(len(self)))]
+        return self.kept(index).item
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self.kept(i).item for i in range(len(self)))
+
+    def kept(self, index: int) -> Kept:
+        """An item and what its file says of it.
+
+        Raises:
+          IndexError: there is no such item.
+          BadData: its shard is not as the manifest says.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)} in {self.folder}")
+        index %= len(self)
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
+        block, place = divmod(index - int(self.starts[shard]), self.block)
+        return decode(self._block(shard, block), place)
+
+    def _opened(self, shard: int) -> Any:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        told = self.manifest["shards"][shard]
+        file = self.folder / told["name"]
+        # of a file that is cut off the library reads nothing, without a word
+        size = file.stat().st_size if file.is_file() else None
+        if size != told["bytes"]:
+            found = "is not there" if size is None else f"has {size} bytes"
+            raise BadData(
+                f"{file} {found}, {MANIFEST} says {told['bytes']} bytes; copy the folder again, or prepare it"
+            )
+        return ArrayRecordReader(str(file))
+
+    def _read(self, shard: int, block: int) -> bytes:
+        with self._lock:  # a reader moves in its file
+            return self._shard(shard).read([block])[0]
+
+    def __reduce__(self):
+        return Prepared, (self.folder,)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises BadData where there is none that can be used."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        begun = (folder / ".work").is_dir()
+        why = "was not prepared to its end; the same command goes on" if begun else f"has no {MANIFEST}"
+        raise BadData(f"{folder} {why}: tools/prepare_data.py writes such folders")
+    try:
+        manifest = json.loads(file.read_text())
+        version, shards = manifest["version"], [(shard["name"], shard["items"]) for shard in manifest["shards"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadData(f"{file} is damaged: {error}") from None
+    if version != VERSION:
+        raise BadData(f"{file} is of version {version}, this program reads {VERSION}")
+    if sum(items for _, items in shards) != manifest["items"]:
+        raise BadData(f"{file} does not fit its shards: it counts {manifest['items']} items")
+    return manifest
+
+
+def is_prepared(folder: str | Path) -> bool:
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def open_prepared(folder: str | Path) -> Prepared:
+    """The items that `tools/prepare_data.py` wrote to a folder, as a sequence with random access.
+
+    Raises:
+      BadData: no such folder, or one that is not complete; in one line.
+    """
+    return Prepared(located(folder))

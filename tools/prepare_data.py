@@ -1,0 +1,113 @@
+"""Prepares data that people have on disk for training: looks at every item, chooses, and copies into shards.
+
+  python tools/prepare_data.py --format laion --input 'laion400m/*.tar' --out data/laion --domain real \\
+      --basic --at-least similarity=0.3
+  python tools/prepare_data.py --format coco-instances --input annotations/instances_train2017.json --root coco \\
+      --out data/coco --benchmarks benchmarks
+
+OUT gets shards, manifest.json (counts, what was dropped and why, hashes) and report.html, which shows it.  The same
+command goes on where it was stopped.  `sphinx_jax.data.open_prepared(OUT)` is a sequence of the items.
+
+Formats: {formats}.
+"""
+
+import argparse
+import glob
+import sys
+from pathlib import Path
+
+from sphinx_jax.command import plain_errors
+from sphinx_jax.config import ConfigError
+from sphinx_jax.data.formats.table import FORMATS
+from sphinx_jax.data.prepare.choose import Filters, Known
+from sphinx_jax.data.prepare.pipeline import InProcesses, OnBeam, Order, prepare
+from sphinx_jax.data.seen import coco_number
+from sphinx_jax.progress import progress
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.replace("{formats}", "; ".join(f"{n} ({f.title})" for n, f in FORMATS.items())),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--format", required=True, choices=FORMATS, metavar="NAME")
+    parser.add_argument(
+        "--input", required=True, nargs="+", metavar="GLOB", help="files, or folders that are a data set"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--root", type=Path, metavar="FOLDER", help="where paths of pictures begin; default: by each file"
+    )
+    parser.add_argument("--domain", default="", help="of the items, e.g. real or synthetic")
+    parser.add_argument("--basic", action="store_true", help="DataComp's basic filter, but for its language")
+    for name, what in (("at-least", "drop items whose number NAME is below"), ("at-most", "… above")):
+        parser.add_argument(f"--{name}", nargs="+", action="extend", default=[], metavar="NAME=NUMBER", help=what)
+    parser.add_argument("--keep-same", action="store_true", help="keep items whose pictures (or texts) are the same")
+    parser.add_argument("--drop-alike", action="store_true", help="drop pictures that look like another")
+    parser.add_argument(
+        "--benchmarks", type=Path, metavar="FOLDER", help="drop pictures of the benchmarks there (docs/benchmarks.md)"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes on this machine; default: one a core")
+    parser.add_argument("--runner", help="carry it out with Apache Beam: FnApiRunner is this machine")
+    parser.add_argument("--runner-options", nargs="+", default=[], metavar="OPTION", help="further ones of Beam")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    return parser.parse_args()
+
+
+def run(given: argparse.Namespace) -> None:
+    from sphinx_jax.report.prepared_page import write_page
+
+    filters = Filters(given.basic, bounds(given.at_least), bounds(given.at_most), not given.keep_same, given.drop_alike)
+    inputs = [Path(name).absolute() for pattern in given.input for name in sorted(glob.glob(pattern))]
+    order = Order(
+        given.format, inputs, given.out, given.root and given.root.absolute(), given.domain, filters, given.benchmarks
+    )
+    each = OnBeam(given.runner, given.runner_options) if given.runner else InProcesses(given.workers, given.quiet)
+    items = prepare(order, lambda: known(given.benchmarks), each)
+    total = len(items) + sum(items.manifest["dropped"].values())
+    print(f"{given.out}: {len(items)} of {total} items in {len(items.manifest['shards'])} shards")
+    for reason, count in items.manifest["dropped"].items():
+        print(f"  {count} dropped: {reason}")
+    print(write_page(given.out))
+
+
+def bounds(given: list[str]) -> dict[str, float]:
+    found = {}
+    for text in given:
+        name, equals, value = text.rpartition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise ConfigError(f"{text} is not NAME=NUMBER")
+    return found
+
+
+def known(folder: Path | None) -> Known:
+    """The pictures of the benchmarks in a folder."""
+    if folder is None:
+        return Known()
+    from sphinx_jax.evaluate.benchmarks import BENCHMARKS
+    from sphinx_jax.evaluate.contamination import look_at
+    from sphinx_jax.evaluate.forms.pictures import named_pictures
+
+    pictures, lost = {}, {}
+    there = [name for name in BENCHMARKS if (folder / name).is_dir()]
+    if not there:
+        raise ConfigError(f"--benchmarks: {folder} has no folder named as a benchmark is: {', '.join(BENCHMARKS)}")
+    for name in there:
+        found, gone = named_pictures(BENCHMARKS[name].read(folder / name).questions, folder / name)
+        pictures |= {f"{name} {key}": picture for key, picture in found.items()}
+        lost |= gone
+    with progress(total=len(pictures), desc="benchmarks", unit=" pictures") as bar:
+        seen, bad = look_at(pictures.items(), bar)
+    for name, why in (lost | bad).items():
+        print(f"not looked at: {name}: {why}", file=sys.stderr)
+    numbers = {number for name in pictures if (number := coco_number(name)) is not None}
+    return Known({bytes.fromhex(content)[:8] for content in seen.contents}, seen.looks, numbers)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        run(arguments())
