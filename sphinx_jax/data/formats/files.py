@@ -6,7 +6,7 @@ import io
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sphinx_jax.config import ConfigError
 
@@ -21,6 +21,14 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadData(f"{path} is not text: {error.reason}") from None
+    except OSError as error:
+        raise BadData(f"{path} cannot be read: {error.strerror}") from None
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """A file to be read piece by piece.  Raises BadData."""
+    try:
+        return path.open("rb")
     except OSError as error:
         raise BadData(f"{path} cannot be read: {error.strerror}") from None
 
