@@ -74,7 +74,7 @@ class Choice(NamedTuple):
 COLUMNS = ["reason", "picture", "width", "height", "content", "look", "number", "characters", "words", "carried"]
 
 
-def choose(sidecars: Sequence[Path], filters: Filters, known: Known = Known()) -> Choice:
+def choose(sidecars: Sequence[Path], filters: Filters, known: Known) -> Choice:
     """Of items that are the same the first is kept, in the order of the files and of their items.
 
     Takes 17 bytes an item of memory.

@@ -99,7 +99,7 @@ def _kept(work: Copy, samples: _Samples) -> Iterator[prepared.Kept]:
                 item = replace(item, image=Path(item.image).read_bytes())
             except FileNotFoundError:
                 raise BadData(f"{item.image} has gone since it was looked at; run the same command again") from None
-        yield prepared.Kept(replace(item, domain=item.domain or work.domain), found.carried)
+        yield prepared.Kept(replace(item, domain=work.domain or item.domain), found.carried)
     if count != len(work.codes):
         raise BadData(f"{work.task.file} has changed since it was looked at; run the same command again")
 
