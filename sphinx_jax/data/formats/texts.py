@@ -32,8 +32,8 @@ def read(source: Source) -> Iterator[Found | Dropped]:
         if isinstance(row, Dropped):
             yield row
             continue
-        column = next((name for name in TEXTS if name in row), None)
-        named = named or column is not None
+        column = next((name for name in TEXTS if name in row), "")
+        named = named or bool(column)
         if text := text_of(row.get(column)):
             item = Item(None, (), text=text, id=text_of(row.get("id")) or f"{path.stem}/{number}")
             yield Found(item, carried(row, (column, "id")))
