@@ -24,6 +24,7 @@ LISTS = ("conversations", "messages")
 
 
 def read(source: Source) -> Iterator[Found | Dropped]:
+    """An item a conversation, its picture by path.  Raises BadData: no list, or none of its items is a conversation."""
     path = source.file
     known = number = 0
     for number, raw in json_rows(path) if path.suffix == ".jsonl" else _list(source):

@@ -38,6 +38,7 @@ ADDRESSES = tuple(f"{scheme}://" for scheme in WEB)
 
 
 def read_parquet(source: Source) -> Iterator[Found | Dropped]:
+    """An item a row.  Raises BadData: no parquet, no captions, or no pictures in it nor beside it."""
     path = source.file
     columns = parquet_columns(path)
     caption = next((name for name in CAPTIONS if name in columns), None)

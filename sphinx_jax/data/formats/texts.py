@@ -19,6 +19,7 @@ BATCH = 256  # rows; a document has some 3 kB
 
 
 def read(source: Source) -> Iterator[Found | Dropped]:
+    """An item a document, without picture and turns.  Raises BadData: no row has a text."""
     path = source.file
     lacks = f"{path} holds no documents: expected {' or '.join(map(repr, TEXTS))}"
     if path.suffix != ".parquet":
