@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import tarfile
 import tracemalloc
@@ -399,12 +400,15 @@ def test_classes_of_imagenet_get_their_first_name(write, tmp_path, name, content
 
 def test_folders_may_be_named_by_the_class(write, tmp_path, monkeypatch):
     write("train/golden_retriever/1.png", jpeg())
+    (tmp_path / "train/golden_retriever" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg())
     (tmp_path / "train/empty").mkdir()
     monkeypatch.chdir(tmp_path)
     (one,), dropped = read(IMAGENET, (tmp_path / "train").relative_to(tmp_path))
     assert one.item.turns[0][1] == "This is a golden retriever"
     assert one.item.image == str(tmp_path / "train/golden_retriever/1.png")
-    assert dropped == {"empty": "picture is missing"}
+    assert sorted(dropped.values()) == ["name is not UTF-8", "picture is missing"]
+    for name in dropped:
+        name.encode()
 
 
 def said(*messages: str, **more) -> dict:
@@ -430,6 +434,7 @@ UNUSABLE = {
     "item has several pictures": said(QUESTION, ANSWER, image=["pics/1.jpg", "pics/2.jpg"]),
     "picture is missing": said(QUESTION, ANSWER, image="pics/2.jpg"),
     "item cannot be used": said("human: <image> Who?", ANSWER),
+    "text is missing": {"text": " "},
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from sphinx_jax.data.conversation import parse_item
 from sphinx_jax.data.formats.files import BadData, read_json
 from sphinx_jax.data.formats.found import Dropped, Format, Found, Source
-from sphinx_jax.data.formats.tables import Row, carried, json_rows, picture_at
+from sphinx_jax.data.formats.tables import Row, carried, json_rows, picture_at, text_of
 from sphinx_jax.data.messages import KNOWN, BadItem
 
 HUMAN, ASSISTANT, SYSTEM = ("human", "user"), ("gpt", "assistant"), ("system", "developer")
@@ -24,6 +24,7 @@ LISTS = ("conversations", "messages")
 
 
 def read(source: Source) -> Iterator[Found | Dropped]:
+    """An item a conversation, its picture by path.  Raises BadData: no list, or none of its items is a conversation."""
     path = source.file
     known = number = 0
     for number, raw in json_rows(path) if path.suffix == ".jsonl" else _list(source):
@@ -50,8 +51,8 @@ def _found(name: str, raw: dict[str, Any], source: Source) -> Found | Dropped:
         if fault := _fault(messages):
             return Dropped(name, fault)
         raw = raw | {key: messages}
-    elif not isinstance(raw.get("text"), str):
-        return Dropped(name, "conversation is missing")
+    elif not text_of(raw.get("text")):
+        return Dropped(name, "text is missing" if "text" in raw else "conversation is missing")
     if any(isinstance(raw.get(key), list) and len(raw[key]) > 1 for key in ("image", "images")):
         return Dropped(name, "item has several pictures")
     try:

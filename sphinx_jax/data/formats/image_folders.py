@@ -27,6 +27,7 @@ _NUMBER = re.compile(r"n\d{8}")
 
 
 def read(source: Source) -> Iterator[Found | Dropped]:
+    """An item a picture, class by class.  Raises BadData: no such folder, or a WordNet number without a name."""
     classes = _classes(source.file)
     names = _names(source.file) if any(_NUMBER.fullmatch(folder.name) for folder in classes) else {}
     for folder in classes:
@@ -77,10 +78,10 @@ def _read_class(folder: Path, name: str) -> Iterator[Found | Dropped]:
         yield Dropped(folder.name, "picture is missing")
     for file in files:
         id = f"{folder.name}/{file.stem}"
-        if not _is_picture(file):
-            yield Dropped(f"{folder.name}/{file.name}", "file is not a picture")
-        elif not _is_text(str(file)):
+        if not _is_text(str(file)):
             yield Dropped(repr(id), "name is not UTF-8")
+        elif not _is_picture(file):
+            yield Dropped(f"{folder.name}/{file.name}", "file is not a picture")
         else:
             yield Found(Item(str(file.absolute()), turns, (TASK,), id=id), {"class": folder.name})
 

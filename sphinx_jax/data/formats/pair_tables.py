@@ -38,6 +38,7 @@ ADDRESSES = tuple(f"{scheme}://" for scheme in WEB)
 
 
 def read_parquet(source: Source) -> Iterator[Found | Dropped]:
+    """An item a row.  Raises BadData: no parquet, no captions, or no pictures in it nor beside it."""
     path = source.file
     columns = parquet_columns(path)
     caption = next((name for name in CAPTIONS if name in columns), None)
@@ -56,7 +57,7 @@ def read_parquet(source: Source) -> Iterator[Found | Dropped]:
         id = str(row[named]) if row.get(named) not in (None, "") else f"{path.stem}/{number}"
         image = _beside(folder, row["key"]) if picture is None else _picture(source, row[picture])
         item = _pair(f"{path.name}/{number}", image, row[caption], id, domain)
-        yield item if isinstance(item, Dropped) else Found(item, carried(row, (picture, caption)))
+        yield item if isinstance(item, Dropped) else Found(item, carried(row, (picture or "", caption)))
 
 
 def _picture(source: Source, value: Any) -> bytes | str | None:

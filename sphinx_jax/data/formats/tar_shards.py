@@ -130,7 +130,7 @@ def _members(path: Path) -> Iterator[_Member | Dropped]:
         try:
             tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="backslashreplace")
             while member := tar.next():
-                tar.members.clear()  # it would keep those of the whole shard
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep those of the whole shard
                 if tar.offset <= member.offset:  # a negative size, which would be read for ever
                     raise ValueError(member.size)
                 if found := _member(tar, member):

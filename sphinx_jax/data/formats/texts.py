@@ -19,6 +19,7 @@ BATCH = 256  # rows; a document has some 3 kB
 
 
 def read(source: Source) -> Iterator[Found | Dropped]:
+    """An item a document, without picture and turns.  Raises BadData: no row has a text."""
     path = source.file
     lacks = f"{path} holds no documents: expected {' or '.join(map(repr, TEXTS))}"
     if path.suffix != ".parquet":
@@ -32,8 +33,8 @@ def read(source: Source) -> Iterator[Found | Dropped]:
         if isinstance(row, Dropped):
             yield row
             continue
-        column = next((name for name in TEXTS if name in row), None)
-        named = named or column is not None
+        column = next((name for name in TEXTS if name in row), "")
+        named = named or bool(column)
         if text := text_of(row.get(column)):
             item = Item(None, (), text=text, id=text_of(row.get("id")) or f"{path.stem}/{number}")
             yield Found(item, carried(row, (column, "id")))
