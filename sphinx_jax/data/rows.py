@@ -55,10 +55,11 @@ class Source:
     features: Any = None  # FeatureCache: the encoders' view of each picture, in place of its pixels
 
     @functools.cached_property
-    def eligible(self) -> np.ndarray:
+    def eligible(self) -> Sequence[int]:
         """Numbers of the items that have a turn of positive weight."""
-        weighted = any(weight <= 0 for weight in self.task_weights.values())
-        return np.array([i for i, item in enumerate(self.items) if not weighted or self._wanted(item)])
+        if not any(weight <= 0 for weight in self.task_weights.values()):
+            return range(len(self.items))  # of many millions not one is looked at
+        return np.array([i for i, item in enumerate(self.items) if self._wanted(item)])
 
     def spread(self, most: int) -> np.ndarray:
         """Numbers of at most so many eligible items, from all over the data set."""

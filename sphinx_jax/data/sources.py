@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from sphinx_jax.config import ConfigError, unknown
 from sphinx_jax.data.conversation import Item
-from sphinx_jax.data.formats.conversations import read_meta
+from sphinx_jax.data.formats.conversations import MetaEntry, read_meta
+from sphinx_jax.data.formats.prepared import Prepared
+from sphinx_jax.data.joined import Chosen, Joined
 from sphinx_jax.data.rows import Source
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.distributed import one_first
@@ -55,24 +60,58 @@ class Data:
                 source = builder.open_playground(self.folder, self.config.playground, split, domain)
             return [builder.as_item(source[i]) for i in range(len(source))]
         if not (found := self.pictures(split, domain)):
-            listed = self.pictures(split)
-            domains = sorted({i.domain or OTHER for i in listed})
+            domains = sorted(self.domains(split))
             raise ConfigError(
                 f"no picture of data.meta.{split} is of domain {domain!r}; its domains are {some(domains)}, '*' is all"
-                if listed
+                if domains
                 else f"data.meta.{split} has no pictures; its {len(self.listed(split))} items are text alone"
             )
         return found
 
-    def pictures(self, split: str, domain: str = "*") -> list[Item]:
+    @functools.cache  # noqa: B019
+    def pictures(self, split: str, domain: str = "*") -> Sequence[Item]:
         """Items with pictures of people's own list; empty where none is of that domain."""
-        return [i for i in self.listed(split) if i.image is not None and domain in (i.domain or OTHER, "*")]
+
+        def wanted(item: Item) -> bool:
+            return item.image is not None and domain in (item.domain or OTHER, "*")
+
+        return self._chosen(split, wanted, lambda told: domain in (*told["domains"], "*") and bool(told["pictures"]))
+
+    def domains(self, split: str) -> Mapping[str, int]:
+        """How many pictures of people's own list each domain has."""
+        found: collections.Counter[str] = collections.Counter()
+        for entry in self._read(split):
+            if isinstance(entry.items, Prepared) and entry.items.manifest["pictures"] == len(entry.items):
+                found.update({name or OTHER: n for name, n in entry.items.manifest["domains"].items()})
+            else:
+                found.update(item.domain or OTHER for item in entry.items if item.image is not None)
+        return found
+
+    def _chosen(
+        self, split: str, wanted: Callable[[Item], bool], any_of: Callable[[Mapping[str, Any]], bool]
+    ) -> Sequence[Item]:
+        """Items that are wanted.
+
+        Args:
+          any_of: whether prepared data with such a manifest has any; what is all alike is not looked at.
+        """
+        parts: list[Sequence[Item]] = []
+        for entry in self._read(split):
+            items = entry.items
+            if not isinstance(items, Prepared):
+                parts.append([item for item in items if wanted(item)])
+            elif any_of(items.manifest):
+                alike = len(items.manifest["domains"]) == 1 and items.manifest["pictures"] in (0, len(items))
+                numbers = None if alike else np.flatnonzero([wanted(item) for item in items])
+                parts.append(items if numbers is None else Chosen(items, numbers))
+        return parts[0] if len(parts) == 1 else Joined(parts)
 
     @functools.cache  # noqa: B019
     def texts(self, split: str) -> list[Source]:
         """Text-only conversations and documents of one split, with their shares."""
         if not self.config.playground:
-            return [Source("text", [i for i in self.listed(split) if i.image is None])]
+            texts = self._chosen(split, lambda item: item.image is None, lambda told: told["pictures"] < told["items"])
+            return [Source("text", texts)]
         from sphinx_jax.data.playground import text, told
 
         pictures = [item for domain in DOMAINS for item in self.items(split, domain)]
@@ -81,20 +120,19 @@ class Data:
             Source("told", told.told_all(pictures), self.config.told),
         ]
 
-    def listed(self, split: str) -> list[Item]:
+    def listed(self, split: str) -> Sequence[Item]:
         """All items of people's own list that can be read."""
-        return self._read(split)[0]
+        return Joined([entry.items for entry in self._read(split)])
 
     def unreadable(self, split: str) -> list[str]:
         """One line about each of the others."""
-        return self._read(split)[1]
+        return [line for entry in self._read(split) for line in getattr(entry.items, "skipped", ())]
 
     @functools.cache  # noqa: B019
-    def _read(self, split: str) -> tuple[list[Item], list[str]]:
+    def _read(self, split: str) -> list[MetaEntry]:
         if split not in self.config.meta:
             raise unknown("split of data.meta", split, self.config.meta)
-        entries = read_meta(self.config.meta[split], self.config.seed)
-        return [item for e in entries for item in e.items], [line for e in entries for line in e.items.skipped]
+        return read_meta(self.config.meta[split], self.config.seed)
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import grain
 from absl import flags
 
+from sphinx_jax.data.order import Order
 from sphinx_jax.data.packing import PackedRows
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.tokenizer import Tokenizer
@@ -29,6 +30,16 @@ class _Name(grain.transforms.Map):
 
     def map(self, number: int) -> str:
         return self.source.name_of(number)
+
+
+class _Near(grain.transforms.Map):
+    """Position -> number of an item, where those that are read together come together."""
+
+    def __init__(self, order: Order):
+        self.order = order
+
+    def map(self, position: int) -> int:
+        return self.order(int(position))
 
 
 def rows(
@@ -61,7 +72,11 @@ def _packed(
 
 def _shuffled(sources: Sequence[Source], seed: int) -> Iterator[tuple[grain.MapDataset, Source]]:
     for n, source in enumerate(_usable(sources)):
-        yield grain.MapDataset.range(len(source.eligible)).seed(seed + 1000 * n).shuffle().repeat(), source
+        count, own = len(source.eligible), seed + 1000 * n
+        if (block := getattr(source.items, "block", 1)) > 1:
+            yield grain.MapDataset.range(sys.maxsize).seed(own).map(_Near(Order(count, own, block))), source
+        else:
+            yield grain.MapDataset.range(count).seed(own).shuffle().repeat(), source
 
 
 def _usable(sources: Sequence[Source]) -> Sequence[Source]:

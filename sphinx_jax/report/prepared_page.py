@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from sphinx_jax.data.formats.prepared import read_manifest
 from sphinx_jax.data.prepare.told import TOLD
-from sphinx_jax.data.prepared import read_manifest
 from sphinx_jax.paths import write_whole
 from sphinx_jax.report.page import as_figure
 from sphinx_jax.report.plots import WIDTH, figure_style, new_figure, to_png

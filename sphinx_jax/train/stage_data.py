@@ -17,7 +17,7 @@ from sphinx_jax.config import ConfigError, ModelConfig, unknown
 from sphinx_jax.data.conversation import BadItem
 from sphinx_jax.data.image import BadImage, load_image
 from sphinx_jax.data.rows import Rows, Shape, Source
-from sphinx_jax.data.sources import OTHER, Data, some
+from sphinx_jax.data.sources import Data, some
 from sphinx_jax.data.tasks import INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.distributed import first_checks
@@ -252,10 +252,10 @@ def left_out(s: TrainStage, data: Data, sources: Mapping[str, Sequence[Source]])
     if pictures and not s.domains:
         found.append(f"{len(pictures)} of {len(listed)} items have pictures, which it leaves out: it takes text alone")
     if s.domains and "*" not in s.domains:
-        others = [i for i in pictures if (i.domain or OTHER) not in s.domains]
+        others = {domain: count for domain, count in data.domains(s.split).items() if domain not in s.domains}
         if others:
-            domains = sorted({i.domain or OTHER for i in others})
-            found.append(f"{len(others)} of {len(pictures)} pictures are of other domains ({some(domains)})")
+            count = sum(others.values())
+            found.append(f"{count} of {len(pictures)} pictures are of other domains ({some(sorted(others))})")
     for source in sources.get("image", ()):
         if rest := len(source.items) - len(source.eligible):
             found.append(f"{rest} of {len(source.items)} pictures of {source.name!r} have none of its tasks")

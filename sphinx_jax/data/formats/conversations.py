@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sphinx_jax.data.conversation import Items, read_items, read_text
+from sphinx_jax.data.formats.prepared import Prepared, open_prepared
 from sphinx_jax.data.messages import short
 from sphinx_jax.paths import joined, located, shortened
 
@@ -24,14 +25,15 @@ class MetaEntry:
     """A global batch holds one type."""
     root: str | None
     ratio: float
-    items: Items
+    items: Items | Prepared
     """Sampled by `ratio` already; in the file's order."""
 
 
 def read_meta(path: str | PathLike[str], seed: int = 0) -> list[MetaEntry]:
     """Reads a data config of the published form and every file in it.
 
-    A YAML file with a list `META` of `{path: x.json or x.jsonl, type: text, root: folder, ratio: 0.5}`.
+    A YAML file with a list `META` of `{path: x.json or x.jsonl, type: text, root: folder, ratio: 0.5}`, or of
+    `{path: folder}` of prepared data.
     Optional are `type` (`image` if any item has a picture, else `text`), `root` and `ratio` (that share of
     the items, chosen by `seed`). Relative paths are taken from the working directory, as in the reference, or
     from the config's folder, or from the folder above: from the first where they exist.
@@ -72,9 +74,14 @@ def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> Meta
     try:
         file, root = _found(raw["path"], folders), raw.get("root")
         root = None if root is None else str(_found(root, folders))
-        items = read_items(file, root)
+        items = open_prepared(file) if file.is_dir() else read_items(file, root)
     except ValueError as error:
         raise type(error)(f"{name}: {shortened(str(error), 288 - len(name))}") from None
+    if isinstance(items, Prepared):
+        if ratio < 1 or root is not None:
+            raise ValueError(f"{name}: prepared data has neither ratio nor root; prepare fewer files")
+        kind = raw.get("type") or ("image" if items.manifest["pictures"] else "text")
+        return MetaEntry(str(file), kind, None, 1.0, items)
     kind = raw.get("type") or ("image" if any(item.image for item in items) else "text")
     if ratio < 1:
         count = max(1, int(len(items) * ratio))

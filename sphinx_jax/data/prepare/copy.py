@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from sphinx_jax.data import prepared
 from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.formats import prepared
 from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.data.formats.found import Dropped
 from sphinx_jax.data.formats.table import FORMATS
@@ -109,7 +109,8 @@ def _write(file: Path, items: Iterator[prepared.Kept]) -> dict[str, Any]:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     begun = file.with_name(f".{file.name}.{os.getpid()}")
-    count, tasks, tokens = 0, collections.Counter[str](), 0
+    count, pictures, characters = 0, 0, 0
+    tasks, domains = collections.Counter[str](), collections.Counter[str]()
     try:
         writer = ArrayRecordWriter(str(begun), OPTIONS)
         while block := list(itertools.islice(items, BLOCK)):
@@ -117,7 +118,9 @@ def _write(file: Path, items: Iterator[prepared.Kept]) -> dict[str, Any]:
             count += len(block)
             for one in block:
                 tasks.update(one.item.tasks or ("text",))
-                tokens += len(learnt(one.item))
+                domains[one.item.domain] += 1
+                pictures += one.item.image is not None
+                characters += len(learnt(one.item))
         writer.close()
         content = begun.read_bytes()
         begun.replace(file)
@@ -128,7 +131,9 @@ def _write(file: Path, items: Iterator[prepared.Kept]) -> dict[str, Any]:
         "items": count,
         "bytes": len(content),
         "sha256": sha256(content).hexdigest(),
-        "characters": tokens,
+        "characters": characters,
+        "pictures": pictures,
+        "domains": dict(sorted(domains.items())),
         "tasks": dict(sorted(tasks.items())),
     }
 

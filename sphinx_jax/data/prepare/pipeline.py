@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from sphinx_jax.config import ConfigError, unknown
+from sphinx_jax.data.formats.prepared import MANIFEST, VERSION, Prepared
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.prepare.choose import Filters, Known, choose
 from sphinx_jax.data.prepare.copy import BLOCK, Copy, copy
 from sphinx_jax.data.prepare.look import Task, look
 from sphinx_jax.data.prepare.told import TOLD, histograms
-from sphinx_jax.data.prepared import MANIFEST, VERSION, Prepared
 from sphinx_jax.disk import told_when_full
 from sphinx_jax.lock import locked
 from sphinx_jax.paths import write_whole
@@ -93,8 +93,9 @@ def prepare(order: Order, known: Callable[[], Known] = Known, each: Each | None 
                 return Prepared(out)
             work = out / WORK
             tasks = [Task(order.format, f, order.root, work / "looks" / f"{i:05d}") for i, f in enumerate(order.inputs)]
+            left_out = known()  # first: what cannot be had is told before hours of looking
             each(look, tasks, "looking")
-            choice = choose([task.sidecar for task in tasks], order.filters, known())
+            choice = choose([task.sidecar for task in tasks], order.filters, left_out)
             (work / "copied").mkdir(exist_ok=True)
             copies = [
                 Copy(task, i, codes, choice.reasons, order.domain, out, work / "copied" / f"{i:05d}.json")
@@ -136,9 +137,10 @@ def _finish(order: Order, copies: Sequence[Copy], dropped: dict[str, int], drawn
     for file in order.out.glob("part-*.array_record"):
         if file.name not in there:  # of a run with another choice
             file.unlink()
-    tasks: collections.Counter[str] = collections.Counter()
+    counts = {name: collections.Counter[str]() for name in ("tasks", "domains")}
     for shard in shards:
-        tasks.update(shard.pop("tasks"))
+        for name, own in counts.items():
+            own.update(shard.pop(name))
     samples: dict[str, list[Any]] = {}
     for one in told:
         for reason, some in one["samples"].items():
@@ -149,7 +151,8 @@ def _finish(order: Order, copies: Sequence[Copy], dropped: dict[str, int], drawn
         "bytes": sum(shard["bytes"] for shard in shards),
         "dropped": dropped,
         "domain": order.domain,
-        "tasks": dict(tasks),
+        "pictures": sum(shard.pop("pictures") for shard in shards),
+        **{name: dict(own) for name, own in counts.items()},
         "block": BLOCK,
         "made_from": order.as_json(),
         "shards": shards,

@@ -108,7 +108,7 @@ def with_features(
     run: Run, name: str, s: TrainStage, split: str, source: Source, leaves: Leaves, most: int | None
 ) -> Source:
     """A source of pictures with what the encoders see in them, or in the `most` that are looked at."""
-    only = None if most is None else source.eligible[source.spread(most)]
+    only = None if most is None else [int(source.eligible[n]) for n in source.spread(most)]
     features = run.features(leaves, split, source.name, only)
     if features is not None and not run.data.config.playground:
         check_features(name, s, features.bad, len(features))

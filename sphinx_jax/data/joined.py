@@ -1,0 +1,62 @@
+"""Items of several lists as one sequence, read where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+from sphinx_jax.data.conversation import Item
+
+
+class Joined(Sequence[Item]):
+    """Lists one after the other.
+
+    Attributes:
+      block: how many items that lie side by side are read together, at most.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Item]]):
+        self.parts = [part for part in parts if len(part)]
+        self.ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
+        self.block = max((getattr(part, "block", 1) for part in self.parts), default=1)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        index %= len(self)
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[part][index - (int(self.ends[part - 1]) if part else 0)]
+
+    def __iter__(self) -> Iterator[Item]:
+        return (item for part in self.parts for item in part)
+
+
+class Chosen(Sequence[Item]):
+    """Some items of a sequence, by number."""
+
+    def __init__(self, items: Sequence[Item], numbers: np.ndarray):
+        self.items, self.numbers = items, numbers
+        self.block = getattr(items, "block", 1)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+        if isinstance(index, slice):
+            return [self.items[int(i)] for i in self.numbers[index]]
+        return self.items[int(self.numbers[index])]
