@@ -5,7 +5,8 @@ import math
 import os
 import subprocess
 import sys
-from importlib.metadata import entry_points
+from configparser import ConfigParser
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from sphinx_jax.data.conversation import SYSTEM, render
 from sphinx_jax.data.grammar import format_boxes, parse_boxes
 from sphinx_jax.data.tasks import Box, PaddedSquare
 from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.evaluate import lmms_eval
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS
 from sphinx_jax.evaluate.benchmarks.asking import ASKS
 from sphinx_jax.evaluate.hosted import Hosted, conversation, sampling, unpadded
@@ -189,7 +191,7 @@ def test_a_limit_beyond_the_context_cuts_no_prompt(host, caplog):
         (i, [Said(str(r.max_new_tokens), [], [], "")]) for i, r in enumerate(requests)
     )
     (most,) = host.generate_until([asked({"max_new_tokens": 10**6}, long)])
-    (prompt,) = (render([(long(None)[0]["content"][0]["text"].strip(), None)])[0],)
+    prompt = render([(long(None)[0]["content"][0]["text"].strip(), None)])[0]
     assert int(most) + len(host.model.encode_prompt(prompt)) == host.model.config.decoder.max_positions
 
 
@@ -259,9 +261,12 @@ def test_one_process_answers(folder, monkeypatch):
 
 
 def test_it_is_found_without_being_imported_here():
-    (found,) = entry_points(group="lmms_eval.models", name="sphinx_jax")
-    assert found.value == "sphinx_jax.evaluate.lmms_eval:manifest"
-    code = f"import sys; import {found.module}; sys.exit('jax' in sys.modules)"
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    name, _, value = config["options.entry_points"]["lmms_eval.models"].strip().partition(" = ")
+    point = EntryPoint(name, value, "lmms_eval.models")
+    assert name == "sphinx_jax" and point.load() is lmms_eval.manifest
+    code = f"import sys; import {point.module}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0, "any run of lmms-eval would import JAX"
 
 
@@ -277,10 +282,10 @@ def tasks(tmp_path_factory) -> Path:
     """A folder of tasks; lmms-eval, which it skips without, finds its caches in a new place."""
     made = tmp_path_factory.mktemp("tasks")
     os.environ |= {"HF_HOME": str(made / "cache"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    lmms_eval = pytest.importorskip("lmms_eval")
+    installed = pytest.importorskip("lmms_eval")
     for name, (of, data, split) in TASKS.items():
         (made / f"{name}.yaml").write_text(
-            f"include: {Path(lmms_eval.__path__[0]) / 'tasks' / of}\n"
+            f"include: {Path(installed.__path__[0]) / 'tasks' / of}\n"
             f"task: {name}\n"
             "dataset_path: parquet\n"
             f"dataset_kwargs: {{data_files: {{{split}: {FIXTURES / data}}}}}\n"
@@ -306,14 +311,12 @@ class Scripted(Parrot):
 )
 def test_its_metrics_agree_with_ours(tasks, folder, name, metric):
     evaluator, found = pytest.importorskip("lmms_eval.evaluator"), pytest.importorskip("lmms_eval.tasks")
-    from sphinx_jax.evaluate.lmms_eval import SphinxJax
-
     benchmark = name.removeprefix("own_")
     split = "val:" if benchmark == "refcoco" else ""
     lines = map(json.loads, (FIXTURES / benchmark / "predictions.jsonl").read_text().splitlines())
     said = {line["key"]: texts.official(line["prediction"]) for line in lines if line["key"].startswith(split)}
     questions = [q for q in BENCHMARKS[benchmark].read(FIXTURES / TASKS[name][1]).questions if q.key in said]
-    model = SphinxJax(pretrained=str(folder))
+    model = lmms_eval.SphinxJax(pretrained=str(folder))
     model.engine = Scripted([said[q.key] for q in questions])
     manager = found.TaskManager("ERROR", include_path=str(tasks), include_defaults=False, model_name="sphinx_jax")
     results = evaluator.simple_evaluate(model, tasks=[name], task_manager=manager, bootstrap_iters=0)
@@ -332,8 +335,9 @@ def test_its_command_runs_a_model(tasks, folder, tmp_path):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600)
     print(done.stdout[-3000:])
-    assert done.returncode == 0, done.stderr[-3000:]
-    (results,) = tmp_path.rglob("*_results.json")
+    # it ends with 0 whatever happens
+    results = next(tmp_path.rglob("*_results.json"), None)
+    assert results is not None, done.stderr[-3000:]
     scores = json.loads(results.read_text())["results"]
     assert scores["own_pope"]["pope_accuracy,none"] >= 0 and scores["own_refcoco"]["refcoco_IoU,none"] >= 0
     samples = {
