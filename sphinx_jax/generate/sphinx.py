@@ -129,7 +129,7 @@ class Sphinx(Located):
         self,
         prompts: Sequence[str],
         continuations: Sequence[str],
-        images: Sequence[ImageSource] | None = None,
+        images: Sequence[ImageSource | Picture] | None = None,
         detail: Detail = "high",
     ) -> list[float]:
         """Log-likelihood in nats of each continuation after its prompt; `detail` as `Request` has it."""
