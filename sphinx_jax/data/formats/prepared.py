@@ -22,6 +22,7 @@ import numpy as np
 
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.formats.files import BadData
+from sphinx_jax.data.formats.found import Dropped, Format, Found, Source
 from sphinx_jax.paths import located
 
 MANIFEST = "manifest.json"
@@ -185,3 +186,12 @@ def open_prepared(folder: str | Path) -> Prepared:
       BadData: no such folder, or one that is not complete; in one line.
     """
     return Prepared(located(folder))
+
+
+def _read(source: Source) -> Iterator[Found | Dropped]:
+    """Prepared data as what other data is prepared from: to choose anew, or to be captioned."""
+    items = Prepared(source.file)
+    return (Found(*items.kept(i)) for i in range(len(items)))
+
+
+PREPARED = Format("what was prepared before", "its folder", _read)

@@ -7,6 +7,7 @@ from sphinx_jax.data.formats import (
     flickr_entities,
     image_folders,
     pair_tables,
+    prepared,
     questions,
     refcoco,
     tar_shards,
@@ -26,6 +27,7 @@ FORMATS: dict[str, Format] = {
     "cc3m": pair_tables.CC3M,
     "cc12m": pair_tables.CC12M,
     "documents": texts.DOCUMENTS,
+    "prepared": prepared.PREPARED,
     # conversations
     "chats": chats.CHATS,
     # annotated pictures

@@ -62,18 +62,22 @@ def copy(work: Copy) -> None:
         known = json.loads(work.done.read_text())
         if known["key"] == key and all(_is_whole(work.folder, shard) for shard in known["shards"]):
             return
-    samples = _Samples(work.reasons)
+    samples = Samples()
+    written = write_shards(work.folder, work.number, _kept(work, samples))
+    told = {"key": key, "shards": written, "samples": samples.found}
+    write_whole(work.done, json.dumps(told).encode())
+
+
+def write_shards(folder: Path, number: int, kept: Iterator[prepared.Kept]) -> list[dict[str, Any]]:
+    """Write the shards of file `number`; returns what the manifest says of each."""
     written = []
-    kept = _kept(work, samples)
     for place in itertools.count():
         first = next(kept, None)
         if first is None:
-            break
-        name = f"part-{work.number:05d}-{place:03d}.array_record"
+            return written
+        name = f"part-{number:05d}-{place:03d}.array_record"
         some = itertools.chain([first], itertools.islice(kept, SHARD - 1))
-        written.append(_write(work.folder / name, some))
-    told = {"key": key, "shards": written, "samples": samples.found}
-    write_whole(work.done, json.dumps(told).encode())
+        written.append(_write(folder / name, some))
 
 
 def _is_whole(folder: Path, shard: Mapping[str, Any]) -> bool:
@@ -81,7 +85,7 @@ def _is_whole(folder: Path, shard: Mapping[str, Any]) -> bool:
     return file.is_file() and file.stat().st_size == shard["bytes"]
 
 
-def _kept(work: Copy, samples: _Samples) -> Iterator[prepared.Kept]:
+def _kept(work: Copy, samples: Samples) -> Iterator[prepared.Kept]:
     """The items that are kept, with the bytes of their pictures; of the others some are shown."""
     count = 0
     for found in FORMATS[work.task.format].read(work.task.source):
@@ -91,7 +95,7 @@ def _kept(work: Copy, samples: _Samples) -> Iterator[prepared.Kept]:
         if isinstance(found, Dropped):
             continue
         code, item = int(work.codes[count - 1]), found.item
-        samples.add(code, item)
+        samples.add(work.reasons[code], item)
         if code != KEPT:
             continue
         if isinstance(item.image, str):
@@ -138,15 +142,14 @@ def _write(file: Path, items: Iterator[prepared.Kept]) -> dict[str, Any]:
     }
 
 
-class _Samples:
+class Samples:
     """Some items of each reason, small enough for a page."""
 
-    def __init__(self, reasons: Sequence[str]):
-        self.reasons = reasons
+    def __init__(self) -> None:
         self.found: dict[str, list[dict[str, str]]] = {}
 
-    def add(self, code: int, item: Item) -> None:
-        own = self.found.setdefault(self.reasons[code], [])
+    def add(self, reason: str, item: Item) -> None:
+        own = self.found.setdefault(reason, [])
         if len(own) >= SAMPLES:
             return
         picture = ""

@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ def prepare(order: Order, known: Callable[[], Known] = Known, each: Each | None 
     with told_when_full(out):
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
-            if _is_done(order):
+            if is_done(out, order.as_json()):
                 return Prepared(out)
             work = out / WORK
             tasks = [Task(order.format, f, order.root, work / "looks" / f"{i:05d}") for i, f in enumerate(order.inputs)]
@@ -103,14 +103,14 @@ def prepare(order: Order, known: Callable[[], Known] = Known, each: Each | None 
             ]
             each(copy, copies, "copying")
             drawn = histograms([task.sidecar for task in tasks], choice.codes)
-            _finish(order, copies, choice.counts(), drawn)
-            shutil.rmtree(work)
+            written = [json.loads(one.done.read_text()) for one in copies]
+            finish(out, order.as_json(), written, choice.counts(), order.domain, drawn)
     return Prepared(out)
 
 
-def _is_done(order: Order) -> bool:
-    """Whether the folder holds what is asked for; ConfigError where it holds, or was begun with, anything else."""
-    out, now = order.out, json.loads(json.dumps(order.as_json()))
+def is_done(out: Path, made_from: Mapping[str, Any]) -> bool:
+    """Whether a folder holds what is asked for; ConfigError where it holds, or was begun with, anything else."""
+    now = json.loads(json.dumps(made_from))
     begun = out / WORK / SETTINGS
     if (out / MANIFEST).exists():
         before = json.loads((out / MANIFEST).read_text()).get("made_from")
@@ -129,12 +129,23 @@ def _is_done(order: Order) -> bool:
     return (out / MANIFEST).exists()
 
 
-def _finish(order: Order, copies: Sequence[Copy], dropped: dict[str, int], drawn: Any) -> None:
-    """Write the manifest, which makes the folder complete, and what a page shows."""
-    told = [json.loads(one.done.read_text()) for one in copies]
-    shards = [shard for one in told for shard in one["shards"]]
+def finish(
+    out: Path,
+    made_from: Mapping[str, Any],
+    written: Sequence[Mapping[str, Any]],
+    dropped: Mapping[str, int],
+    domain: str,
+    drawn: Mapping[str, Any],
+) -> None:
+    """Write the manifest, which makes the folder complete, and what a page shows.
+
+    Args:
+      written: of each file its `shards` and `samples`.
+      drawn: histograms, as `told.histograms` has them.
+    """
+    shards = [dict(shard) for one in written for shard in one["shards"]]
     there = {shard["name"] for shard in shards}
-    for file in order.out.glob("part-*.array_record"):
+    for file in out.glob("part-*.array_record"):
         if file.name not in there:  # of a run with another choice
             file.unlink()
     counts = {name: collections.Counter[str]() for name in ("tasks", "domains")}
@@ -142,23 +153,24 @@ def _finish(order: Order, copies: Sequence[Copy], dropped: dict[str, int], drawn
         for name, own in counts.items():
             own.update(shard.pop(name))
     samples: dict[str, list[Any]] = {}
-    for one in told:
+    for one in written:
         for reason, some in one["samples"].items():
             samples.setdefault(reason, []).extend(some)
     manifest = {
         "version": VERSION,
         "items": sum(shard["items"] for shard in shards),
         "bytes": sum(shard["bytes"] for shard in shards),
-        "dropped": dropped,
-        "domain": order.domain,
+        "dropped": dict(dropped),
+        "domain": domain,
         "pictures": sum(shard.pop("pictures") for shard in shards),
         **{name: dict(own) for name, own in counts.items()},
         "block": BLOCK,
-        "made_from": order.as_json(),
+        "made_from": dict(made_from),
         "shards": shards,
     }
-    write_whole(order.out / TOLD, json.dumps({"samples": samples, "histograms": drawn}).encode())
-    write_whole(order.out / MANIFEST, json.dumps(manifest, indent=1).encode())
+    write_whole(out / TOLD, json.dumps({"samples": samples, "histograms": dict(drawn)}).encode())
+    write_whole(out / MANIFEST, json.dumps(manifest, indent=1).encode())
+    shutil.rmtree(out / WORK)
 
 
 class InProcesses:

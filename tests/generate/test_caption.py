@@ -1,0 +1,132 @@
+"""Pictures captioned by a model: each gets its own answer, whatever order they come in and wherever a run is killed."""
+
+import io
+import tarfile
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sphinx_jax.config import ConfigError
+from sphinx_jax.data import open_prepared
+from sphinx_jax.data.image import load_image
+from sphinx_jax.data.prepare.choose import Filters
+from sphinx_jax.data.prepare.pipeline import InProcesses, Order, prepare
+from sphinx_jax.data.tasks import instruct
+from sphinx_jax.generate.batching.pictures import Picture
+from sphinx_jax.generate.caption import Captions, caption
+from sphinx_jax.generate.engine import Said
+
+TASKS = ("short_caption", "detailed_caption")
+
+
+def name_of(image: bytes) -> str:
+    return sha256(load_image(image).tobytes()).hexdigest()[:12]
+
+
+class Teller:
+    """An engine that says which picture it sees and what it was asked, the last of each few first; killed after so
+    many."""
+
+    def __init__(self, until: int = 10**6):
+        self.until, self.asked, self.pictures = until, [], self
+
+    def picture(self, image):
+        return Picture(name_of(image))
+
+    def fitted(self, prompt, with_picture, new_tokens):
+        return []
+
+    def as_completed(self, requests):
+        held = []
+        for place, request in enumerate(requests):
+            held.append((place, request))
+            if len(held) == 5:
+                yield from self._said(held)
+        yield from self._said(held)
+
+    def _said(self, held):
+        while held:
+            place, request = held.pop()
+            if len(self.asked) == self.until:
+                raise KeyboardInterrupt
+            self.asked.append((request.image.name, request.prompt))
+            task = next(task for task in TASKS if instruct(task) in request.prompt)
+            text = "" if int(request.image.name[0], 16) == 0 else f"{request.image.name} {task}"
+            yield place, [Said(text, [1, 2], [-0.5, -1.0 if task == TASKS[0] else -2.0], "stop")]
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("tars")
+    files = []
+    for shard in range(2):
+        files.append(folder / f"{shard}.tar")
+        with tarfile.open(files[-1], "w") as tar:
+            for i in range(14):
+                pixels = np.random.default_rng(100 * shard + i).integers(0, 255, (8, 9, 3), np.uint8)
+                stream = io.BytesIO()
+                Image.fromarray(pixels).save(stream, "PNG")
+                image = stream.getvalue()[: 50 if i == 3 else None]
+                for ending, content in (("png", image), ("txt", b"alt text")):
+                    member = tarfile.TarInfo(f"{shard}{i:03d}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return files
+
+
+def what(tars, out, checkpoint, **changes) -> Captions:
+    values = {"format": "laion", "inputs": tars, "out": out, "checkpoint": checkpoint, "tasks": TASKS}
+    return Captions(**values | changes)
+
+
+def shards(folder: Path) -> list[bytes]:
+    return [file.read_bytes() for file in sorted(folder.glob("part-*"))]
+
+
+def test_each_picture_has_its_own_answers(tars, tmp_path):
+    items = caption(Teller(), what(tars, tmp_path / "out", tmp_path), quiet=True)
+    assert items.manifest["dropped"]["picture is missing or damaged"] == 2
+    assert len(items) + sum(items.manifest["dropped"].values()) == 28
+    assert items.manifest["domains"] == {"synthetic": len(items)}
+    for i, item in enumerate(items):
+        name = name_of(item.image)
+        assert item.turns == tuple((instruct(task), f"{name} {task}") for task in TASKS) and item.tasks == TASKS
+        assert item.text == "" and int(name[0], 16) != 0
+        told = {"likelihood_short_caption": -0.75, "likelihood_detailed_caption": -1.25}
+        assert items.kept(i).carried.items() >= told.items()
+    made = items.manifest["made_from"]
+    assert instruct("short_caption") in made["prompts"]["short_caption"] and made["checkpoint"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("until", [0, 1, 4, 5, 27, 51, 52])
+def test_a_killed_run_asks_nothing_twice_and_writes_the_same(tars, tmp_path, until):
+    caption(Teller(), what(tars, tmp_path / "whole", tmp_path), quiet=True)
+    engines = [Teller(until), Teller()]
+    try:
+        caption(engines[0], what(tars, tmp_path / "cut", tmp_path), quiet=True)
+    except KeyboardInterrupt:
+        record = tmp_path / "cut" / ".work" / "said" / "00000.jsonl"
+        record.write_bytes(record.read_bytes() + b'[7, "short_cap')  # the half line of a kill
+    items = caption(engines[1], what(tars, tmp_path / "cut", tmp_path), quiet=True)
+    asked = engines[0].asked + engines[1].asked
+    assert len(asked) == len(set(asked)) == 26 * 2
+    assert shards(tmp_path / "cut") == shards(tmp_path / "whole")
+    assert caption(Teller(0), what(tars, tmp_path / "cut", tmp_path), quiet=True)[0] == items[0]
+    with pytest.raises(ConfigError, match="another domain"):
+        caption(Teller(), what(tars, tmp_path / "cut", tmp_path, domain="real"), quiet=True)
+
+
+def test_captions_are_chosen_by_likelihood_and_captioned_again(tars, tmp_path):
+    first = caption(Teller(), what(tars, tmp_path / "first", tmp_path, tasks=TASKS[:1]), quiet=True)
+    assert {first.kept(i).carried["likelihood"] for i in range(len(first))} == {-0.75}
+    order = Order("prepared", [tmp_path / "first"], tmp_path / "chosen", filters=Filters(at_least={"likelihood": -0.7}))
+    assert len(prepare(order, each=InProcesses(1, quiet=True))) == 0
+    order = Order("prepared", [tmp_path / "first"], tmp_path / "all", filters=Filters(at_least={"likelihood": -0.8}))
+    assert [*prepare(order, each=InProcesses(1, quiet=True))] == [*first]
+    prepared = what([tmp_path / "first"], tmp_path / "second", tmp_path, format="prepared", tasks=TASKS[1:])
+    second = caption(Teller(), prepared, quiet=True)
+    assert [item.image for item in second] == [item.image for item in first]
+    assert {item.tasks for item in open_prepared(tmp_path / "second")} == {TASKS[1:]}
