@@ -1,4 +1,5 @@
-"""A recipe at nano size: the same stages, the same code, on the playground, in a minute or two on a laptop.
+"""A recipe at nano size: the same stages, the same code, on the playground, in a minute or two on a laptop; on its own
+data where all lists that it names are there.
 
 For finding out that a recipe runs before machines are asked for.
 """
@@ -6,6 +7,7 @@ For finding out that a recipe runs before machines are asked for.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from sphinx_jax.config import (
@@ -46,20 +48,32 @@ def smoke(values: dict[str, Any]) -> dict[str, Any]:
     """The plain data of a recipe -> that of its nano form."""
     small = dict(values)
     small["model"] = to_dict(nano(from_dict(dict(values["model"]))))
-    small["data"] = {"playground": "nano"}
+    own = _own_data(values)
+    small["data"] = dict(values["data"]) if own else {"playground": "nano"}
     small["tokenizer"] = ""
     small["title"] = f"{values.get('title', 'SPHINX')} (smoke)"
-    small["stage"] = {name: _small_stage(dict(stage), values["stage"]) for name, stage in values["stage"].items()}
+    small["stage"] = {name: _small_stage(dict(s), values["stage"], own) for name, s in values["stage"].items()}
     return small
 
 
-def _small_stage(stage: dict[str, Any], stages: dict[str, Any]) -> dict[str, Any]:
+def _own_data(values: dict[str, Any]) -> bool:
+    """Whether the recipe's own lists are there."""
+    data = values.get("data")
+    lists = (data.get("meta") or {}).values() if isinstance(data, dict) else ()
+    return bool(lists) and all(Path(file).is_file() for file in lists)
+
+
+def _small_stage(stage: dict[str, Any], stages: dict[str, Any], own: bool) -> dict[str, Any]:
     kind = stage.get("kind")
-    stage |= SMALL.get(kind, {})
+    small = SMALL.get(kind, {})
+    if own:  # its splits have names of their own; of packed texts all would be counted
+        small = {name: value for name, value in small.items() if name not in ("split", "held_out")}
+        stage.pop("pack_text", None)
+    stage |= small
     if kind == "train":
         stage["start"] = stage["start"] if stage["start"] in stages else "fresh"
         stage |= {key: ROWS for key in ("batch", "text_batch") if stage.get(key) not in (None, 0, "auto")}
-        if "*" in stage.get("domains", ()):
+        if not own and "*" in stage.get("domains", ()):
             stage["domains"] = {"real": 1.0, "synthetic": 1.0}
     return stage
 
