@@ -287,6 +287,15 @@ def test_what_was_published_stands_beside_and_is_marked_where_it_lies_outside():
     assert line.published is None and not line.outside
 
 
+def test_a_mean_that_is_rounded_has_an_interval_and_a_number_that_is_none_has_not():
+    questions = [Question(i, "", f"{i}.jpg", ("yes",)) for i in range(300)]
+    items = [1.0] * 100 + [0.0] * 200
+    (line,) = card.lines("vqav2", "reference", Score("percent, 2 decimals", 33.33, items), questions)
+    assert line.low is not None and line.low < 33.33 < line.high
+    (line,) = card.lines("mmbench", "official", Score("accuracy", 0.33, items), questions)
+    assert line.low is None and line.high is None
+
+
 @pytest.mark.slow
 def test_a_command_that_is_killed_again_and_again_asks_everything_once(tmp_path, model):
     data, written = tmp_path / "data", tmp_path / "run" / "benchmarks" / "gqa" / FILE
