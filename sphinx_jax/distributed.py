@@ -6,6 +6,7 @@ within, without a Python exception; the parent is what is left to say so, and ho
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import json
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,6 +143,16 @@ def first_checks(look: Callable[[], object]) -> None:
         except ConfigError as error:
             problem = str(error)
     agree(problem)
+
+
+def share(about: Sequence[Hashable], process: int, count: int) -> list[int]:
+    """Numbers of the things that one of so many processes takes: of those about the same all, or none."""
+    sizes = collections.Counter(about)
+    whose, load = {}, [0] * count
+    for one, size in sizes.items():
+        whose[one] = min(range(count), key=lambda p: load[p])  # who has the fewest so far
+        load[whose[one]] += size
+    return [n for n, one in enumerate(about) if whose[one] == process]
 
 
 def gather(mine: np.ndarray) -> np.ndarray:

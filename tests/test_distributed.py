@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import DATA, ROOT, born, tiny_config
 from PIL import Image
 
 from sphinx_jax import distributed
+from sphinx_jax.checkpoint import store
 from sphinx_jax.command import LOST
-from sphinx_jax.config import ConfigError
+from sphinx_jax.config import ConfigError, DecoderConfig
+from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.train.history import read_history
 
 STEPS = 24
@@ -163,6 +165,90 @@ def test_several_processes_answer_as_one_does_and_go_on_where_they_were_killed(r
         told = [line for p in processes for line in p.log.read_text().splitlines() if "not asked about" in line]
         assert len(told) == len(BROKEN), told
     assert len(found[0]) == 40 - len(BROKEN) and found[0] == found[1] == found[2]
+
+
+BENCHMARKS = """
+from configs import benchmarks
+
+def get_config():
+    c = benchmarks.get_config("FOLDER/tiny")
+    c.data = "FOLDER/data"
+    c.stage.benchmarks.batch = 1
+    return c
+"""
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """A recipe that asks a small model three benchmarks, one of which lacks a picture."""
+    root = tmp_path_factory.mktemp("asked")
+    file = root / "recipe.py"
+    file.write_text(BENCHMARKS.replace("FOLDER", str(root)))
+    words = load_tokenizer(DATA / "tokenizer.model")
+    decoder = DecoderConfig(dim=32, layers=1, heads=2, kv_heads=1, vocab_size=words.vocab_size, multiple_of=16)
+    config = tiny_config(decoder=decoder)
+    store.save(root / "tiny", born(config), config, words, {"made_by": "test"})
+    for name in ("vqav2", "refcoco", "mmbench"):
+        shutil.copytree(ROOT / "tests" / "fixtures" / "benchmarks" / name / "data", root / "data" / name)
+    next((root / "data" / "vqav2").rglob("*.jpg")).write_bytes(b"no picture")
+    (root / "data" / "gqa").mkdir()
+    return file
+
+
+def said(workdir, name):
+    lines = (workdir / "benchmarks" / name / "predictions.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    texts = {row["key"]: row["prediction"] for row in found}
+    assert len(texts) == len(found), "nothing stands there twice"
+    return texts
+
+
+@pytest.mark.slow
+def test_several_processes_ask_benchmarks_as_one_does(asked, tmp_path):
+    names = ("vqav2", "refcoco", "mmbench")
+    for count in (1, 2):
+        processes = start(asked, tmp_path / f"{count}", count)
+        assert [finish(p) for p in processes] == [0] * count, processes[0].log.read_text()
+        told = [line for p in processes for line in p.log.read_text().splitlines() if "is not asked" in line]
+        assert len(told) == len(set(told)) > 0, "each by the process whose question it is"
+        assert not list((tmp_path / f"{count}").rglob("predictions-*"))
+    for name in names:
+        assert said(tmp_path / "1", name) == said(tmp_path / "2", name)
+    folders = [tmp_path / str(count) / "benchmarks" for count in (1, 2)]
+    for file in ("card.json", "card.md", *(f"{name}/items.jsonl" for name in names)):
+        first, second = ((folder / file).read_text() for folder in folders)
+        assert first == second, file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("later", [1, 3])
+def test_benchmarks_go_on_in_fewer_or_more_processes(asked, tmp_path, later):
+    folder = tmp_path / "run" / "benchmarks" / "vqav2"
+    files = [folder / "predictions.jsonl", folder / "predictions-1.jsonl"]
+    killed = start(asked, tmp_path / "run", 2, "--config.stage.benchmarks.names=('vqav2',)")
+    while not all(file.exists() and file.read_text().count("\n") > 3 for file in files):
+        assert killed[0].poll() is None, killed[0].log.read_text()
+        time.sleep(0.002)
+    for process in killed:
+        for child in children(process):
+            os.kill(child, signal.SIGKILL)
+    assert [finish(p) for p in killed] == [LOST] * 2
+    kept = {}
+    for file in files:
+        *whole, cut = file.read_text().split("\n")
+        rows = [json.loads(line) for line in whole]
+        # other words than the model's show what is asked again
+        for row in rows:
+            if "key" in row:
+                kept[row["key"]] = row["prediction"] = f"{file.name} {row['key']}"
+        file.write_text("".join(json.dumps(row, sort_keys="key" not in row) + "\n" for row in rows) + cut)
+    processes = start(asked, tmp_path / "run", later, "--config.stage.benchmarks.names=('vqav2',)")
+    assert [finish(p) for p in processes] == [0] * later, processes[0].log.read_text()
+    found = said(tmp_path / "run", "vqav2")
+    assert kept.items() <= found.items() and 6 < len(kept) < len(found)
+    (line,) = json.loads((tmp_path / "run" / "benchmarks" / "card.json").read_text())
+    assert line["count"] == len(found) and line["count"] + line["missing"] == 30
+    assert sorted(path.name for path in folder.iterdir()) == ["about.json", "items.jsonl", "predictions.jsonl"]
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ PUBLISHED: Mapping[tuple[str, str], tuple[float, ...]] = {
     ("refcocog", "val"): (84.87, 88.19, 88.07, 78.50, 88.26),
     ("refcocog", "test"): (83.65, 88.35, 88.65, 78.86, 88.51),
 }
+ROUNDED = 0.005 + 1e-6  # by which a mean in percent may differ from its score: VQA's is of two decimals
 FULL = {"Perception": 2000, "Cognition": 800}  # marks of MME, which has no mean over questions
 CIDER = 1000  # the most that captions can get, on the card
 
@@ -117,7 +118,7 @@ def lines(
         if values is not None and inside is not None:
             kept = [i for i in inside if values[i] is not None]
             percent = [100 * (values[i] or 0.0) for i in kept]
-            if kept and math.isclose(mean(percent), value * scale, abs_tol=1e-6):
+            if kept and math.isclose(mean(percent), value * scale, abs_tol=ROUNDED):
                 interval = bootstrap(percent, [pictures[i] for i in kept])
             count = len(kept)
         published = _published(benchmark, split, model)

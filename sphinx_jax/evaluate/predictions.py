@@ -60,10 +60,10 @@ def score_predictions(name: str, path: Path, predictions: Path, protocol: str, r
     if benchmark.results and all(isinstance(row, dict) and "image_id" in row for row in given):
         score = _rule(benchmark, benchmark.results, protocol)(questions, given)
         seen = {row["image_id"] for row in given}
-        empty = [q.key for q in questions if q.key not in seen]
-        if empty:
-            notes.append(f"{len(empty)} of {len(questions)} pictures have no result")
-        return Scored(score, read.form, len(questions), [], notes)
+        pictures = {q.source.get("image_id", q.key) for q in questions}
+        if empty := pictures - seen:
+            notes.append(f"{len(empty)} of {len(pictures)} pictures have no result")
+        return Scored(score, read.form, len(pictures), [], notes)
     answers = _answers(predictions, given)
     keys = {_plain(q.key) for q in questions}
     matched = [_plain(key) for key in answers]

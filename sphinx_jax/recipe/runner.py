@@ -48,7 +48,7 @@ STAGE_KINDS = {
     "assemble": Kind(AssembleStage, assemble),
     "mix": Kind(MixStage, mix, alone=False),
     "evaluate": Kind(EvaluateStage, evaluate, alone=False),
-    "benchmarks": Kind(BenchmarksStage, benchmarks),
+    "benchmarks": Kind(BenchmarksStage, benchmarks, alone=False),
     "show": Kind(ShowStage, show),
     "chat": Kind(ChatStage, chat),
 }

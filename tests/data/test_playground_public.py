@@ -1,6 +1,7 @@
 """The playground in the files of public benchmarks: right answers to them score all there is, wrong ones nothing."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,9 @@ from sphinx_jax.evaluate.benchmarks import BENCHMARKS
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import score_predictions
 
-NAMES = ("vqav2", "pope", "docvqa", "mmbench", "refcoco", "coco_caption")  # so few pictures may have no chart
-MOST = {"vqav2": 100, "pope": 1, "docvqa": 1, "mmbench": 1}
+# so few pictures may have no chart
+NAMES = ("vqav2", "pope", "docvqa", "mmbench", "refcoco", "coco_caption", "coco_detection", "coco_keypoints")
+MOST = {"vqav2": 100, "pope": 1, "docvqa": 1, "mmbench": 1, "coco_detection": 1, "coco_keypoints": 1}
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,11 @@ def written(tmp_path_factory):
 
 
 def right(question) -> str:
+    if "person" in question.labels:  # all of them that the picture has
+        held = json.loads(Path(question.labels["file"]).read_text())
+        found = [row["bbox"] for row in held["annotations"] if row["image_id"] == question.key]
+        frame = PaddedSquare(*question.size)
+        return format_answer("detection", [frame.from_pixels(Box(x, y, x + w, y + h)) for x, y, w, h in found])
     if question.box is None:
         return question.answers[0]
     return format_answer("rec", PaddedSquare(*question.size).from_pixels(Box(*question.box)))

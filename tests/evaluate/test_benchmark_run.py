@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sphinx_jax import paths
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, DecoderConfig, to_dict
 from sphinx_jax.data.conversation import SYSTEM, render
@@ -108,6 +109,59 @@ def test_a_file_that_is_cut_anywhere_keeps_what_was_whole(tmp_path_factory, data
     again.close()
     assert Answers(folder, ABOUT).texts == TEXTS
     assert Answers(folder, {"checkpoint": "b"}).texts == {}
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_processes_that_are_killed_and_others_in_their_place_lose_nothing(tmp_path_factory, data):
+    folder, kept = tmp_path_factory.mktemp("answers"), {}
+    for count in data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)):
+        together = [Answers(folder, ABOUT, process) for process in range(count)]
+        for answers in together:
+            assert kept.items() <= answers.texts.items()
+        for number, key in enumerate(TEXTS):
+            answers = together[number % count]
+            if key not in answers.texts and data.draw(st.booleans()):
+                answers.add(key, TEXTS[key])
+                kept[key] = TEXTS[key]
+        assert all(answers.texts.items() <= TEXTS.items() for answers in together)
+        for answers in together:
+            answers.close()
+    together = [Answers(folder, ABOUT, process) for process in range(count)]
+    for answers in together:
+        answers.close()
+    together[0].gather(count)
+    assert together[0].texts == kept == Answers(folder, ABOUT).texts
+    assert sorted(path.name for path in folder.iterdir()) == ["about.json", FILE]
+
+
+def test_what_others_said_of_something_else_is_not_counted(tmp_path):
+    for process in range(2):
+        answers = Answers(tmp_path, ABOUT, process)
+        answers.add(process, "old")
+        answers.close()
+    first = Answers(tmp_path, {"checkpoint": "b"})
+    assert not first.texts
+    first.close()
+    with pytest.raises(ConfigError, match="answers of process 1"):
+        first.gather(2)
+    first.gather(1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["about.json", FILE]
+    assert Answers(tmp_path, ABOUT).texts == {}
+
+
+def test_in_a_store_whose_files_do_not_grow_answers_are_written_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "in_store", lambda name: str(tmp_path) in os.fspath(name))
+    folder = paths.located(tmp_path) / "run"
+    assert not isinstance(folder, Path)
+    first, second = Answers(folder, ABOUT), Answers(folder, ABOUT, 1)
+    first.add("a", "yes")
+    second.add("b", "no")
+    assert Answers(folder, ABOUT, 2).texts == {}
+    for answers in (first, second):
+        answers.close()
+    first.gather(2)
+    assert Answers(folder, ABOUT).texts == {"a": "yes", "b": "no"}
 
 
 @pytest.mark.parametrize("until", [0, 1, 7, 29, 30])
@@ -231,6 +285,15 @@ def test_what_was_published_stands_beside_and_is_marked_where_it_lies_outside():
     assert "| 75.0 |" in text and "+12.1 ▲" in text and "3 missing" in text
     (line,) = card.lines("gqa", "reference", Score("accuracy", 0.75, items), questions, model="my_model")
     assert line.published is None and not line.outside
+
+
+def test_a_mean_that_is_rounded_has_an_interval_and_a_number_that_is_none_has_not():
+    questions = [Question(i, "", f"{i}.jpg", ("yes",)) for i in range(300)]
+    items = [1.0] * 100 + [0.0] * 200
+    (line,) = card.lines("vqav2", "reference", Score("percent, 2 decimals", 33.33, items), questions)
+    assert line.low is not None and line.low < 33.33 < line.high
+    (line,) = card.lines("mmbench", "official", Score("accuracy", 0.33, items), questions)
+    assert line.low is None and line.high is None
 
 
 @pytest.mark.slow

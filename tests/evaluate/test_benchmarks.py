@@ -19,6 +19,7 @@ from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
 from sphinx_jax.evaluate.predictions import PROTOCOLS, score_predictions
 from sphinx_jax.evaluate.rules import captions, vqa_accuracy
 from sphinx_jax.evaluate.rules.words import tokens
+from sphinx_jax.recipe.stages.benchmarks import limited
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "benchmarks"
 # what holds all questions of a benchmark; with a star: not all that scores are split by
@@ -108,6 +109,46 @@ def test_boxes_of_people_are_read_from_text():
     found = score_predictions("coco_detection", folder / "data", folder / "predictions.jsonl", "official").as_json()
     for key in ("metric", "score", "parts"):
         check(found[key], wanted[key], key)
+
+
+def test_key_points_of_given_people_are_read_from_words(tmp_path: Path):
+    """As COCO's own results that say the same."""
+    data = FIXTURES / "coco_keypoints" / "data"
+    questions = BENCHMARKS["coco_keypoints"].read(data).questions
+    assert len(questions) == 9, "of eleven people one is a crowd, and one has no point"
+    lines, results = [], []
+    for number, question in enumerate(questions):
+        row, (width, height) = question.source, question.size
+        side = max(width, height)
+        corner = (side - width) // 2, (side - height) // 2
+        points, numbers = [], []
+        for at in range(0, 51, 3):
+            x, y, there = row["keypoints"][at : at + 3]
+            x = round((x + number + corner[0]) / side, 2)  # each further from what is right
+            y = round((y + corner[1]) / side, 2)
+            x = min(x, 1.0)
+            points.append(f"{x:.2f},{y:.2f}" if there else "-")
+            numbers += [x * side - corner[0], y * side - corner[1], 1] if there else [0, 0, 0]
+        lines.append({"key": question.key, "prediction": f"[{';'.join(points)}]" if number else "I see nobody"})
+        if number:
+            ids = {"image_id": row["image_id"], "category_id": 1}
+            results.append(ids | {"keypoints": numbers, "score": 1.0})
+    words = score_predictions("coco_keypoints", data, written(tmp_path, lines), "official")
+    assert not words.missing and words.score.items[0] == 0 < words.score.items[1] <= 1
+    theirs = score_predictions("coco_keypoints", data, written(tmp_path, results), "official")
+    assert 0 < words.score.score < 1 and words.score.parts == theirs.score.parts
+    best = [{"key": q.key, "prediction": q.answers[0]} for q in questions]
+    assert score_predictions("coco_keypoints", data, written(tmp_path, best), "official").score.score > 0.9
+
+
+def test_people_of_pictures_that_were_not_asked_about_are_not_missed(tmp_path: Path):
+    data = FIXTURES / "coco_keypoints" / "data"
+    questions = BENCHMARKS["coco_keypoints"].read(data).questions
+    first = limited(questions, 1)
+    assert {q.source["image_id"] for q in first} == {questions[0].source["image_id"]}
+    assert len(first) < len(questions)
+    rule = BENCHMARKS["coco_keypoints"].rules["official"]
+    assert rule(first, [q.answers[0] for q in first]).score > 0.9
 
 
 def test_original_release_of_mme_is_scored_by_names_of_its_pictures(tmp_path: Path):

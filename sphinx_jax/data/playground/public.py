@@ -17,12 +17,16 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from sphinx_jax.data.conversation import Item
-from sphinx_jax.data.tasks import INSTRUCTIONS, PaddedSquare, parse_answer
+from sphinx_jax.data.tasks import COCO_KEYPOINTS, INSTRUCTIONS, Box, PaddedSquare, parse_answer, parse_boxes
 
 SPLIT = "val2014"
 ANNOTATORS = 10  # of a question of VQAv2
 ROTATION = 1_000_000  # between the numbers of a question of MMBench and of its next rotation
 LETTERS = "ABCD"
+PEOPLE = "people"  # the phrase whose boxes are detected
+PERSON = {"id": 1, "name": "person", "supercategory": "person"}
+# the field of an instruction that says what is asked
+FIELDS = {"vqa": "{question}", "rec": "{phrase}", "detection": "{phrase}", "pose": "{box}"}
 NUMBERS = ("count",)  # kinds whose answers are numbers
 READ = "What is the value of"  # how a question about a chart begins
 
@@ -57,6 +61,8 @@ def write(items: Iterable[Item], folder: Path) -> dict[str, int]:
         "mmbench": ("multiple_choice", _choices),
         "refcoco": ("rec", _phrases),
         "coco_caption": ("short_caption", _captions),
+        "coco_detection": ("detection", _people),
+        "coco_keypoints": ("pose", _poses),
     }
     counts = {}
     for name, (task, writer) in writers.items():
@@ -73,14 +79,16 @@ def _asked(items: Iterable[Item]) -> Iterator[tuple[str, Asked]]:
         if not isinstance(item.image, bytes):
             continue
         for task, kind, (question, answer) in zip(item.tasks, item.kinds or (), item.turns, strict=True):
-            before, _, after = INSTRUCTIONS[task].template.partition("{question}" if task == "vqa" else "{phrase}")
-            text = question.removeprefix(before).removesuffix(after) if task in ("vqa", "rec") else question
+            before, _, after = INSTRUCTIONS[task].template.partition(FIELDS.get(task, "{"))
+            text = question.removeprefix(before).removesuffix(after) if task in FIELDS else question
             yield task, Asked(number, item.image, kind, text, answer)
 
 
 def _fits(name: str, one: Asked) -> bool:
     if name == "pope":
         return one.kind == "yes_no"
+    if name == "coco_detection":
+        return one.text == PEOPLE
     chart = one.text.startswith(READ)
     if name in ("chartqa", "docvqa"):
         return one.kind == "read" and chart == (name == "chartqa")
@@ -163,19 +171,13 @@ def _choices(folder: Path, asked: Sequence[Asked]) -> None:
 
 def _phrases(folder: Path, asked: Sequence[Asked]) -> None:
     _pictures(folder / SPLIT, asked)
-    images, annotations, refs = {}, [], []
+    annotations, refs = [], []
     for number, one in enumerate(asked):
-        frame = one.frame
-        images[one.number] = {"id": one.number, "file_name": one.name, "width": frame.width, "height": frame.height}
-        box = frame.to_pixels(parse_answer("rec", one.answer))
-        corner = [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
-        annotations.append({"id": number, "image_id": one.number, "bbox": corner, "category_id": 1, "iscrowd": 0})
+        annotations.append(_annotation(number, one, parse_answer("rec", one.answer)))
         words = {"sent_id": number, "sent": one.text, "raw": one.text, "tokens": one.text.split()}
         ref = {"ref_id": number, "ann_id": number, "image_id": one.number, "category_id": 1, "split": "val"}
         refs.append(ref | {"file_name": one.name, "sent_ids": [number], "sentences": [words]})
-    categories = [{"id": 1, "name": "thing"}]
-    held = {"images": list(images.values()), "annotations": annotations, "categories": categories}
-    _json(folder / "instances.json", held)
+    _annotated(folder / "instances.json", asked, annotations, {"id": 1, "name": "thing"})
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
 
 
@@ -184,3 +186,44 @@ def _captions(folder: Path, asked: Sequence[Asked]) -> None:
     images = [{"id": number, "file_name": name} for number, name in {a.number: a.name for a in asked}.items()]
     told = [{"id": i, "image_id": one.number, "caption": one.answer} for i, one in enumerate(asked)]
     _json(folder / "captions_val2014.json", {"images": images, "annotations": told})
+
+
+def _annotation(number: int, one: Asked, relative: Box) -> dict[str, Any]:
+    """A box as COCO has it, the area that of the box: the playground has no outlines."""
+    box = one.frame.to_pixels(relative)
+    corner = [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
+    ids = {"id": number, "image_id": one.number, "category_id": 1, "iscrowd": 0}
+    return ids | {"bbox": corner, "area": corner[2] * corner[3]}
+
+
+def _annotated(
+    file: Path, asked: Sequence[Asked], annotations: Sequence[dict[str, Any]], category: dict[str, Any]
+) -> None:
+    images = {}
+    for one in asked:
+        frame = one.frame
+        images[one.number] = {"id": one.number, "file_name": one.name, "width": frame.width, "height": frame.height}
+    _json(file, {"images": list(images.values()), "annotations": annotations, "categories": [category]})
+
+
+def _people(folder: Path, asked: Sequence[Asked]) -> None:
+    """Pictures that have people: of others no question says that there are none."""
+    _pictures(folder / SPLIT, asked)
+    boxes = [(one, box) for one in asked for box in parse_answer("detection", one.answer)]
+    annotations = [_annotation(number, one, box) for number, (one, box) in enumerate(boxes, 1)]
+    _annotated(folder / f"instances_{SPLIT}.json", asked, annotations, PERSON)
+
+
+def _poses(folder: Path, asked: Sequence[Asked]) -> None:
+    """Each person that is asked about; one that is asked about twice is there once."""
+    _pictures(folder / SPLIT, asked)
+    people = {(one.number, one.text): one for one in asked}
+    annotations = []
+    for number, one in enumerate(people.values(), 1):
+        (box,) = parse_boxes(one.text)
+        points = one.frame.to_pixels(parse_answer("pose", one.answer)).points
+        # seen and labelled is 2
+        numbers = [number for point in points for number in ((point.x, point.y, 2) if point else (0, 0, 0))]
+        there = {"keypoints": numbers, "num_keypoints": sum(point is not None for point in points)}
+        annotations.append(_annotation(number, one, box) | there)
+    _annotated(folder / f"person_keypoints_{SPLIT}.json", asked, annotations, PERSON | {"keypoints": COCO_KEYPOINTS})

@@ -142,6 +142,7 @@ OFFICIAL: dict[str, Ask] = {
     **dict.fromkeys(("mmvet", "llava_bench", "mathvista"), Ask(lambda q: q.text, 512)),
     **dict.fromkeys(("coco_caption", "flickr30k_caption", "nocaps"), Ask(lambda q: CAPTION, 64)),
     "coco_detection": Ask(lambda q: PEOPLE, 512),
+    "coco_keypoints": Ask(lambda q: q.text, 512),
 }
 ASKS: Mapping[str, Mapping[str, Ask]] = {"reference": REFERENCE, "official": OFFICIAL}
 

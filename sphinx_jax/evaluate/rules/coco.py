@@ -21,8 +21,12 @@ def average_precision(
     results: Sequence[dict[str, Any]],
     kind: Literal["bbox", "keypoints"],
     categories: Sequence[int] = (),
+    pictures: Sequence[int | str] = (),
 ) -> Score:
     """COCO's scores of results in its own form; -1 where nothing falls into a bin.
+
+    Args:
+      pictures: those over which the scores are; default: all that the annotations have.
 
     Raises BadBenchmark where results are of other pictures.
     """
@@ -41,6 +45,8 @@ def average_precision(
         judge = COCOeval(truth, found, kind)
         if categories:
             judge.params.catIds = list(categories)
+        if pictures:
+            judge.params.imgIds = list(pictures)
         judge.evaluate()
         judge.accumulate()
         judge.summarize()

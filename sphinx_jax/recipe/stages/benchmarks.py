@@ -8,11 +8,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import jax
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, need, unknown
 from sphinx_jax.data.formats.files import BadData
+from sphinx_jax.distributed import agree, barrier, share
 from sphinx_jax.evaluate.answers import Answers
 from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, tell_of_joined
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
@@ -23,11 +26,15 @@ from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
 from sphinx_jax.evaluate.question import Joined, Question
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
+from sphinx_jax.generate.sphinx import Sphinx
+from sphinx_jax.model.blueprint import blueprint, held_dtypes
 from sphinx_jax.paths import as_path, write_whole
 from sphinx_jax.recipe.run import Run
+from sphinx_jax.recipe.stages.evaluate import check_room
 from sphinx_jax.report.benchmark_page import Shown, write_page
 from sphinx_jax.report.card import markdown, terminal
 from sphinx_jax.settings import Count, Name, Settings
+from sphinx_jax.sharding import serving_mesh
 
 _log = logging.getLogger(__name__)
 
@@ -46,24 +53,30 @@ def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
     """Write `predictions.jsonl` of each benchmark as answers come, then `items.jsonl` with what each counts, or what a
     judge takes; at the end `card.json`, `card.md` and `card.html`.
 
-    A benchmark whose files cannot be used is named, and the others are asked.
+    A benchmark whose files cannot be used is named, and the others are asked.  Several processes share the questions
+    out, all about a picture to one of them, each with a model of its own on its devices and a file of answers of its
+    own; the first puts them together and scores.
     """
     s, data = settings, Path(need(run.recipe.data.benchmarks)).absolute()
     found = folders(data, s.names)
-    model = from_pretrained(run.checkpoint(s.start), quantize=s.quantize)
-    engine = Engine(model, slots=s.batch)
+    engine = Engine(_model(run, s), slots=s.batch)
     card: list[Line] = []
     shown: list[Shown] = []
     for benchmark, folder in found.items():
         try:
-            scores, of_it = _one(run, s, name, engine, benchmark, folder)
+            asked = _ask(run, s, name, engine, benchmark, folder)
+            if jax.process_index() > 0:
+                continue
+            scores, of_it = _score(run, name, asked)
         except BadData as error:
             _log.warning("%s is left out: %s", benchmark, error)
             continue
         card += scores
         shown.append(of_it)
-    if not card:
-        raise BadBenchmark(f"none of the benchmarks in {data} could be scored; the log says why")
+    none = not card and jax.process_index() == 0
+    agree(f"none of the benchmarks in {data} could be scored; the log says why" if none else None)
+    if jax.process_index() > 0:
+        return
     write_whole(run.folder(name) / "card.json", json.dumps([line.as_json() for line in card], indent=1).encode())
     write_whole(run.folder(name) / "card.md", markdown(card).encode())
     page = run.folder(name) / "card.html"
@@ -92,32 +105,66 @@ def folders(data: Path, names: tuple[str, ...] | None) -> dict[str, Path]:
     return there
 
 
-def _one(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, folder: Path) -> tuple[list[Line], Shown]:
-    benchmark = BENCHMARKS[name]
+def _model(run: Run, s: BenchmarksStage) -> Sphinx:
+    folder = run.checkpoint(s.start)
+    if jax.process_count() == 1:
+        return from_pretrained(folder, quantize=s.quantize)
+    config, device = store.read_config(folder), jax.local_devices()[0]
+    mesh = serving_mesh(config.decoder, jax.local_devices())
+    if s.quantize is None:  # of what is quantised the size is not known before
+        check_room(blueprint(config).abstract(mesh, held_dtypes(config)), device)
+    return from_pretrained(folder, mesh=mesh, quantize=s.quantize)
+
+
+class _Asked(NamedTuple):
+    """A benchmark with what all processes answered."""
+
+    name: str
+    protocol: str
+    questions: Sequence[Question]
+    texts: Mapping[int | str, str]
+    pictures: Pictures
+
+
+def _ask(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, folder: Path) -> _Asked:
+    """Ask what is this process's to ask, and wait for the others."""
+    benchmark, process = BENCHMARKS[name], jax.process_index()
     rules = benchmark.rules if benchmark.for_judge is None else PROTOCOLS
     protocol, how = asked_by(name, benchmark.title, rules, s.protocol)
     questions = benchmark.read(folder).questions
-    for note in counted(benchmark, questions):
-        _log.warning("%s", note)
+    notes = counted(benchmark, questions)
     questions = limited(questions, s.limit, by_category=name == "mme")
-    tell_of_joined(questions)
+    if process == 0:
+        for note in notes:
+            _log.warning("%s", note)
+        tell_of_joined(questions)
     about = _about(run, s, protocol, [[q.key, how.begin + how.text(q), how.most, *_several(q)] for q in questions])
-    answers = Answers(run.folder(stage) / name, about)
+    answers = Answers(run.folder(stage) / name, about, process)
     bar = "" if run.quiet else name
     pictures = Pictures(folder)
-    ask(engine, questions, how, SAMPLING[protocol], in_files(engine, pictures), answers, bar)
+    mine = [questions[n] for n in share([q.picture or q.key for q in questions], process, jax.process_count())]
+    ask(engine, mine, how, SAMPLING[protocol], in_files(engine, pictures), answers, bar)
     answers.close()
-    answered = [q for q in questions if q.key in answers.texts]
+    barrier(f"answered {stage} {name}")
+    if process == 0:
+        answers.gather(jax.process_count())
+    return _Asked(name, protocol, questions, answers.texts, pictures)
+
+
+def _score(run: Run, stage: str, asked: _Asked) -> tuple[list[Line], Shown]:
+    name, protocol, questions, texts, pictures = asked
+    benchmark = BENCHMARKS[name]
+    answered = [q for q in questions if q.key in texts]
     if not answered:
         raise BadBenchmark(f"no question of {benchmark.title} could be asked")
-    model, missing = run.recipe.model.name, [q for q in questions if q.key not in answers.texts]
+    model, missing = run.recipe.model.name, [q for q in questions if q.key not in texts]
     if (judge := benchmark.for_judge) is not None:
-        write_whole(run.folder(stage) / name / judge.file, judge.write(questions, answers.texts, model))
+        write_whole(run.folder(stage) / name / judge.file, judge.write(questions, texts, model))
         line = for_judge(name, protocol, len(answered), len(missing), f"{name}/{judge.file}", model)
-        rows = [item(q, answers.texts[q.key], None) for q in answered]
+        rows = [item(q, texts[q.key], None) for q in answered]
         return [line], Shown(name, rows, pictures.find)
-    score = benchmark.rules[protocol](answered, [answers.texts[q.key] for q in answered])
-    rows = items(score, answered, answers.texts)
+    score = benchmark.rules[protocol](answered, [texts[q.key] for q in answered])
+    rows = items(score, answered, texts)
     write_whole(run.folder(stage) / name / ITEMS, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return lines(name, protocol, score, answered, missing, model), Shown(name, rows, pictures.find)
 

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import jax
 from annotated_types import MinLen
 
+from sphinx_jax import distributed
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.answer_grammar import TASKS
@@ -166,12 +167,7 @@ def check_room(leaves: Mapping[str, jax.ShapeDtypeStruct], device: jax.Device) -
 
 def share(asked: Sequence[Question], process: int, count: int) -> dict[int, Question]:
     """Number -> question of those that one of so many processes asks: all about a picture, or none."""
-    about = collections.Counter((q.domain, q.picture) for q in asked)
-    whose, load = {}, [0] * count
-    for picture, questions in about.items():
-        whose[picture] = min(range(count), key=lambda p: load[p])  # who has the fewest so far
-        load[whose[picture]] += questions
-    return {n: q for n, q in enumerate(asked) if whose[q.domain, q.picture] == process}
+    return {n: asked[n] for n in distributed.share([(q.domain, q.picture) for q in asked], process, count)}
 
 
 def key(number: int, blind: bool = False) -> str:
