@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -10,7 +11,26 @@ import numpy as np
 from sphinx_jax.data.conversation import Item
 
 
-class Joined(Sequence[Item]):
+class Indexed(Sequence[Item]):
+    """Items by number: from the end too, and slices as lists."""
+
+    @abc.abstractmethod
+    def item(self, index: int) -> Item:
+        """Of an index from 0 on that is there."""
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+        if isinstance(index, slice):
+            return [self.item(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        return self.item(index % len(self))
+
+
+class Joined(Indexed):
     """Lists one after the other.
 
     Attributes:
@@ -25,16 +45,7 @@ class Joined(Sequence[Item]):
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"item {index} of {len(self)}")
-        index %= len(self)
+    def item(self, index: int) -> Item:
         part = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[part][index - (int(self.ends[part - 1]) if part else 0)]
 
@@ -42,7 +53,7 @@ class Joined(Sequence[Item]):
         return (item for part in self.parts for item in part)
 
 
-class Chosen(Sequence[Item]):
+class Chosen(Indexed):
     """Some items of a sequence, by number."""
 
     def __init__(self, items: Sequence[Item], numbers: np.ndarray):
@@ -52,11 +63,5 @@ class Chosen(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
-        if isinstance(index, slice):
-            return [self.items[int(i)] for i in self.numbers[index]]
+    def item(self, index: int) -> Item:
         return self.items[int(self.numbers[index])]

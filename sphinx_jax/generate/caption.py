@@ -20,14 +20,12 @@ from sphinx_jax.data.formats.prepared import Kept, Prepared
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.image import BadImage, ImageSource
 from sphinx_jax.data.prepare.copy import Samples, write_shards
-from sphinx_jax.data.prepare.pipeline import WORK, finish, is_done
+from sphinx_jax.data.prepare.pipeline import WORK, finish, making
 from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.data.tasks import instruct
-from sphinx_jax.disk import told_when_full
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import Engine, Request, Settings
-from sphinx_jax.lock import locked
 from sphinx_jax.progress import progress
 
 _log = logging.getLogger(__name__)
@@ -111,26 +109,26 @@ def caption(engine: Engine, what: Captions, quiet: bool = False) -> Prepared:
     """
     if not what.inputs:
         raise ConfigError("no file to read pictures from: the patterns of --input match nothing")
-    out = what.out
-    with told_when_full(out):
-        out.mkdir(parents=True, exist_ok=True)
-        with locked(out):
-            if is_done(out, what.as_json()):
-                return Prepared(out)
-            records = [_Record(out / WORK / "said" / f"{i:05d}.jsonl") for i in range(len(what.inputs))]
-            _ask(engine, what, records, quiet)
-            dropped: collections.Counter[str] = collections.Counter()
-            written = []
-            for number, (file, record) in enumerate(zip(what.inputs, records, strict=True)):
-                samples = Samples()
-                kept = _kept(what, Source(file, what.root), record, dropped, samples)
-                written.append({"shards": write_shards(out, number, kept), "samples": samples.found})
-                record.close()
-            likelihoods = [line.likelihood for record in records for line in record.lines.values() if line.text]
-            bars = np.histogram(np.clip(likelihoods, EDGES[0], EDGES[-1]), EDGES)[0].tolist()
-            drawn = {"likelihood, nats a token": {"edges": list(EDGES), "kept": bars, "dropped": [0] * len(bars)}}
-            finish(out, what.as_json(), written, dict(dropped.most_common()), what.domain, drawn)
-    return Prepared(out)
+    with making(what.out, what.as_json()) as to_do:
+        if to_do:
+            _caption(engine, what, quiet)
+    return Prepared(what.out)
+
+
+def _caption(engine: Engine, what: Captions, quiet: bool) -> None:
+    records = [_Record(what.out / WORK / "said" / f"{i:05d}.jsonl") for i in range(len(what.inputs))]
+    _ask(engine, what, records, quiet)
+    dropped: collections.Counter[str] = collections.Counter()
+    written = []
+    for number, (file, record) in enumerate(zip(what.inputs, records, strict=True)):
+        samples = Samples()
+        kept = _kept(what, Source(file, what.root), record, dropped, samples)
+        written.append({"shards": write_shards(what.out, number, kept), "samples": samples.found})
+        record.close()
+    likelihoods = [line.likelihood for record in records for line in record.lines.values() if line.text]
+    bars = np.histogram(np.clip(likelihoods, EDGES[0], EDGES[-1]), EDGES)[0].tolist()
+    drawn = {"likelihood, nats a token": {"edges": list(EDGES), "kept": bars, "dropped": [0] * len(bars)}}
+    finish(what.out, what.as_json(), written, dict(dropped.most_common()), what.domain, drawn)
 
 
 def _prompt(task: str) -> str:

@@ -16,13 +16,14 @@ import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.data.formats.found import Dropped, Format, Found, Source
+from sphinx_jax.data.joined import Indexed
 from sphinx_jax.paths import located
 
 MANIFEST = "manifest.json"
@@ -86,7 +87,7 @@ def decode(block: bytes, number: int) -> Kept:
     return Kept(item, told.get("carried", {}))
 
 
-class Prepared(Sequence[Item]):
+class Prepared(Indexed):
     """The items of a folder, in the order of its shards.  Threads may share it; a copy in another process opens its own
     files.
 
@@ -108,13 +109,7 @@ class Prepared(Sequence[Item]):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
-        if isinstance(index, slice):
-            return [self.kept(i).item for i in range(*index.indices(len(self)))]
+    def item(self, index: int) -> Item:
         return self.kept(index).item
 
     def __iter__(self) -> Iterator[Item]:
@@ -124,12 +119,8 @@ class Prepared(Sequence[Item]):
         """An item and what its file says of it.
 
         Raises:
-          IndexError: there is no such item.
           BadData: its shard is not as the manifest says.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"item {index} of {len(self)} in {self.folder}")
-        index %= len(self)
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         block, place = divmod(index - int(self.starts[shard]), self.block)
         return decode(self._block(shard, block), place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -84,28 +85,39 @@ def prepare(order: Order, known: Callable[[], Known] = Known, each: Each | None 
     Raises:
       BadData: a file of another format; ConfigError: the folder was prepared otherwise; DiskFull.
     """
-    each = each or InProcesses()
-    out = order.out
+    with making(order.out, order.as_json()) as to_do:
+        if to_do:
+            _prepare(order, known, each or InProcesses())
+    return Prepared(order.out)
+
+
+def _prepare(order: Order, known: Callable[[], Known], each: Each) -> None:
+    out, work = order.out, order.out / WORK
+    tasks = [Task(order.format, f, order.root, work / "looks" / f"{i:05d}") for i, f in enumerate(order.inputs)]
+    left_out = known()  # first: what cannot be had is told before hours of looking
+    each(look, tasks, "looking")
+    choice = choose([task.sidecar for task in tasks], order.filters, left_out)
+    (work / "copied").mkdir(exist_ok=True)
+    copies = [
+        Copy(task, i, codes, choice.reasons, order.domain, out, work / "copied" / f"{i:05d}.json")
+        for i, (task, codes) in enumerate(zip(tasks, choice.codes, strict=True))
+    ]
+    each(copy, copies, "copying")
+    drawn = histograms([task.sidecar for task in tasks], choice.codes)
+    written = [json.loads(one.done.read_text()) for one in copies]
+    finish(out, order.as_json(), written, choice.counts(), order.domain, drawn)
+
+
+@contextlib.contextmanager
+def making(out: Path, made_from: Mapping[str, Any]) -> Iterator[bool]:
+    """Within, nobody else works in a folder of prepared data; yields whether there is anything left to do.
+
+    Raises ConfigError where the folder is of anything else, DiskFull.
+    """
     with told_when_full(out):
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
-            if is_done(out, order.as_json()):
-                return Prepared(out)
-            work = out / WORK
-            tasks = [Task(order.format, f, order.root, work / "looks" / f"{i:05d}") for i, f in enumerate(order.inputs)]
-            left_out = known()  # first: what cannot be had is told before hours of looking
-            each(look, tasks, "looking")
-            choice = choose([task.sidecar for task in tasks], order.filters, left_out)
-            (work / "copied").mkdir(exist_ok=True)
-            copies = [
-                Copy(task, i, codes, choice.reasons, order.domain, out, work / "copied" / f"{i:05d}.json")
-                for i, (task, codes) in enumerate(zip(tasks, choice.codes, strict=True))
-            ]
-            each(copy, copies, "copying")
-            drawn = histograms([task.sidecar for task in tasks], choice.codes)
-            written = [json.loads(one.done.read_text()) for one in copies]
-            finish(out, order.as_json(), written, choice.counts(), order.domain, drawn)
-    return Prepared(out)
+            yield not is_done(out, made_from)
 
 
 def is_done(out: Path, made_from: Mapping[str, Any]) -> bool:
