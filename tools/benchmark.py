@@ -17,6 +17,9 @@ Sixteen questions about one picture, all at once beside one after the other:
 A benchmark of docs/benchmarks.md asked at once, beside its questions answered one after the other:
   python tools/benchmark.py evaluate --checkpoint runs/quickstart/finetune --name vqav2 --path benchmarks/vqav2
 
+Prepared data: opening, memory and reading from 10,000 to 10 million items, and pictures beside Pillow alone:
+  python tools/benchmark.py data --folder /tmp/bench
+
 The step of a recipe on what is here, with fresh weights and made-up rows: milliseconds, tokens a second, MFU.
 A GPU holds a few layers of the 13B model, and a layer is what is measured:
   python tools/benchmark.py step --config configs/sphinx_1k.py --stage finetune --config.model.decoder.layers=6 \\
@@ -78,6 +81,9 @@ def arguments() -> argparse.Namespace:
     evaluate.add_argument("--path", type=Path, required=True, help="its files")
     evaluate.add_argument("--count", type=int, default=200, help="questions (default: %(default)s)")
     evaluate.add_argument("--rounds", type=int, default=3, help="of which the best counts (default: %(default)s)")
+    data = kinds.add_parser("data", help="prepared data by its size, and its pictures beside Pillow alone")
+    data.add_argument("--folder", type=Path, required=True, help="where the data is made, and kept")
+    data.add_argument("--rounds", type=int, default=5, help="of which the best counts (default: %(default)s)")
     of_recipe = "also takes --config, --config.key=value, --stage and --smoke, as python -m sphinx_jax.main"
     step = kinds.add_parser(
         "step", help=f"the training step of a recipe; {of_recipe}", description=of_recipe, allow_abbrev=False
@@ -151,6 +157,12 @@ def compare_questions(args: argparse.Namespace) -> Iterator[str]:
     yield from questions.measure(questions.config(args.layers), args.rounds)
 
 
+def measure_data(args: argparse.Namespace) -> Iterator[str]:
+    from sphinx_jax.measure import data
+
+    yield from data.measure(args.folder, args.rounds)
+
+
 def measure_step(args: argparse.Namespace) -> Iterator[str]:
     from sphinx_jax.measure import step
 
@@ -196,6 +208,7 @@ if __name__ == "__main__":
             "generate": compare_generate,
             "questions": compare_questions,
             "evaluate": compare_evaluations,
+            "data": measure_data,
             "step": measure_step,
             "saves": measure_saves,
             "quantise": compare_quantised,

@@ -14,8 +14,8 @@ from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.generate.load import last_checkpoint
 from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
 from sphinx_jax.model.quantise import MATRICES, QTYPES, quantise
-from sphinx_jax.recipe.stages.mix import batches_of
 from sphinx_jax.recipe.stages.mix_choice import open_workdir
+from sphinx_jax.recipe.stages.mix_judges import batches_of
 from sphinx_jax.train.step import loss_sums
 
 

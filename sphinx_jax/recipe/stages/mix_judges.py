@@ -105,14 +105,17 @@ def held_out(
     run: Run, s: Judged, trees: Sequence[Leaves], frozen: Leaves, split: str, domains: Sequence[str]
 ) -> LossJudge:
     """The loss of the stage's tasks on one split of the domains."""
-    weights = dict.fromkeys(INSTRUCTIONS, 0.0) | dict(s.tasks) if s.tasks else {}
-    batches = {}
-    for domain in domains:
-        source = Source(domain, run.data.items(split, domain), 1.0, weights, run.features(frozen, split, domain))
-        if not len(source.eligible):
-            raise ValueError(f"{split} data of {domain} has no picture with one of {', '.join(s.tasks)}")
-        batches[domain] = _batches(run, s, source, s.length, s.turns)
+    batches = {domain: batches_of(run, s, frozen, split, domain) for domain in domains}
     return _loss_judge(run, trees, frozen, batches)
+
+
+def batches_of(run: Run, s: Judged, frozen: Leaves, split: str, domain: str) -> list[dict[str, np.ndarray]]:
+    """The first pictures of a split and domain, each with turns of the tasks."""
+    weights = dict.fromkeys(INSTRUCTIONS, 0.0) | dict(s.tasks) if s.tasks else {}
+    source = Source(domain, run.data.items(split, domain), 1.0, weights, run.features(frozen, split, domain))
+    if not len(source.eligible):
+        raise ValueError(f"{split} data of {domain} has no picture with one of {', '.join(s.tasks)}")
+    return _batches(run, s, source, s.length, s.turns)
 
 
 def _loss_judge(run: Run, trees: Sequence[Leaves], frozen: Leaves, batches: Mapping[str, Sequence[Any]]) -> LossJudge:
