@@ -1,6 +1,6 @@
 """Writes held-out questions of the playground in the files of public benchmarks, for configs/benchmarks.py.
 
-  python tools/export_playground.py benchmarks
+  python tools/export_playground.py benchmarks --data runs/quickstart/data
   python -m sphinx_jax.main --config configs/benchmarks.py:runs/quickstart/finetune --config.data=benchmarks \\
       --workdir runs/benchmarks
 """
