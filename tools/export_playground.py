@@ -1,7 +1,7 @@
 """Writes held-out questions of the playground in the files of public benchmarks, for configs/benchmarks.py; or its
 pictures and texts as the web's are kept, for tools/prepare_data.py.
 
-  python tools/export_playground.py benchmarks
+  python tools/export_playground.py benchmarks --data runs/quickstart/data
   python -m sphinx_jax.main --config configs/benchmarks.py:runs/quickstart/finetune --config.data=benchmarks \\
       --workdir runs/benchmarks
 
