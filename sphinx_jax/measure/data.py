@@ -17,7 +17,7 @@ from PIL import Image
 
 from sphinx_jax.data import task_mix
 from sphinx_jax.data.conversation import Item
-from sphinx_jax.data.formats.prepared import MANIFEST, Kept, Prepared
+from sphinx_jax.data.formats.prepared import MANIFEST, VERSION, Kept, Prepared
 from sphinx_jax.data.image import PAD_COLOUR
 from sphinx_jax.data.order import Order
 from sphinx_jax.data.prepare.copy import BLOCK, SHARD, write_shards
@@ -86,7 +86,7 @@ def _growing(folder: Path, count: int) -> None:
 
 def _write_manifest(folder: Path, count: int, shards: list[dict[str, object]], pictures: int) -> None:
     told = {
-        "version": 1,
+        "version": VERSION,
         "items": count,
         "block": BLOCK,
         "shards": shards,
