@@ -1,7 +1,7 @@
 """Prepares data that people have on disk for training: looks at every item, chooses, and copies into shards.
 
   python tools/prepare_data.py --format laion --input 'laion400m/*.tar' --out data/laion --domain real \\
-      --basic --at-least similarity=0.3
+      --basic --at-least similarity=0.3 --one-a-picture
   python tools/prepare_data.py --format coco-instances --input annotations/instances_train2017.json --root coco \\
       --out data/coco --benchmarks benchmarks
 
@@ -42,7 +42,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--basic", action="store_true", help="DataComp's basic filter, but for its language")
     for name, what in (("at-least", "drop items whose number NAME is below"), ("at-most", "… above")):
         parser.add_argument(f"--{name}", nargs="+", action="extend", default=[], metavar="NAME=NUMBER", help=what)
-    parser.add_argument("--keep-same", action="store_true", help="keep items whose pictures (or texts) are the same")
+    parser.add_argument("--keep-same", action="store_true", help="keep items that are the same, picture and text")
+    parser.add_argument("--one-a-picture", action="store_true", help="keep the first of all items about a picture")
     parser.add_argument("--drop-alike", action="store_true", help="drop pictures that look like another")
     parser.add_argument(
         "--benchmarks", type=Path, metavar="FOLDER", help="drop pictures of the benchmarks there (docs/benchmarks.md)"
@@ -57,7 +58,14 @@ def arguments() -> argparse.Namespace:
 def run(given: argparse.Namespace) -> None:
     from sphinx_jax.report.prepared_page import write_page
 
-    filters = Filters(given.basic, bounds(given.at_least), bounds(given.at_most), not given.keep_same, given.drop_alike)
+    filters = Filters(
+        basic=given.basic,
+        at_least=bounds(given.at_least),
+        at_most=bounds(given.at_most),
+        same=not given.keep_same,
+        pictures=given.one_a_picture,
+        alike=given.drop_alike,
+    )
     inputs = [Path(name).absolute() for pattern in given.input for name in sorted(glob.glob(pattern))]
     order = Order(
         given.format, inputs, given.out, given.root and given.root.absolute(), given.domain, filters, given.benchmarks

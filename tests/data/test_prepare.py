@@ -40,7 +40,7 @@ from sphinx_jax.data.sources import Data, DataConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
 
 HERE = InProcesses(1, quiet=True)
-SAME = "same picture or text as another item"
+SAME = "same picture as another item"
 
 
 def picture(number: int, size=(48, 40)) -> bytes:
@@ -85,7 +85,7 @@ def shards(folder: Path) -> dict[str, str]:
 
 
 def test_items_come_back_as_the_reader_found_them(tars, tmp_path):
-    filters = Filters(at_least={"similarity": 0.25})
+    filters = Filters(at_least={"similarity": 0.25}, pictures=True)
     items = prepare(order(tars, tmp_path / "out", filters=filters), each=HERE)
     found = [one for file in tars for one in FORMATS["laion"].read(Source(file))]
     broken = [i for i in range(120) if i % 11 == 3]
@@ -283,6 +283,7 @@ LOOKS = st.builds(
     width=st.sampled_from([150, 200, 300, 601]),
     height=st.sampled_from([150, 200, 300, 601]),
     content=st.sampled_from([b"a" * 8, b"b" * 8, b"c" * 8, b"d" * 8]),
+    whole=st.sampled_from([b"A" * 8, b"B" * 8, b"C" * 8]),
     look=st.sampled_from([-1, 0, 1, -2, 2**62]),
     characters=st.integers(3, 9),
     words=st.integers(1, 5),
@@ -291,15 +292,15 @@ LOOKS = st.builds(
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.lists(LOOKS, max_size=9), min_size=1, max_size=3), st.booleans(), st.booleans(), st.booleans())
-def test_what_is_chosen_is_what_a_plain_loop_chooses(tmp_path_factory, files, basic, same, alike):
+@given(st.lists(st.lists(LOOKS, max_size=9), min_size=1, max_size=3), *[st.booleans()] * 4)
+def test_what_is_chosen_is_what_a_plain_loop_chooses(tmp_path_factory, files, basic, same, one, alike):
     folder = tmp_path_factory.mktemp("looks")
     kinds = {str: pyarrow.string(), bool: pyarrow.bool_(), int: pyarrow.int64(), bytes: pyarrow.binary()}
     schema = pyarrow.schema([(name, kinds[type(value)]) for name, value in asdict(Look("")).items()])
     for i, looks in enumerate(files):
         table = pyarrow.Table.from_pylist([asdict(look) for look in looks], schema)
         parquet.write_table(table, folder / f"{i}", row_group_size=4)
-    filters = Filters(basic, {"s": 0.3}, {"s": 0.8}, same, alike)
+    filters = Filters(basic, {"s": 0.3}, {"s": 0.8}, same, one, alike)
     known = Known({b"d" * 8}, np.array([2**62 + 1], np.uint64), ())
     choice = choose([folder / f"{i}" for i in range(len(files))], filters, known)
     rows = [look for looks in files for look in looks]
@@ -316,7 +317,11 @@ def test_what_is_chosen_is_what_a_plain_loop_chooses(tmp_path_factory, files, ba
                 look.look == -1 or ((look.look ^ (2**62 + 1)) & (2**64 - 1)).bit_count() > 4
             )
         kept.append(good)
-    for wanted, key in ((same, lambda look: look.content), (alike, lambda look: look.look)):
+    for wanted, key in (
+        (same, lambda look: look.whole),
+        (one, lambda look: look.content),
+        (alike, lambda look: look.look),
+    ):
         seen = set()
         for i, look in enumerate(rows):
             if wanted and kept[i] and key(look) != -1:
@@ -325,6 +330,23 @@ def test_what_is_chosen_is_what_a_plain_loop_chooses(tmp_path_factory, files, ba
     codes = np.concatenate(choice.codes)
     assert [bool(code == 0) for code in codes] == kept
     assert sum(choice.counts().values()) == len(rows) - sum(kept)
+
+
+def test_of_conversations_about_one_picture_all_are_kept_and_copies_are_not(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "copy.png").write_bytes(picture(1))
+    lines = [("a.png", "What?", "A"), ("a.png", "Why?", "B"), ("copy.png", "What?", "A"), ("a.png", "What?", "B")]
+    talks = [
+        {"image": name, "conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]}
+        for name, q, a in lines
+    ]
+    (tmp_path / "talks.json").write_text(json.dumps(talks))
+    chats = Order("chats", [tmp_path / "talks.json"], tmp_path / "out")
+    items = prepare(chats, each=HERE)
+    assert [item.turns for item in items] == [(turn,) for turn in (("What?", "A"), ("Why?", "B"), ("What?", "B"))]
+    assert items.manifest["dropped"] == {"same as another item": 1}
+    one = prepare(replace(chats, out=tmp_path / "one", filters=Filters(pictures=True)), each=HERE)
+    assert len(one) == 1
 
 
 def test_benchmark_pictures_are_left_out_by_the_command(tars, tmp_path):

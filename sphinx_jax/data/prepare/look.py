@@ -53,7 +53,8 @@ class Look:
     picture: bool = False
     width: int = 0
     height: int = 0
-    content: bytes = b""  # 8 of SHA-256 of the pixels, or of the text where there is no picture
+    content: bytes = b""  # 8 of SHA-256 of the pixels; of the text where there is no picture
+    whole: bytes = b""  # 8 of SHA-256 of the pixels and of all that is said about them
     look: int = -1  # 64 bits as a signed number, -1 of a picture that is like any other
     number: int = -1  # of the picture in COCO
     characters: int = 0  # of what is learnt
@@ -111,6 +112,7 @@ def looked(found: Found | Dropped) -> Look:
         return Look(found.name, found.reason)
     item = found.item
     text = learnt(item)
+    said = sha256(json.dumps([item.turns, item.text, item.system]).encode())
     told = Look(
         item.id,
         picture=item.image is not None,
@@ -121,6 +123,7 @@ def looked(found: Found | Dropped) -> Look:
     )
     if item.image is None:
         told.content = sha256(text.encode()).digest()[:8]
+        told.whole = said.digest()[:8]
         return told
     told.reason = unusable(item.image)
     if told.reason:
@@ -133,10 +136,14 @@ def looked(found: Found | Dropped) -> Look:
         return told
     told.width, told.height = picture.size
     told.content = bytes.fromhex(known.content)[:8]
+    said.update(bytes.fromhex(known.content))
+    told.whole = said.digest()[:8]
     if known.look is not None:
         told.look = known.look - (1 << 64 if known.look >> 63 else 0)
     names = (item.image if isinstance(item.image, str) else "", str(found.carried.get("file_name", "")))
     told.number = next((n for name in names if (n := coco_number(os.path.basename(name))) is not None), -1)
+    if told.number < 0 and isinstance(number := found.carried.get("coco_id"), int):  # as Visual Genome has it
+        told.number = number
     return told
 
 
