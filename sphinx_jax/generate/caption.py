@@ -16,11 +16,11 @@ import numpy as np
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import SYSTEM, Item, render
 from sphinx_jax.data.formats.found import Dropped, Found, Source
-from sphinx_jax.data.formats.prepared import Kept, Prepared
+from sphinx_jax.data.formats.prepared import WORK, Kept, Prepared
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.image import BadImage, ImageSource
 from sphinx_jax.data.prepare.copy import Samples, write_shards
-from sphinx_jax.data.prepare.pipeline import WORK, finish, making
+from sphinx_jax.data.prepare.pipeline import finish, making
 from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.data.tasks import instruct
 from sphinx_jax.generate.arguments import BadArgument

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sphinx_jax.data.conversation import Items, read_items, read_text
-from sphinx_jax.data.formats.prepared import Prepared, open_prepared
+from sphinx_jax.data.formats.prepared import MANIFEST, WORK, Prepared, open_prepared
 from sphinx_jax.data.messages import short
 from sphinx_jax.paths import joined, located, shortened
 
@@ -74,7 +74,8 @@ def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> Meta
     try:
         file, root = _found(raw["path"], folders), raw.get("root")
         root = None if root is None else str(_found(root, folders))
-        items = open_prepared(file) if file.is_dir() else read_items(file, root)
+        prepared = any(_exists(joined(file, name)) for name in (MANIFEST, WORK))
+        items = open_prepared(file) if prepared else read_items(file, root)
     except ValueError as error:
         raise type(error)(f"{name}: {shortened(str(error), 288 - len(name))}") from None
     if isinstance(items, Prepared):

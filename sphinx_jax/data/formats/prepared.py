@@ -27,6 +27,7 @@ from sphinx_jax.data.joined import Indexed
 from sphinx_jax.paths import located
 
 MANIFEST = "manifest.json"
+WORK = ".work"  # beside it until it is complete
 VERSION = 1
 OPEN = 64  # shards that are open at once
 KEPT = 64  # blocks that are in memory
@@ -151,7 +152,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises BadData where there is none that can be used."""
     file = folder / MANIFEST
     if not file.is_file():
-        begun = (folder / ".work").is_dir()
+        begun = (folder / WORK).is_dir()
         why = "was not prepared to its end; the same command goes on" if begun else f"has no {MANIFEST}"
         raise BadData(f"{folder} {why}: tools/prepare_data.py writes such folders")
     try:
@@ -164,10 +165,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if sum(items for _, items in shards) != manifest["items"]:
         raise BadData(f"{file} does not fit its shards: it counts {manifest['items']} items")
     return manifest
-
-
-def is_prepared(folder: str | Path) -> bool:
-    return (Path(folder) / MANIFEST).is_file()
 
 
 def open_prepared(folder: str | Path) -> Prepared:

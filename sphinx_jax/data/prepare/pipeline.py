@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from sphinx_jax.config import ConfigError, unknown
-from sphinx_jax.data.formats.prepared import MANIFEST, VERSION, Prepared
+from sphinx_jax.data.formats.prepared import MANIFEST, VERSION, WORK, Prepared
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.prepare.choose import Filters, Known, choose
 from sphinx_jax.data.prepare.copy import BLOCK, Copy, copy
@@ -27,7 +27,6 @@ from sphinx_jax.lock import locked
 from sphinx_jax.paths import write_whole
 from sphinx_jax.progress import progress
 
-WORK = ".work"  # in the folder that is made, until it is complete
 SETTINGS = "settings.json"
 
 Given = TypeVar("Given")
