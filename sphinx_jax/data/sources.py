@@ -75,7 +75,13 @@ class Data:
         def wanted(item: Item) -> bool:
             return item.image is not None and domain in (item.domain or OTHER, "*")
 
-        return self._chosen(split, wanted, lambda told: domain in (*told["domains"], "*") and bool(told["pictures"]))
+        def count(told: Mapping[str, Any]) -> int | None:
+            names = {name or OTHER for name in told["domains"]}
+            if not told["pictures"] or domain not in (*names, "*"):
+                return 0
+            return told["pictures"] if domain == "*" or len(names) == 1 else None
+
+        return self._chosen(split, wanted, count)
 
     def domains(self, split: str) -> Mapping[str, int]:
         """How many pictures of people's own list each domain has."""
@@ -88,29 +94,30 @@ class Data:
         return found
 
     def _chosen(
-        self, split: str, wanted: Callable[[Item], bool], any_of: Callable[[Mapping[str, Any]], bool]
+        self, split: str, wanted: Callable[[Item], bool], count: Callable[[Mapping[str, Any]], int | None]
     ) -> Sequence[Item]:
         """Items that are wanted.
 
         Args:
-          any_of: whether prepared data with such a manifest has any; what is all alike is not looked at.
+          count: how many prepared data with such a manifest has, None where that is not said there; of none and of all
+            not one is looked at.
         """
         parts: list[Sequence[Item]] = []
         for entry in self._read(split):
             items = entry.items
             if not isinstance(items, Prepared):
                 parts.append([item for item in items if wanted(item)])
-            elif any_of(items.manifest):
-                alike = len(items.manifest["domains"]) == 1 and items.manifest["pictures"] in (0, len(items))
-                numbers = None if alike else np.flatnonzero([wanted(item) for item in items])
-                parts.append(items if numbers is None else Chosen(items, numbers))
+            elif (found := count(items.manifest)) == len(items):
+                parts.append(items)
+            elif found != 0:
+                parts.append(Chosen(items, np.flatnonzero([wanted(item) for item in items])))
         return parts[0] if len(parts) == 1 else Joined(parts)
 
     @functools.cache  # noqa: B019
     def texts(self, split: str) -> list[Source]:
         """Text-only conversations and documents of one split, with their shares."""
         if not self.config.playground:
-            texts = self._chosen(split, lambda item: item.image is None, lambda told: told["pictures"] < told["items"])
+            texts = self._chosen(split, lambda i: i.image is None, lambda told: told["items"] - told["pictures"])
             return [Source("text", texts)]
         from sphinx_jax.data.playground import text, told
 

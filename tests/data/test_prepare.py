@@ -403,6 +403,25 @@ def test_training_data_names_prepared_folders_beside_lists(tars, tmp_path):
     assert len(data.listed("train")) == sum(counts.values()) + 6
 
 
+def test_prepared_data_of_several_domains_and_kinds_is_parted_by_item(tmp_path):
+    lines = [{"text": f"text {i}", "domain": "real"} for i in range(3)]
+    for i, domain in enumerate(["real", "synthetic", "", "real"]):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+        lines.append({"image": f"{i}.png", "text": "a thing", "domain": domain})
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    prepare(Order("chats", [tmp_path / "mixed.jsonl"], tmp_path / "mixed"), each=HERE)
+    for name in ("mixed", "mixed.jsonl"):
+        (tmp_path / "list.yaml").write_text(json.dumps({"META": [{"path": name, "type": "image"}]}))
+        data = Data(DataConfig(None, meta={"train": str(tmp_path / "list.yaml")}), tmp_path / "work")
+        assert data.domains("train") == {"real": 2, "synthetic": 1, "other": 1}
+        for domain, count in (("real", 2), ("synthetic", 1), ("other", 1), ("*", 4)):
+            assert len(data.items("train", domain)) == count
+        (texts,) = data.texts("train")
+        assert [item.text for item in texts.items] == ["text 0", "text 1", "text 2"]
+        with pytest.raises(ConfigError, match="its domains are other, real, synthetic"):
+            data.items("train", "reel")
+
+
 def test_a_stream_of_prepared_data_has_every_item_once_an_epoch(tars, tmp_path):
     items = prepare(order(tars, tmp_path / "out"), each=HERE)
     tokenizer = load_tokenizer(DATA / "tokenizer.model")
