@@ -17,9 +17,9 @@ from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import SYSTEM, Item, render
 from sphinx_jax.data.formats.found import Dropped, Found, Source
 from sphinx_jax.data.formats.prepared import WORK, Kept, Prepared
-from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.image import BadImage, ImageSource
 from sphinx_jax.data.prepare.copy import Samples, write_shards
+from sphinx_jax.data.prepare.look import found_in
 from sphinx_jax.data.prepare.pipeline import finish, making
 from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.data.tasks import instruct
@@ -105,7 +105,7 @@ def caption(engine: Engine, what: Captions, quiet: bool = False) -> Prepared:
     Items carry what their source carried, and of each task `likelihood`, by which `tools/prepare_data.py` can choose.
 
     Raises:
-      BadData: a file of another format; ConfigError: the folder was made otherwise; DiskFull.
+      ConfigError: the folder was made otherwise; DiskFull.
     """
     if not what.inputs:
         raise ConfigError("no file to read pictures from: the patterns of --input match nothing")
@@ -149,7 +149,7 @@ def _ask(engine: Engine, what: Captions, records: Sequence[_Record], quiet: bool
     def left() -> Iterator[_Asked]:
         for file, path in enumerate(what.inputs):
             said = records[file].lines
-            for number, found in enumerate(FORMATS[what.format].read(Source(path, what.root))):
+            for number, found in enumerate(found_in(what.format, Source(path, what.root))):
                 tasks = [task for task in what.tasks if (number, task) not in said]
                 if isinstance(found, Found) and found.item.image is not None and tasks:
                     yield _Asked(file, number, tasks, found.item.image)
@@ -188,7 +188,7 @@ def _ask(engine: Engine, what: Captions, records: Sequence[_Record], quiet: bool
 def _kept(
     what: Captions, source: Source, record: _Record, dropped: collections.Counter[str], samples: Samples
 ) -> Iterator[Kept]:
-    for number, found in enumerate(FORMATS[what.format].read(source)):
+    for number, found in enumerate(found_in(what.format, source)):
         reason = ""
         said = [record.lines[number, task] for task in what.tasks if (number, task) in record.lines]
         if isinstance(found, Dropped):

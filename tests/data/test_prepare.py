@@ -349,6 +349,15 @@ def test_of_conversations_about_one_picture_all_are_kept_and_copies_are_not(tmp_
     assert len(one) == 1
 
 
+def test_of_many_files_one_of_another_format_is_counted_and_the_others_kept(tars, tmp_path, caplog):
+    (tmp_path / "x.tar").write_bytes(b"nope" * 1000)
+    items = prepare(order([*tars[:1], tmp_path / "x.tar", *tars[1:]], tmp_path / "out"), each=HERE)
+    assert items.manifest["dropped"]["file is of another format"] == 1 and "x.tar is no tar" in caplog.text
+    assert [*items] == [*prepare(order(tars, tmp_path / "whole"), each=HERE)]
+    with pytest.raises(BadData, match="x.tar is no tar"):
+        prepare(order([tmp_path / "x.tar"], tmp_path / "none"), each=HERE)
+
+
 def test_benchmark_pictures_are_left_out_by_the_command(tars, tmp_path):
     """As COCO has them, one of which is in a shard."""
     folder = tmp_path / "benchmarks" / "coco_caption"

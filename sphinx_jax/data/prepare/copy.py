@@ -20,10 +20,9 @@ from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.formats import prepared
 from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.data.formats.found import Dropped
-from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.image import BadImage, load_image
 from sphinx_jax.data.prepare.choose import KEPT
-from sphinx_jax.data.prepare.look import Task, learnt, stamp
+from sphinx_jax.data.prepare.look import Task, found_in, learnt, stamp
 from sphinx_jax.paths import write_whole
 
 BLOCK = 16  # items of a record
@@ -88,7 +87,7 @@ def _is_whole(folder: Path, shard: Mapping[str, Any]) -> bool:
 def _kept(work: Copy, samples: Samples) -> Iterator[prepared.Kept]:
     """The items that are kept, with the bytes of their pictures; of the others some are shown."""
     count = 0
-    for found in FORMATS[work.task.format].read(work.task.source):
+    for found in found_in(work.task.format, work.task.source):
         count += 1
         if count > len(work.codes):
             break

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -13,12 +15,16 @@ from typing import Any
 from PIL import Image
 
 from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.data.formats.found import Dropped, Found, Source
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.image import BadImage, load_image
 from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.data.seen import coco_number, seen
 
+_log = logging.getLogger(__name__)
+
+UNREADABLE = "file is of another format"
 ROWS = 4096  # of a sidecar that are written at once
 # what of the looks of one file fits another one is refused by
 KEY = b"looked_at"
@@ -66,12 +72,12 @@ class Look:
 def look(task: Task) -> int:
     """Write the sidecar of a file, or leave it where it is of this file already; returns the number of items.
 
-    Raises:
-      BadData: the file is of another format.
+    A file of another format is one item that is dropped: of ten thousand shards some are broken.
     """
     import pyarrow
     import pyarrow.parquet as parquet
 
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such a picture is dropped, and counted
     key = stamp(task)
     if task.sidecar.exists():
         held = parquet.read_schema(task.sidecar).metadata or {}
@@ -86,7 +92,7 @@ def look(task: Task) -> int:
     try:
         with parquet.ParquetWriter(begun, schema) as writer:
             rows: list[dict[str, Any]] = []
-            for done in read_ahead(looked, FORMATS[task.format].read(task.source)):
+            for done in read_ahead(looked, found_in(task.format, task.source)):
                 rows.append(asdict(done.result()))
                 if len(rows) == ROWS:
                     writer.write_table(pyarrow.Table.from_pylist(rows, schema))
@@ -97,6 +103,15 @@ def look(task: Task) -> int:
     finally:
         begun.unlink(missing_ok=True)
     return count + len(rows)
+
+
+def found_in(form: str, source: Source) -> Iterator[Found | Dropped]:
+    """What the reader of a format finds in a file; one of another format is one that is dropped."""
+    try:
+        yield from FORMATS[form].read(source)
+    except BadData as error:
+        _log.warning("%s", error)
+        yield Dropped(source.file.name, UNREADABLE)
 
 
 def stamp(task: Task) -> bytes:

@@ -20,7 +20,7 @@ from sphinx_jax.data.formats.prepared import MANIFEST, VERSION, WORK, Prepared
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.prepare.choose import Filters, Known, choose
 from sphinx_jax.data.prepare.copy import BLOCK, Copy, copy
-from sphinx_jax.data.prepare.look import Task, look
+from sphinx_jax.data.prepare.look import UNREADABLE, Task, look
 from sphinx_jax.data.prepare.told import TOLD, histograms
 from sphinx_jax.disk import told_when_full
 from sphinx_jax.lock import locked
@@ -96,6 +96,8 @@ def _prepare(order: Order, known: Callable[[], Known], each: Each) -> None:
     left_out = known()  # first: what cannot be had is told before hours of looking
     each(look, tasks, "looking")
     choice = choose([task.sidecar for task in tasks], order.filters, left_out)
+    if choice.counts() == {UNREADABLE: len(tasks)}:
+        collections.deque(FORMATS[order.format].read(tasks[0].source), 0)  # raises what it is
     (work / "copied").mkdir(exist_ok=True)
     copies = [
         Copy(task, i, codes, choice.reasons, order.domain, out, work / "copied" / f"{i:05d}.json")
