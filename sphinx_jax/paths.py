@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 WEB = ("http", "https", "ftp", "ftps")
@@ -69,3 +71,13 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.exists():
         folder.rmtree()
+
+
+def matching(patterns: Iterable[str]) -> list[Path]:
+    """Files and folders that are named or match, absolute, those of each pattern in the order of their names."""
+    found = []
+    for pattern in patterns:
+        # a name may have brackets
+        names = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        found += [Path(name).absolute() for name in names]
+    return found

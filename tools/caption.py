@@ -10,12 +10,12 @@ stopped.  Each item carries the likelihood of its answer, by which tools/prepare
 """
 
 import argparse
-import glob
 from pathlib import Path
 
 from sphinx_jax.command import plain_errors
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.tasks import INSTRUCTIONS
+from sphinx_jax.paths import matching
 
 TASKS = [name for name, instruction in INSTRUCTIONS.items() if not instruction.fields]
 
@@ -51,13 +51,12 @@ def run(given: argparse.Namespace) -> None:
     from sphinx_jax.generate.load import from_pretrained
     from sphinx_jax.report.prepared_page import write_page
 
-    inputs = [Path(name).absolute() for pattern in given.input for name in sorted(glob.glob(pattern))]
+    inputs = matching(given.input)
     root = given.root and given.root.absolute()
     names = ("max_new_tokens", "temperature", "top_p", "seed")
     sampling = {name: getattr(given, name) for name in names}
-    what = Captions(
-        given.format, inputs, given.out, Path(given.model).absolute(), given.tasks, root, given.domain, sampling
-    )
+    model = Path(given.model).absolute()
+    what = Captions(given.format, inputs, given.out, model, given.tasks, root, given.domain, sampling, given.quantize)
     engine = Engine(from_pretrained(given.model, quantize=given.quantize), slots=given.batch)
     items = caption(engine, what, given.quiet)
     print(f"{given.out}: {len(items)} items in {len(items.manifest['shards'])} shards")

@@ -12,7 +12,6 @@ Formats: {formats}.
 """
 
 import argparse
-import glob
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.prepare.choose import Filters, Known
 from sphinx_jax.data.prepare.pipeline import InProcesses, OnBeam, Order, prepare
 from sphinx_jax.data.seen import coco_number
+from sphinx_jax.paths import matching
 from sphinx_jax.progress import progress
 
 
@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
         "--benchmarks", type=Path, metavar="FOLDER", help="drop pictures of the benchmarks there (docs/benchmarks.md)"
     )
     parser.add_argument("--workers", type=int, default=0, help="processes on this machine; default: one a core")
-    parser.add_argument("--runner", help="carry it out with Apache Beam: FnApiRunner is this machine")
+    parser.add_argument("--runner", help="Apache Beam's, whose workers see all paths: FnApiRunner is this machine")
     parser.add_argument("--runner-options", nargs="+", default=[], metavar="OPTION", help="further ones of Beam")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     return parser.parse_args()
@@ -66,7 +66,7 @@ def run(given: argparse.Namespace) -> None:
         pictures=given.one_a_picture,
         alike=given.drop_alike,
     )
-    inputs = [Path(name).absolute() for pattern in given.input for name in sorted(glob.glob(pattern))]
+    inputs = matching(given.input)
     order = Order(
         given.format, inputs, given.out, given.root and given.root.absolute(), given.domain, filters, given.benchmarks
     )
@@ -112,7 +112,7 @@ def known(folder: Path | None) -> Known:
         seen, bad = look_at(pictures.items(), bar)
     for name, why in (lost | bad).items():
         print(f"not looked at: {name}: {why}", file=sys.stderr)
-    numbers = {number for name in pictures if (number := coco_number(name)) is not None}
+    numbers = {number for name in (*pictures, *lost) if (number := coco_number(name)) is not None}
     return Known({bytes.fromhex(content)[:8] for content in seen.contents}, seen.looks, numbers)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
 from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.order import even
 
 
 class Indexed(Sequence[Item]):
@@ -30,11 +32,18 @@ class Indexed(Sequence[Item]):
         return self.item(index % len(self))
 
 
+def edges_of(items: Sequence[Any]) -> np.ndarray:
+    """Where each piece of a sequence begins that lies in a file of its own, and where the last ends."""
+    own = getattr(items, "edges", None)
+    return even(len(items)) if own is None else own
+
+
 class Joined(Indexed):
     """Lists one after the other.
 
     Attributes:
       block: how many items that lie side by side are read together, at most.
+      edges: as `edges_of` has them.
     """
 
     def __init__(self, parts: Sequence[Sequence[Item]]):
@@ -44,6 +53,12 @@ class Joined(Indexed):
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
+
+    @functools.cached_property
+    def edges(self) -> np.ndarray:
+        starts = [0, *self.ends[:-1]]
+        parts = [edges_of(part)[:-1] + start for part, start in zip(self.parts, starts, strict=False)]
+        return np.append(np.concatenate(parts), self.ends[-1]) if parts else np.zeros(1, np.int64)
 
     def item(self, index: int) -> Item:
         part = int(np.searchsorted(self.ends, index, side="right"))

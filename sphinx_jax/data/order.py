@@ -11,25 +11,31 @@ import functools
 
 import numpy as np
 
-PIECE = 8192  # items, a shard's
+PIECE = 8192  # items of what has no shards
 WINDOW = 32  # pieces
 GROUP = 64  # runs
+
+
+def even(count: int, piece: int = PIECE) -> np.ndarray:
+    """Edges of pieces of so many items."""
+    return np.append(np.arange(0, count, piece), count)
 
 
 class Order:
     """Position in an endless stream of epochs -> number of an item.
 
     Args:
-      count: of items.
-      run: items that lie side by side and are read together.
-      piece, window, group: items of a piece, pieces of a window, runs whose items are mixed.
+      edges: (pieces + 1,) where each piece of the data, a shard, begins, and where the last ends.
+      run: items that lie side by side and are read together, counted from the begin of their piece.
+      window, group: pieces of a window, runs whose items are mixed.
     """
 
-    def __init__(self, count: int, seed: int, run: int, piece: int = PIECE, window: int = WINDOW, group: int = GROUP):
-        if count < 1:
+    def __init__(self, edges: np.ndarray, seed: int, run: int, window: int = WINDOW, group: int = GROUP):
+        self.edges, self.seed, self.run = np.asarray(edges, np.int64), seed, run
+        self.count = int(self.edges[-1])
+        if self.count < 1:
             raise ValueError("there is nothing to put in order")
-        self.count, self.seed, self.run = count, seed, run
-        self.piece, self.window, self.group = piece, window, group
+        self.window, self.group = window, group
         self._pieces = functools.lru_cache(2)(self._pieces_of)
         self._window = functools.lru_cache(2)(self._window_of)
 
@@ -42,25 +48,27 @@ class Order:
 
     def _pieces_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The pieces in their order, and where each ends in the epoch."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(-(-self.count // self.piece))
-        sizes = np.minimum(self.piece, self.count - order * self.piece)
-        return order, np.cumsum(sizes)
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.edges) - 1)
+        return order, np.cumsum(np.diff(self.edges)[order])
 
     def _window_of(self, epoch: int, number: int) -> np.ndarray:
         """Numbers of the items of a window, in their order."""
         rng = np.random.default_rng((self.seed, epoch, number))
         pieces = self._pieces(epoch)[0][number * self.window : (number + 1) * self.window]
-        starts = np.concatenate(
-            [np.arange(p * self.piece, min((p + 1) * self.piece, self.count), self.run) for p in pieces]
-        )
-        rng.shuffle(starts)
-        ends = np.minimum(starts + self.run, np.minimum((starts // self.piece + 1) * self.piece, self.count))
-        items = np.concatenate([np.arange(begin, end) for begin, end in zip(starts, ends, strict=True)])
+        runs = [self._runs(int(self.edges[piece]), int(self.edges[piece + 1])) for piece in pieces]
+        found = np.concatenate(runs)
+        rng.shuffle(found)
+        items = np.concatenate([np.arange(begin, end) for begin, end in found])
         # groups of whole runs
-        edges = np.concatenate([[0], np.cumsum(ends - starts)])[:: self.group]
-        for part in np.split(items, edges[1:]):
+        groups = np.concatenate([[0], np.cumsum(found[:, 1] - found[:, 0])])[:: self.group]
+        for part in np.split(items, groups[1:]):
             rng.shuffle(part)
         return items
 
+    def _runs(self, begin: int, end: int) -> np.ndarray:
+        """(runs, 2) where each run of a piece begins and ends."""
+        starts = np.arange(begin, end, self.run)
+        return np.stack([starts, np.minimum(starts + self.run, end)], axis=1)
+
     def __reduce__(self):
-        return Order, (self.count, self.seed, self.run, self.piece, self.window, self.group)
+        return Order, (self.edges, self.seed, self.run, self.window, self.group)

@@ -13,7 +13,8 @@ from pathlib import Path
 import grain
 from absl import flags
 
-from sphinx_jax.data.order import Order
+from sphinx_jax.data.joined import edges_of
+from sphinx_jax.data.order import Order, even
 from sphinx_jax.data.packing import PackedRows
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.tokenizer import Tokenizer
@@ -74,7 +75,9 @@ def _shuffled(sources: Sequence[Source], seed: int) -> Iterator[tuple[grain.MapD
     for n, source in enumerate(_usable(sources)):
         count, own = len(source.eligible), seed + 1000 * n
         if (block := getattr(source.items, "block", 1)) > 1:
-            yield grain.MapDataset.range(sys.maxsize).seed(own).map(_Near(Order(count, own, block))), source
+            whole = count == len(source.items)  # and the pieces of all are those of these
+            order = Order(edges_of(source.items) if whole else even(count), own, block)
+            yield grain.MapDataset.range(sys.maxsize).seed(own).map(_Near(order)), source
         else:
             yield grain.MapDataset.range(count).seed(own).shuffle().repeat(), source
 

@@ -13,19 +13,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import SYSTEM, Item, render
 from sphinx_jax.data.formats.found import Dropped, Found, Source
 from sphinx_jax.data.formats.prepared import WORK, Kept, Prepared
 from sphinx_jax.data.image import BadImage, ImageSource
 from sphinx_jax.data.prepare.copy import Samples, write_shards
-from sphinx_jax.data.prepare.look import found_in
+from sphinx_jax.data.prepare.look import found_in, state
 from sphinx_jax.data.prepare.pipeline import finish, making
 from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.data.tasks import instruct
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import Engine, Request, Settings
+from sphinx_jax.paths import write_whole
 from sphinx_jax.progress import progress
 
 _log = logging.getLogger(__name__)
@@ -51,17 +53,19 @@ class Captions:
     root: Path | None = None
     domain: str = "synthetic"
     sampling: Settings | None = None
+    quantize: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        made = self.checkpoint / "recipe.json"
+        made = store.chosen_in(self.checkpoint) / store.RECIPE
         return {
             "format": self.format,
-            "inputs": [str(file) for file in self.inputs],
+            "inputs": [state(file) for file in self.inputs],
             "root": None if self.root is None else str(self.root),
             "checkpoint": str(self.checkpoint),
             "recipe": sha256(made.read_bytes()).hexdigest() if made.is_file() else None,
             "prompts": {task: _prompt(task) for task in self.tasks},
             "sampling": dict(self.sampling or {}),
+            "quantize": self.quantize,
             "domain": self.domain,
         }
 
@@ -82,13 +86,12 @@ class _Record:
         self.path = path
         self.lines: dict[tuple[int, str], Line] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.read_bytes().rpartition(b"\n")[0].split(b"\n") if path.exists() else []
-        for line in filter(None, whole):
+        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+        for line in filter(None, whole.split(b"\n")):
             found = Line(*json.loads(line))
             self.lines[found.number, found.task] = found
-        with path.open("wb") as file:  # without the half line that a killed run left
-            file.writelines(json.dumps(line).encode() + b"\n" for line in self.lines.values())
         self._file = path.open("ab")
+        self._file.truncate(len(whole) + bool(whole))  # without the half line that a killed run left
 
     def add(self, line: Line) -> None:
         self.lines[line.number, line.task] = line
@@ -116,19 +119,36 @@ def caption(engine: Engine, what: Captions, quiet: bool = False) -> Prepared:
 
 
 def _caption(engine: Engine, what: Captions, quiet: bool) -> None:
-    records = [_Record(what.out / WORK / "said" / f"{i:05d}.jsonl") for i in range(len(what.inputs))]
-    _ask(engine, what, records, quiet)
+    folder, done = what.out / WORK / "said", []
+    with progress(desc="captions", unit="answer", disable=quiet) as bar:
+        for number, file in enumerate(what.inputs):
+            done.append(folder / f"{number:05d}.json")
+            if not done[-1].exists():
+                told = _of_file(engine, what, number, Source(file, what.root), folder / f"{number:05d}.jsonl", bar)
+                write_whole(done[-1], json.dumps(told).encode())
     dropped: collections.Counter[str] = collections.Counter()
-    written = []
-    for number, (file, record) in enumerate(zip(what.inputs, records, strict=True)):
-        samples = Samples()
-        kept = _kept(what, Source(file, what.root), record, dropped, samples)
-        written.append({"shards": write_shards(what.out, number, kept), "samples": samples.found})
-        record.close()
-    likelihoods = [line.likelihood for record in records for line in record.lines.values() if line.text]
+    bars = np.zeros(len(EDGES) - 1, int)
+    for told in map(_read, done):
+        dropped.update(told["dropped"])
+        bars += told["likelihoods"]
+    drawn = {"likelihood, nats a token": {"edges": EDGES, "kept": bars.tolist(), "dropped": [0] * len(bars)}}
+    finish(what.out, what.as_json(), map(_read, done), dict(dropped.most_common()), what.domain, drawn)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
+
+
+def _of_file(engine: Engine, what: Captions, number: int, source: Source, said: Path, bar: Any) -> dict[str, Any]:
+    """Ask about the pictures of one file and write its shards; what was said before is not asked."""
+    record = _Record(said)
+    _ask(engine, what, source, record, bar)
+    record.close()
+    samples, dropped = Samples(), collections.Counter[str]()
+    shards = write_shards(what.out, number, _kept(what, source, record, dropped, samples))
+    likelihoods = [line.likelihood for line in record.lines.values() if line.text]
     bars = np.histogram(np.clip(likelihoods, EDGES[0], EDGES[-1]), EDGES)[0].tolist()
-    drawn = {"likelihood, nats a token": {"edges": list(EDGES), "kept": bars, "dropped": [0] * len(bars)}}
-    finish(what.out, what.as_json(), written, dict(dropped.most_common()), what.domain, drawn)
+    return {"shards": shards, "samples": samples.found, "dropped": dict(dropped), "likelihoods": bars}
 
 
 def _prompt(task: str) -> str:
@@ -136,23 +156,20 @@ def _prompt(task: str) -> str:
 
 
 class _Asked(NamedTuple):
-    file: int
     number: int
     tasks: Sequence[str]
     image: ImageSource
 
 
-def _ask(engine: Engine, what: Captions, records: Sequence[_Record], quiet: bool) -> None:
+def _ask(engine: Engine, what: Captions, source: Source, record: _Record, bar: Any) -> None:
     prompts = {task: _prompt(task) for task in what.tasks}
-    waiting: dict[int, tuple[int, int, str]] = {}
+    waiting: dict[int, tuple[int, str]] = {}
 
     def left() -> Iterator[_Asked]:
-        for file, path in enumerate(what.inputs):
-            said = records[file].lines
-            for number, found in enumerate(found_in(what.format, Source(path, what.root))):
-                tasks = [task for task in what.tasks if (number, task) not in said]
-                if isinstance(found, Found) and found.item.image is not None and tasks:
-                    yield _Asked(file, number, tasks, found.item.image)
+        for number, found in enumerate(found_in(what.format, source)):
+            tasks = [task for task in what.tasks if (number, task) not in record.lines]
+            if isinstance(found, Found) and found.item.image is not None and tasks:
+                yield _Asked(number, tasks, found.item.image)
 
     def look(one: _Asked) -> tuple[_Asked, Picture | BadImage]:
         try:
@@ -165,7 +182,7 @@ def _ask(engine: Engine, what: Captions, records: Sequence[_Record], quiet: bool
         for done in read_ahead(look, left()):
             one, picture = done.result()
             if isinstance(picture, BadImage):
-                _log.warning("item %d of %s: %s", one.number, what.inputs[one.file], picture)
+                _log.warning("item %d of %s: %s", one.number, source.file, picture)
                 continue
             for task in one.tasks:
                 try:
@@ -173,16 +190,15 @@ def _ask(engine: Engine, what: Captions, records: Sequence[_Record], quiet: bool
                     engine.fitted(request.prompt, True, request.max_new_tokens)
                 except BadArgument as error:
                     raise ConfigError(f"task {task}: {error}") from None
-                waiting[place] = one.file, one.number, task
+                waiting[place] = one.number, task
                 place += 1
                 yield request
 
-    with progress(desc="captions", unit="answer", disable=quiet) as bar:
-        for place, (said,) in engine.as_completed(requests()):
-            file, number, task = waiting.pop(place)
-            likelihood = float(np.mean(said.logprobs)) if said.logprobs else 0.0
-            records[file].add(Line(number, task, said.text.strip(), likelihood))
-            bar.update()
+    for place, (said,) in engine.as_completed(requests()):
+        number, task = waiting.pop(place)
+        likelihood = float(np.mean(said.logprobs)) if said.logprobs else 0.0
+        record.add(Line(number, task, said.text.strip(), likelihood))
+        bar.update()
 
 
 def _kept(

@@ -50,7 +50,7 @@ print(json.dumps([ready - begun, {READ} / spent, (peak - before) / 1024, peak / 
 def opened(folder: str) -> tuple[Prepared, Order]:
     """Prepared data as a stage of training opens it."""
     items = Prepared(Path(folder))
-    return items, Order(len(items), 0, items.block)
+    return items, Order(items.edges, 0, items.block)
 
 
 def measure(folder: Path, rounds: int, sizes: Sequence[int] = SIZES) -> Iterator[str]:

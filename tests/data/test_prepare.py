@@ -349,6 +349,65 @@ def test_of_conversations_about_one_picture_all_are_kept_and_copies_are_not(tmp_
     assert len(one) == 1
 
 
+def test_what_vanishes_between_looking_and_copying_is_told_and_looked_at_anew(tmp_path):
+    """Of a reader that looks for pictures itself, and of one that leaves that to others."""
+    talks = []
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+        talks.append(
+            {"image": f"{i}.png", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a"}]}
+        )
+    (tmp_path / "talks.json").write_text(json.dumps(talks))
+    images = [{"id": i, "file_name": f"{i}.png", "width": 48, "height": 40} for i in range(3)]
+    told = {"images": images, "annotations": [{"id": i, "image_id": i, "caption": "a"} for i in range(3)]}
+    (tmp_path / "captions_train2017.json").write_text(json.dumps(told))
+    for form, file in (("chats", "talks.json"), ("coco-captions", "captions_train2017.json")):
+        whole = Order(form, [tmp_path / file], tmp_path / form, root=tmp_path)
+
+        def each(function, given, title):
+            if title == "copying":
+                (tmp_path / "1.png").unlink()
+            HERE(function, given, title)
+
+        with pytest.raises(BadData, match="has changed since it was looked at; run the same command again"):
+            prepare(whole, each=each)
+        items = prepare(whole, each=HERE)
+        assert len(items) == 2 and items.manifest["dropped"] == {"picture is missing": 1}
+        (tmp_path / "1.png").write_bytes(picture(1))
+
+
+def test_a_changed_file_under_a_manifest_is_named(tars, tmp_path):
+    file = tmp_path / "x.tar"
+    file.write_bytes(tars[0].read_bytes())
+    prepare(order([file], tmp_path / "out"), each=HERE)
+    file.write_bytes(tars[1].read_bytes())
+    os.utime(file, (1, 1))
+    with pytest.raises(ConfigError, match=r"x\.tar has changed since"):
+        prepare(order([file], tmp_path / "out"), each=HERE)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_boxes_of_a_picture_that_is_turned_are_not_learnt(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.zeros((100, 200, 3), np.uint8)).save(tmp_path / "1.jpg", exif=exif)
+    told = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 200, "height": 100}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 20], "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "instances_train2017.json").write_text(json.dumps(told))
+    whole = Order("coco-instances", [tmp_path / "instances_train2017.json"], tmp_path / "out", root=tmp_path)
+    dropped = prepare(whole, each=HERE).manifest["dropped"]
+    assert dropped == ({"picture is not of the annotated shape": 1} if orientation == 6 else {})
+
+
+def test_numbers_that_no_float_holds_cost_nothing(tmp_path):
+    for name, value in (("hash", -7013487129871263417), ("big", 10**400), ("other", 2**62)):
+        write_tar(tmp_path / f"{name}.tar", {name: (picture(len(name)), "a", {name: value})})
+        assert len(prepare(order([tmp_path / f"{name}.tar"], tmp_path / name), each=HERE)) == 1
+
+
 def test_of_many_files_one_of_another_format_is_counted_and_the_others_kept(tars, tmp_path, caplog):
     (tmp_path / "x.tar").write_bytes(b"nope" * 1000)
     items = prepare(order([*tars[:1], tmp_path / "x.tar", *tars[1:]], tmp_path / "out"), each=HERE)

@@ -1,13 +1,17 @@
 """Mixes that public benchmarks judge, against the same numbers found on other ways."""
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 from conftest import DATA, ROOT, born, tiny_config
+from PIL import Image
 
 import sphinx_jax
 from sphinx_jax.checkpoint import store
@@ -145,6 +149,26 @@ def test_halves_of_one_folder_share_no_picture(files):
         assert all(pictures) and not pictures[0] & pictures[1]
         everything = BENCHMARKS[one.name].read(files[0] / one.name).questions
         assert len(one.questions) + len(other.questions) == len(everything)
+
+
+def test_halves_of_a_table_that_repeats_a_picture_share_none(tmp_path):
+    """As parquet copies do, which have it in each question's row."""
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    schema = pa.schema(
+        [("question_id", pa.string()), ("question", pa.string()), ("answer", pa.string()), ("image", kind)]
+    )
+    rows = []
+    for i in range(60):
+        stream = io.BytesIO()
+        Image.new("RGB", (4, 4), (i // 6, 0, 0)).save(stream, "PNG")
+        picture = {"bytes": stream.getvalue(), "path": None}
+        rows.append({"question_id": str(i), "question": "Is it?", "answer": "yes", "image": picture})
+    (tmp_path / "pope").mkdir()
+    table = pa.Table.from_pylist(rows, schema).append_column("category", pa.array(["random"] * 60))
+    parquet.write_table(table, tmp_path / "pope" / "test-00000-of-00001.parquet")
+    choosing, reported = of_benchmarks(Judged(benchmarks=(str(tmp_path),), limit=8))
+    shown = [{one.pictures.find(q.picture) for q in one.questions} for one in (choosing[0], reported[0])]
+    assert len(choosing[0].questions) == 8 and reported[0].questions and not shown[0] & shown[1]
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,7 @@ class Prepared(Indexed):
         shards = self.manifest["shards"]
         self.block = int(self.manifest["block"])
         self.starts = np.concatenate([[0], np.cumsum([shard["items"] for shard in shards], dtype=np.int64)])
+        self.edges = np.unique(self.starts)  # of shards that have items
         self._lock = threading.Lock()
         self._shard = functools.lru_cache(OPEN)(self._opened)
         self._block = functools.lru_cache(KEPT)(self._read)
@@ -120,8 +121,11 @@ class Prepared(Indexed):
         """An item and what its file says of it.
 
         Raises:
+          IndexError: there is no such item.
           BadData: its shard is not as the manifest says.
         """
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)} in {self.folder}")
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         block, place = divmod(index - int(self.starts[shard]), self.block)
         return decode(self._block(shard, block), place)

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,13 @@ class Copy:
     """A file to be copied.
 
     Attributes:
-      codes: (items,) uint8, 0 where an item is kept, else the place of its reason.
+      codes: file of (items,) uint8, 0 where an item is kept, else the place of its reason.
       done: the file that says it is done, and what was written.
     """
 
     task: Task
     number: int
-    codes: np.ndarray
+    codes: Path
     reasons: Sequence[str]
     domain: str
     folder: Path
@@ -56,13 +56,14 @@ def copy(work: Copy) -> None:
     Raises:
       BadData: the file has changed since it was looked at.
     """
-    key = sha256(stamp(work.task) + work.codes.tobytes() + repr((*work.reasons, work.domain)).encode()).hexdigest()
+    codes = np.load(work.codes)
+    key = sha256(stamp(work.task) + codes.tobytes() + repr((*work.reasons, work.domain)).encode()).hexdigest()
     if work.done.exists():
         known = json.loads(work.done.read_text())
         if known["key"] == key and all(_is_whole(work.folder, shard) for shard in known["shards"]):
             return
     samples = Samples()
-    written = write_shards(work.folder, work.number, _kept(work, samples))
+    written = write_shards(work.folder, work.number, _kept(work, codes, samples))
     told = {"key": key, "shards": written, "samples": samples.found}
     write_whole(work.done, json.dumps(told).encode())
 
@@ -84,16 +85,19 @@ def _is_whole(folder: Path, shard: Mapping[str, Any]) -> bool:
     return file.is_file() and file.stat().st_size == shard["bytes"]
 
 
-def _kept(work: Copy, samples: Samples) -> Iterator[prepared.Kept]:
+def _kept(work: Copy, codes: np.ndarray, samples: Samples) -> Iterator[prepared.Kept]:
     """The items that are kept, with the bytes of their pictures; of the others some are shown."""
     count = 0
     for found in found_in(work.task.format, work.task.source):
         count += 1
-        if count > len(work.codes):
+        if count > len(codes):
             break
+        code = int(codes[count - 1])
         if isinstance(found, Dropped):
+            if code == KEPT:
+                raise _changed(work.task, f"{found.name} ({found.reason})")
             continue
-        code, item = int(work.codes[count - 1]), found.item
+        item = found.item
         samples.add(work.reasons[code], item)
         if code != KEPT:
             continue
@@ -101,17 +105,24 @@ def _kept(work: Copy, samples: Samples) -> Iterator[prepared.Kept]:
             try:
                 item = replace(item, image=Path(item.image).read_bytes())
             except FileNotFoundError:
-                raise BadData(f"{item.image} has gone since it was looked at; run the same command again") from None
+                raise _changed(work.task, item.image) from None
         yield prepared.Kept(replace(item, domain=work.domain or item.domain), found.carried)
-    if count != len(work.codes):
-        raise BadData(f"{work.task.file} has changed since it was looked at; run the same command again")
+    if count != len(codes):
+        raise _changed(work.task, str(work.task.file))
+
+
+def _changed(task: Task, what: str) -> BadData:
+    """The error, after which the same command looks anew."""
+    task.sidecar.unlink(missing_ok=True)
+    return BadData(f"{what} has changed since it was looked at; run the same command again")
 
 
 def _write(file: Path, items: Iterator[prepared.Kept]) -> dict[str, Any]:
     """A shard, which appears when it is whole; returns what the manifest says of it."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    begun = file.with_name(f".{file.name}.{os.getpid()}")
+    begun = file.parent / prepared.WORK / f"{file.name}.{os.getpid()}"  # which goes when the folder is complete
+    begun.parent.mkdir(exist_ok=True)
     count, pictures, characters = 0, 0, 0
     tasks, domains = collections.Counter[str](), collections.Counter[str]()
     try:
@@ -125,15 +136,17 @@ def _write(file: Path, items: Iterator[prepared.Kept]) -> dict[str, Any]:
                 pictures += one.item.image is not None
                 characters += len(learnt(one.item))
         writer.close()
-        content = begun.read_bytes()
+        with begun.open("rb") as written:
+            content = file_digest(written, "sha256").hexdigest()
+        size = begun.stat().st_size
         begun.replace(file)
     finally:
         begun.unlink(missing_ok=True)
     return {
         "name": file.name,
         "items": count,
-        "bytes": len(content),
-        "sha256": sha256(content).hexdigest(),
+        "bytes": size,
+        "sha256": content,
         "characters": characters,
         "pictures": pictures,
         "domains": dict(sorted(domains.items())),

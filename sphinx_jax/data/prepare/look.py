@@ -24,6 +24,20 @@ from sphinx_jax.data.seen import coco_number, seen
 
 _log = logging.getLogger(__name__)
 
+VERSION = 1  # of the rows of a sidecar
+# whose answers, or questions, are of places in the picture
+PLACED = {
+    "rec",
+    "reg",
+    "relation",
+    "detection",
+    "grounded_caption",
+    "pose",
+    "layout",
+    "text_detection",
+    "text_spotting",
+}
+SHAPE = 0.02  # by which the aspect of a picture may differ from that of its annotations
 UNREADABLE = "file is of another format"
 ROWS = 4096  # of a sidecar that are written at once
 # what of the looks of one file fits another one is refused by
@@ -115,10 +129,16 @@ def found_in(form: str, source: Source) -> Iterator[Found | Dropped]:
 
 
 def stamp(task: Task) -> bytes:
-    """Which file was looked at, as it was then."""
-    found = task.file.stat()
-    told = [task.format, str(task.file), str(task.root), found.st_size, found.st_mtime_ns]
-    return json.dumps(told).encode()
+    """Which file was looked at, as it was then, and what lies beside an annotation file and may belong to it."""
+    beside = sorted(task.file.parent.glob("*.json")) if task.file.suffix in (".json", ".p") else []
+    files = [state(file) for file in dict.fromkeys([task.file, *beside])]
+    return json.dumps([VERSION, task.format, str(task.root), files]).encode()
+
+
+def state(file: Path) -> list[Any]:
+    """A file, or folder, by which a change shows."""
+    found = file.stat()
+    return [str(file), found.st_size, found.st_mtime_ns]
 
 
 def looked(found: Found | Dropped) -> Look:
@@ -150,6 +170,9 @@ def looked(found: Found | Dropped) -> Look:
         told.reason = "picture is damaged"
         return told
     told.width, told.height = picture.size
+    if PLACED.intersection(item.tasks) and not _is_annotated_shape(picture.size, found.carried):
+        told.reason = "picture is not of the annotated shape"
+        return told
     told.content = bytes.fromhex(known.content)[:8]
     said.update(bytes.fromhex(known.content))
     told.whole = said.digest()[:8]
@@ -160,6 +183,14 @@ def looked(found: Found | Dropped) -> Look:
     if told.number < 0 and isinstance(number := found.carried.get("coco_id"), int):  # as Visual Genome has it
         told.number = number
     return told
+
+
+def _is_annotated_shape(size: tuple[int, int], carried: Mapping[str, Any]) -> bool:
+    """Whether coordinates fit: a picture that its EXIF turns, or another copy, may have been annotated otherwise."""
+    width, height = carried.get("width"), carried.get("height")
+    if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
+        return True
+    return abs(width * size[1] - height * size[0]) <= SHAPE * max(width * size[1], height * size[0])
 
 
 def unusable(image: str | bytes) -> str:
@@ -188,12 +219,10 @@ def numbers(carried: Mapping[str, Any]) -> dict[str, float]:
     """Those of the things that a file says of an item which thresholds can be set on."""
     found = {}
     for name, value in carried.items():
-        if isinstance(value, bool | int | float):
-            found[name] = float(value)
-        elif isinstance(value, str):
+        if isinstance(value, bool | int | float | str):
             try:
                 found[name] = float(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 continue
     return found
 

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from sphinx_jax.config import ConfigError, unknown
 from sphinx_jax.data.formats.prepared import MANIFEST, VERSION, WORK, Prepared
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.prepare.choose import Filters, Known, choose
 from sphinx_jax.data.prepare.copy import BLOCK, Copy, copy
-from sphinx_jax.data.prepare.look import UNREADABLE, Task, look
+from sphinx_jax.data.prepare.look import UNREADABLE, Task, look, state
 from sphinx_jax.data.prepare.told import TOLD, histograms
 from sphinx_jax.disk import told_when_full
 from sphinx_jax.lock import locked
@@ -28,6 +30,7 @@ from sphinx_jax.paths import write_whole
 from sphinx_jax.progress import progress
 
 SETTINGS = "settings.json"
+SHOWN = 60  # items of each reason that are kept for the page
 
 Given = TypeVar("Given")
 
@@ -46,7 +49,7 @@ class Order:
       format: a name of the table of formats.
       inputs: files, in the order in which their items stand in the end.
       root: folder in which paths of pictures begin; None, that of each file.
-      domain: of items that name none.
+      domain: of the items, in place of those that the format gives them; "" leaves these.
     """
 
     format: str
@@ -68,7 +71,7 @@ class Order:
 
     def as_json(self) -> dict[str, Any]:
         root = None if self.root is None else str(self.root)
-        inputs = [str(file) for file in self.inputs]
+        inputs = [state(file) for file in self.inputs]
         filters = dataclasses.asdict(self.filters)
         told = {"format": self.format, "inputs": inputs, "root": root, "domain": self.domain, "filters": filters}
         return told | {"benchmarks": None if self.benchmarks is None else str(self.benchmarks)}
@@ -98,14 +101,16 @@ def _prepare(order: Order, known: Callable[[], Known], each: Each) -> None:
     choice = choose([task.sidecar for task in tasks], order.filters, left_out)
     if choice.counts() == {UNREADABLE: len(tasks)}:
         collections.deque(FORMATS[order.format].read(tasks[0].source), 0)  # raises what it is
-    (work / "copied").mkdir(exist_ok=True)
-    copies = [
-        Copy(task, i, codes, choice.reasons, order.domain, out, work / "copied" / f"{i:05d}.json")
-        for i, (task, codes) in enumerate(zip(tasks, choice.codes, strict=True))
-    ]
+    copies = []
+    for i, (task, codes) in enumerate(zip(tasks, choice.codes, strict=True)):
+        chosen, done = work / "codes" / f"{i:05d}.npy", work / "copied" / f"{i:05d}.json"
+        for file in (chosen, done):
+            file.parent.mkdir(exist_ok=True)
+        np.save(chosen, codes)
+        copies.append(Copy(task, i, chosen, choice.reasons, order.domain, out, done))
     each(copy, copies, "copying")
     drawn = histograms([task.sidecar for task in tasks], choice.codes)
-    written = [json.loads(one.done.read_text()) for one in copies]
+    written = (json.loads(one.done.read_text()) for one in copies)
     finish(out, order.as_json(), written, choice.counts(), order.domain, drawn)
 
 
@@ -124,6 +129,7 @@ def making(out: Path, made_from: Mapping[str, Any]) -> Iterator[bool]:
 def is_done(out: Path, made_from: Mapping[str, Any]) -> bool:
     """Whether a folder holds what is asked for; ConfigError where it holds, or was begun with, anything else."""
     now = json.loads(json.dumps(made_from))
+    done = (out / MANIFEST).exists()
     begun = out / WORK / SETTINGS
     if (out / MANIFEST).exists():
         before = json.loads((out / MANIFEST).read_text()).get("made_from")
@@ -136,16 +142,23 @@ def is_done(out: Path, made_from: Mapping[str, Any]) -> bool:
         begun.parent.mkdir(exist_ok=True)
         write_whole(begun, json.dumps(now).encode())
         before = now
-    changed = [key for key in now if not before or before.get(key) != now[key]]
+    before = before or {}
+    files = {tuple(one) for one in now["inputs"]} ^ {tuple(one) for one in before.get("inputs", ())}
+    if not done and {one[0] for one in now["inputs"]} == {one[0] for one in before.get("inputs", ())}:
+        files = set()  # what has changed is looked at again
+    if files:
+        name = min(files)[0]
+        raise ConfigError(f"{out} was prepared from other files, or {name} has changed since; give another folder")
+    changed = [key for key in now if key != "inputs" and before.get(key) != now[key]]
     if changed:
         raise ConfigError(f"{out} was prepared with another {changed[0]}; give another folder or delete this one")
-    return (out / MANIFEST).exists()
+    return done
 
 
 def finish(
     out: Path,
     made_from: Mapping[str, Any],
-    written: Sequence[Mapping[str, Any]],
+    written: Iterable[Mapping[str, Any]],
     dropped: Mapping[str, int],
     domain: str,
     drawn: Mapping[str, Any],
@@ -156,7 +169,12 @@ def finish(
       written: of each file its `shards` and `samples`.
       drawn: histograms, as `told.histograms` has them.
     """
-    shards = [dict(shard) for one in written for shard in one["shards"]]
+    shards, samples = list[dict[str, Any]](), dict[str, list[Any]]()
+    for one in written:
+        shards += one["shards"]
+        for reason, some in one["samples"].items():
+            own = samples.setdefault(reason, [])
+            own += some[: SHOWN - len(own)]
     there = {shard["name"] for shard in shards}
     for file in out.glob("part-*.array_record"):
         if file.name not in there:  # of a run with another choice
@@ -165,16 +183,12 @@ def finish(
     for shard in shards:
         for name, own in counts.items():
             own.update(shard.pop(name))
-    samples: dict[str, list[Any]] = {}
-    for one in written:
-        for reason, some in one["samples"].items():
-            samples.setdefault(reason, []).extend(some)
     manifest = {
         "version": VERSION,
         "items": sum(shard["items"] for shard in shards),
         "bytes": sum(shard["bytes"] for shard in shards),
         "dropped": dict(dropped),
-        "domain": domain,
+        "domain": domain or (next(iter(counts["domains"])) if len(counts["domains"]) == 1 else ""),
         "pictures": sum(shard.pop("pictures") for shard in shards),
         **{name: dict(own) for name, own in counts.items()},
         "block": BLOCK,
@@ -207,7 +221,8 @@ class InProcesses:
 
 
 class OnBeam:
-    """Each by Apache Beam.  Only names of files and codes travel: no picture goes through a shuffle.
+    """Each by Apache Beam.  Only names of files travel: no picture goes through a shuffle, and all workers see the
+    folder that is made, and the files, under the same paths.
 
     Args:
       runner: as Beam names it; `FnApiRunner` is this machine.

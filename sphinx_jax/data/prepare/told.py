@@ -19,7 +19,11 @@ EDGES: dict[str, tuple[float, ...]] = {
 }
 TOLD = "told.json"  # beside the manifest
 SCORES = 6  # at most
-NOT_SCORES = ("width", "height", "original_width", "original_height", "status", "key", "id", "image_id", "license")
+OF_FILE = 200  # items of each file whose scores are drawn
+NOT_SCORES = (
+    *("width", "height", "original_width", "original_height", "status", "key", "id", "image_id", "license", "hash"),
+    *("coco_id", "flickr_id", "timestamp", "uid", "error_message", "sha256"),
+)
 
 
 def histograms(sidecars: Sequence[Path], codes: Sequence[np.ndarray]) -> dict[str, dict[str, list[float]]]:
@@ -42,7 +46,7 @@ def histograms(sidecars: Sequence[Path], codes: Sequence[np.ndarray]) -> dict[st
             for (name, edges), value, is_kept in zip(EDGES.items(), values, where, strict=True):
                 counts[name] += [np.histogram(value[part], edges)[0] for part in (is_kept, ~is_kept)]
             if not begin:
-                for text, is_kept in zip(batch["carried"].to_pylist(), kept, strict=True):
+                for text, is_kept in zip(batch["carried"][:OF_FILE].to_pylist(), kept, strict=False):
                     for name, value in json.loads(text).items():
                         if name.lower() not in NOT_SCORES and np.isfinite(value):
                             scores.setdefault(name, []).append((value, bool(is_kept)))
@@ -53,7 +57,10 @@ def histograms(sidecars: Sequence[Path], codes: Sequence[np.ndarray]) -> dict[st
             found[name] = {"edges": list(EDGES[name]), "kept": kept.tolist(), "dropped": dropped.tolist()}
     for name, pairs in sorted(scores.items(), key=lambda one: -len(one[1]))[:SCORES]:
         value, is_kept = np.array([v for v, _ in pairs]), np.array([k for _, k in pairs])
-        edges = np.histogram_bin_edges(value, 20)
+        try:
+            edges = np.histogram_bin_edges(value, 20)
+        except ValueError:  # numbers so large that they lie between no two edges
+            continue
         kept, dropped = (np.histogram(value[part], edges)[0].tolist() for part in (is_kept, ~is_kept))
         found[name] = {"edges": edges.tolist(), "kept": kept, "dropped": dropped}
     return found

@@ -15,10 +15,10 @@ import jax
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, need, unknown
 from sphinx_jax.data.formats.files import BadData
-from sphinx_jax.distributed import agree, barrier, share
+from sphinx_jax.distributed import agree, barrier, gather_json, share
 from sphinx_jax.evaluate.answers import Answers
 from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, tell_of_joined
-from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
+from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark, Benchmark
 from sphinx_jax.evaluate.benchmarks.asking import asked_by
 from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, item, items, lines
 from sphinx_jax.evaluate.forms.pictures import Pictures
@@ -131,7 +131,7 @@ def _ask(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, fo
     benchmark, process = BENCHMARKS[name], jax.process_index()
     rules = benchmark.rules if benchmark.for_judge is None else PROTOCOLS
     protocol, how = asked_by(name, benchmark.title, rules, s.protocol)
-    questions = benchmark.read(folder).questions
+    questions = _read(benchmark, folder)
     notes = counted(benchmark, questions)
     questions = limited(questions, s.limit, by_category=name == "mme")
     if process == 0:
@@ -167,6 +167,19 @@ def _score(run: Run, stage: str, asked: _Asked) -> tuple[list[Line], Shown]:
     rows = items(score, answered, texts)
     write_whole(run.folder(stage) / name / ITEMS, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return lines(name, protocol, score, answered, missing, model), Shown(name, rows, pictures.find)
+
+
+def _read(benchmark: Benchmark, folder: Path) -> Sequence[Question]:
+    """The questions; BadData in all processes where one of them cannot read them, for they wait for each other."""
+    problem, questions = "", list[Question]()
+    try:
+        questions = list(benchmark.read(folder).questions)
+    except BadData as error:
+        problem = str(error)
+    problems = [found for one in gather_json({"problem": problem}) if (found := one["problem"])]
+    if problems:
+        raise BadData(problems[0])
+    return questions
 
 
 def _several(question: Question) -> list[int]:

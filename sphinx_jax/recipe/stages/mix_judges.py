@@ -7,6 +7,7 @@ import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -14,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from annotated_types import MaxLen, MinLen
-from PIL import Image
 
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.formats.files import BadData
-from sphinx_jax.data.image import BadImage, ImageSource
+from sphinx_jax.data.image import BadImage, ImageSource, load_image
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.tasks import DOMAINS, INSTRUCTIONS
 from sphinx_jax.evaluate.answers import Said
@@ -162,9 +162,12 @@ def of_benchmarks(s: Judged) -> tuple[list[Part], list[Part]]:
         parts.append(list(_parts(s, Path(folder).absolute())))
         if not parts[-1]:
             raise ConfigError(f"none of the benchmarks in {folder} can judge; the log says why")
-    if len(parts) == 1:
+    of_one = len(parts) == 1
+    if of_one:
         parts = [[_half(part, odd) for part in parts[0]] for odd in (False, True)]
     choosing, reported = ([_some(part, s.limit) for part in own] for own in parts)
+    if of_one:
+        reported = [_without(part, seen) for part, seen in zip(reported, choosing, strict=True)]
     only = {part.name for part in choosing} ^ {part.name for part in reported}
     if only:
         raise ConfigError(f"{', '.join(sorted(only))}: in one of the two folders alone; names chooses of both")
@@ -209,6 +212,25 @@ def _half(part: Part, odd: bool) -> Part:
     return part._replace(questions=[q for q in part.questions if _drawn(q) % 2 == odd])
 
 
+def _without(part: Part, other: Part) -> Part:
+    """The questions whose pictures are of none of another's: some files repeat a picture for each question."""
+
+    def content(question: Question) -> Any:
+        try:
+            found = part.pictures.find(question.picture)
+        except BadImage:
+            return question.picture
+        return found if isinstance(found, Path) else sha256(as_bytes(found)).digest()
+
+    seen = {content(question) for question in other.questions}
+    return part._replace(questions=[q for q in part.questions if content(q) not in seen])
+
+
+def as_bytes(image: ImageSource) -> bytes:
+    """Of a picture that was found in a file, or put together of several."""
+    return image if isinstance(image, bytes) else encoded(load_image(image), "PNG")
+
+
 def _some(part: Part, limit: int) -> Part:
     """Questions about pictures that are drawn of all, in the order of the files."""
     taken = limited(sorted(part.questions, key=lambda q: _drawn(q) // 2), limit, part.name == "mme")
@@ -240,10 +262,9 @@ def _items(run: Run, part: Part, frozen: Leaves, what: str) -> tuple[list[Item],
         except BadImage as error:
             _log.warning("question %s of %s: %s", question.key, part.name, error)
             image = b""
-        if isinstance(image, Image.Image):  # several, side by side
-            image = encoded(image, "PNG")
         turn = (part.how.text(question), f"{part.how.begin} {part.how.right(question)}".strip())
-        items.append(Item(image if isinstance(image, bytes) else str(image), (turn,), id=str(question.key)))
+        given = str(image) if isinstance(image, Path) else as_bytes(image)
+        items.append(Item(given, (turn,), id=str(question.key)))
         at.append(pictures.setdefault(question.picture, len(pictures)))
     if jax.process_count() > 1:
         return items, None
