@@ -16,12 +16,14 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, option: str = "--workdir") -> Iterator[None]:
     """Nobody else works in `folder` within.  The system's lock ends with its process, however that ends.
+
+    `option`: what names the folder on the command line.
 
     Raises ConfigError where another process does.
     """
-    file = _taken(folder)
+    file = _taken(folder, option)
     try:
         yield
     finally:
@@ -29,7 +31,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(file)
 
 
-def _taken(folder: Path) -> int:
+def _taken(folder: Path, option: str) -> int:
     """The locked file, which is in its place."""
     while True:
         file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
@@ -40,7 +42,7 @@ def _taken(folder: Path) -> int:
             os.close(file)
             by = f"process {holder}" if holder else "another process"
             raise ConfigError(
-                f"{folder} is in use by {by}; wait until that ends, stop it, or give another --workdir"
+                f"{folder} is in use by {by}; wait until that ends, stop it, or give another {option}"
             ) from None
         except OSError as error:  # some network disks have no locks
             _log.warning("%s cannot be locked (%s); run one command at a time in it", folder, error.strerror)

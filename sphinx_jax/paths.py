@@ -80,4 +80,4 @@ def matching(patterns: Iterable[str]) -> list[Path]:
         # a name may have brackets
         names = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         found += [Path(name).absolute() for name in names]
-    return found
+    return list(dict.fromkeys(found))

@@ -12,6 +12,7 @@ Formats: {formats}.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from sphinx_jax.command import plain_errors
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.prepare.choose import Filters, Known
-from sphinx_jax.data.prepare.pipeline import InProcesses, OnBeam, Order, prepare
+from sphinx_jax.data.prepare.pipeline import Each, InProcesses, OnBeam, Order, prepare
 from sphinx_jax.data.seen import coco_number
 from sphinx_jax.paths import matching
 from sphinx_jax.progress import progress
@@ -50,7 +51,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=int, default=0, help="processes on this machine; default: one a core")
     parser.add_argument("--runner", help="Apache Beam's, whose workers see all paths: FnApiRunner is this machine")
-    parser.add_argument("--runner-options", nargs="+", default=[], metavar="OPTION", help="further ones of Beam")
+    parser.add_argument("--runner-options", default="", metavar="TEXT", help='of Beam: "--project=a --region=b"')
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     return parser.parse_args()
 
@@ -67,11 +68,12 @@ def run(given: argparse.Namespace) -> None:
         alike=given.drop_alike,
     )
     inputs = matching(given.input)
-    order = Order(
-        given.format, inputs, given.out, given.root and given.root.absolute(), given.domain, filters, given.benchmarks
-    )
-    each = OnBeam(given.runner, given.runner_options) if given.runner else InProcesses(given.workers, given.quiet)
-    items = prepare(order, lambda: known(given.benchmarks), each)
+    root, benchmarks = given.root and given.root.absolute(), given.benchmarks and given.benchmarks.absolute()
+    order = Order(given.format, inputs, given.out.absolute(), root, given.domain, filters, benchmarks)
+    each: Each = InProcesses(given.workers, given.quiet)
+    if given.runner:
+        each = OnBeam(given.runner, shlex.split(given.runner_options))
+    items = prepare(order, lambda: known(benchmarks), each)
     total = len(items) + sum(items.manifest["dropped"].values())
     print(f"{given.out}: {len(items)} of {total} items in {len(items.manifest['shards'])} shards")
     for reason, count in items.manifest["dropped"].items():

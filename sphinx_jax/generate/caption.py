@@ -16,6 +16,7 @@ import numpy as np
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import SYSTEM, Item, render
+from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.data.formats.found import Dropped, Found, Source
 from sphinx_jax.data.formats.prepared import WORK, Kept, Prepared
 from sphinx_jax.data.image import BadImage, ImageSource
@@ -108,23 +109,26 @@ def caption(engine: Engine, what: Captions, quiet: bool = False) -> Prepared:
     Items carry what their source carried, and of each task `likelihood`, by which `tools/prepare_data.py` can choose.
 
     Raises:
-      ConfigError: the folder was made otherwise; DiskFull.
+      ConfigError: the folder was made otherwise; BadData: a file changed under way; DiskFull.
     """
     if not what.inputs:
         raise ConfigError("no file to read pictures from: the patterns of --input match nothing")
-    with making(what.out, what.as_json()) as to_do:
+    made_from = what.as_json()
+    with making(what.out, made_from) as to_do:
         if to_do:
-            _caption(engine, what, quiet)
+            _caption(engine, what, made_from, quiet)
     return Prepared(what.out)
 
 
-def _caption(engine: Engine, what: Captions, quiet: bool) -> None:
+def _caption(engine: Engine, what: Captions, made_from: Mapping[str, Any], quiet: bool) -> None:
     folder, done = what.out / WORK / "said", []
     with progress(desc="captions", unit="answer", disable=quiet) as bar:
         for number, file in enumerate(what.inputs):
-            done.append(folder / f"{number:05d}.json")
+            # what was said is of the file as it is
+            name = sha256(json.dumps([number, state(file)]).encode()).hexdigest()[:16]
+            done.append(folder / f"{name}.json")
             if not done[-1].exists():
-                told = _of_file(engine, what, number, Source(file, what.root), folder / f"{number:05d}.jsonl", bar)
+                told = _of_file(engine, what, number, Source(file, what.root), folder / f"{name}.jsonl", bar)
                 write_whole(done[-1], json.dumps(told).encode())
     dropped: collections.Counter[str] = collections.Counter()
     bars = np.zeros(len(EDGES) - 1, int)
@@ -132,7 +136,7 @@ def _caption(engine: Engine, what: Captions, quiet: bool) -> None:
         dropped.update(told["dropped"])
         bars += told["likelihoods"]
     drawn = {"likelihood, nats a token": {"edges": EDGES, "kept": bars.tolist(), "dropped": [0] * len(bars)}}
-    finish(what.out, what.as_json(), map(_read, done), dict(dropped.most_common()), what.domain, drawn)
+    finish(what.out, made_from, map(_read, done), dict(dropped.most_common()), what.domain, drawn)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -141,11 +145,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _of_file(engine: Engine, what: Captions, number: int, source: Source, said: Path, bar: Any) -> dict[str, Any]:
     """Ask about the pictures of one file and write its shards; what was said before is not asked."""
+    before = state(source.file)
     record = _Record(said)
     _ask(engine, what, source, record, bar)
     record.close()
     samples, dropped = Samples(), collections.Counter[str]()
     shards = write_shards(what.out, number, _kept(what, source, record, dropped, samples))
+    if state(source.file) != before:
+        raise BadData(f"{source.file} has changed while it was read; run the same command again")
     likelihoods = [line.likelihood for line in record.lines.values() if line.text]
     bars = np.histogram(np.clip(likelihoods, EDGES[0], EDGES[-1]), EDGES)[0].tolist()
     return {"shards": shards, "samples": samples.found, "dropped": dict(dropped), "likelihoods": bars}

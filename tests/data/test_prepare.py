@@ -319,7 +319,7 @@ def test_what_is_chosen_is_what_a_plain_loop_chooses(tmp_path_factory, files, ba
         kept.append(good)
     for wanted, key in (
         (same, lambda look: look.whole),
-        (one, lambda look: look.content),
+        (one, lambda look: look.content if look.picture else -1),
         (alike, lambda look: look.look),
     ):
         seen = set()
@@ -374,6 +374,43 @@ def test_what_vanishes_between_looking_and_copying_is_told_and_looked_at_anew(tm
         items = prepare(whole, each=HERE)
         assert len(items) == 2 and items.manifest["dropped"] == {"picture is missing": 1}
         (tmp_path / "1.png").write_bytes(picture(1))
+
+
+def test_of_prepared_data_that_is_not_whole_nothing_is_prepared(tars, tmp_path):
+    items = prepare(order(tars, tmp_path / "first"), each=HERE)
+    again = Order("prepared", [tmp_path / "first"], tmp_path / "second")
+    shard = tmp_path / "first" / items.manifest["shards"][1]["name"]
+    content = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(BadData, match=shard.name):
+        prepare(again, each=HERE)
+    shard.write_bytes(content)
+    second = prepare(again, each=HERE)
+    assert [*second] == [*items]
+    (tmp_path / "first" / "report.html").write_text("")  # what else changes there is nothing to the data
+    assert len(prepare(again, each=Until(0))) == len(items)
+
+
+def test_one_item_a_picture_leaves_talks_without_pictures(tmp_path):
+    turns = [[{"from": "human", "value": f"Is {i} odd?"}, {"from": "gpt", "value": "Yes."}] for i in range(5)]
+    (tmp_path / "talks.json").write_text(json.dumps([{"conversations": turn} for turn in turns]))
+    talks = Order("chats", [tmp_path / "talks.json"], tmp_path / "out", filters=Filters(pictures=True, alike=True))
+    assert len(prepare(talks, each=HERE)) == 5
+
+
+def test_a_file_that_is_replaced_by_another_of_as_many_items_is_looked_at_anew(tars, tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(json.dumps({"text": text}) for text in ("a", "a", "b")))
+
+    def each(function, given, title):
+        if title == "copying":
+            file.write_text("\n".join(json.dumps({"text": text}) for text in ("b", "b", "b")))
+            os.utime(file, (1, 1))
+        HERE(function, given, title)
+
+    with pytest.raises(BadData, match="has changed since it was looked at"):
+        prepare(Order("documents", [file], tmp_path / "out"), each=each)
+    assert [item.text for item in prepare(Order("documents", [file], tmp_path / "out"), each=HERE)] == ["b"]
 
 
 def test_a_changed_file_under_a_manifest_is_named(tars, tmp_path):

@@ -1,6 +1,7 @@
 """Pictures captioned by a model: each gets its own answer, whatever order they come in and wherever a run is killed."""
 
 import io
+import os
 import tarfile
 from hashlib import sha256
 from pathlib import Path
@@ -108,8 +109,7 @@ def test_a_killed_run_asks_nothing_twice_and_writes_the_same(tars, tmp_path, unt
     try:
         caption(engines[0], what(tars, tmp_path / "cut", tmp_path), quiet=True)
     except KeyboardInterrupt:
-        record = tmp_path / "cut" / ".work" / "said" / "00000.jsonl"
-        if record.exists():
+        for record in (tmp_path / "cut" / ".work" / "said").glob("*.jsonl"):
             record.write_bytes(record.read_bytes() + b'[7, "short_cap')  # the half line of a kill
     items = caption(engines[1], what(tars, tmp_path / "cut", tmp_path), quiet=True)
     asked = engines[0].asked + engines[1].asked
@@ -131,3 +131,21 @@ def test_captions_are_chosen_by_likelihood_and_captioned_again(tars, tmp_path):
     second = caption(Teller(), prepared, quiet=True)
     assert [item.image for item in second] == [item.image for item in first]
     assert {item.tasks for item in open_prepared(tmp_path / "second")} == {TASKS[1:]}
+
+
+def test_answers_go_with_the_file_they_are_about(tars, tmp_path):
+    """However the files changed, or were named, between two attempts."""
+    files = [tmp_path / tar.name for tar in tars]
+    for file, tar in zip(files, tars, strict=True):
+        file.write_bytes(tar.read_bytes())
+    with pytest.raises(KeyboardInterrupt):
+        caption(Teller(30), what(files, tmp_path / "out", tmp_path), quiet=True)
+    with pytest.raises(ConfigError, match="other files"):
+        caption(Teller(), what(files[::-1], tmp_path / "out", tmp_path), quiet=True)
+    for file, tar in zip(files, tars[::-1], strict=True):
+        file.write_bytes(tar.read_bytes())
+        os.utime(file, (1, 1))
+    items = caption(Teller(), what(files, tmp_path / "out", tmp_path), quiet=True)
+    for item in items:
+        assert item.turns[0][1] == f"{name_of(item.image)} {TASKS[0]}"
+    assert len({item.id for item in items}) == len(items)

@@ -103,7 +103,7 @@ def choose(sidecars: Sequence[Path], filters: Filters, known: Known) -> Choice:
             if filters.same:
                 wholes.append(_keys(batch["whole"]))
             if filters.pictures:
-                contents.append(_keys(batch["content"]))
+                contents.append(np.where(batch["picture"].to_numpy(zero_copy_only=False), _keys(batch["content"]), 0))
             if filters.alike:
                 looks.append(batch["look"].to_numpy())
         codes.append(np.concatenate(own) if own else np.zeros(0, np.uint8))
@@ -111,7 +111,8 @@ def choose(sidecars: Sequence[Path], filters: Filters, known: Known) -> Choice:
     if filters.same and len(whole):
         _only_first(whole, np.concatenate(wholes), reasons["same as another item"])
     if filters.pictures and len(whole):
-        _only_first(whole, np.concatenate(contents), reasons["same picture as another item"])
+        of_picture = np.concatenate(contents)
+        _only_first(whole, of_picture, reasons["same picture as another item"], of_picture != 0)
     if filters.alike and len(whole):
         of_look = np.concatenate(looks)
         _only_first(whole, of_look, reasons["picture looks like another"], of_look != -1)

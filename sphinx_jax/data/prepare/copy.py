@@ -22,7 +22,7 @@ from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.data.formats.found import Dropped
 from sphinx_jax.data.image import BadImage, load_image
 from sphinx_jax.data.prepare.choose import KEPT
-from sphinx_jax.data.prepare.look import Task, found_in, learnt, stamp
+from sphinx_jax.data.prepare.look import Task, found_in, is_current, learnt, stamp
 from sphinx_jax.paths import write_whole
 
 BLOCK = 16  # items of a record
@@ -64,6 +64,8 @@ def copy(work: Copy) -> None:
             return
     samples = Samples()
     written = write_shards(work.folder, work.number, _kept(work, codes, samples))
+    if not is_current(work.task):
+        raise _changed(work.task, str(work.task.file))
     told = {"key": key, "shards": written, "samples": samples.found}
     write_whole(work.done, json.dumps(told).encode())
 

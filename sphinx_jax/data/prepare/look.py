@@ -17,6 +17,7 @@ from PIL import Image
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.data.formats.found import Dropped, Found, Source
+from sphinx_jax.data.formats.prepared import MANIFEST
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.image import BadImage, load_image
 from sphinx_jax.data.read_ahead import read_ahead
@@ -93,10 +94,8 @@ def look(task: Task) -> int:
 
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such a picture is dropped, and counted
     key = stamp(task)
-    if task.sidecar.exists():
-        held = parquet.read_schema(task.sidecar).metadata or {}
-        if held.get(KEY) == key:
-            return parquet.ParquetFile(task.sidecar).metadata.num_rows
+    if is_current(task):
+        return parquet.ParquetFile(task.sidecar).metadata.num_rows
     empty = asdict(Look(""))
     kinds = {str: pyarrow.string(), bool: pyarrow.bool_(), int: pyarrow.int64(), bytes: pyarrow.binary()}
     schema = pyarrow.schema([(name, kinds[type(value)]) for name, value in empty.items()], metadata={KEY: key})
@@ -120,12 +119,27 @@ def look(task: Task) -> int:
 
 
 def found_in(form: str, source: Source) -> Iterator[Found | Dropped]:
-    """What the reader of a format finds in a file; one of another format is one that is dropped."""
+    """What the reader of a format finds in a file; one of another format is one that is dropped.
+
+    Raises BadData where the fault lies behind items that were found, or in prepared data, none of which may be missing.
+    """
+    any_found = form == "prepared"
     try:
-        yield from FORMATS[form].read(source)
+        for found in FORMATS[form].read(source):
+            any_found = any_found or isinstance(found, Found)
+            yield found
     except BadData as error:
+        if any_found:
+            raise
         _log.warning("%s", error)
         yield Dropped(source.file.name, UNREADABLE)
+
+
+def is_current(task: Task) -> bool:
+    """Whether the sidecar is there and of the file as it is."""
+    import pyarrow.parquet as parquet
+
+    return task.sidecar.exists() and (parquet.read_schema(task.sidecar).metadata or {}).get(KEY) == stamp(task)
 
 
 def stamp(task: Task) -> bytes:
@@ -136,8 +150,9 @@ def stamp(task: Task) -> bytes:
 
 
 def state(file: Path) -> list[Any]:
-    """A file, or folder, by which a change shows."""
-    found = file.stat()
+    """A file, or folder, by which a change shows; of prepared data its manifest."""
+    manifest = file / MANIFEST
+    found = (manifest if manifest.is_file() else file).stat()
     return [str(file), found.st_size, found.st_mtime_ns]
 
 

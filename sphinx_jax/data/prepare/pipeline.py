@@ -87,13 +87,14 @@ def prepare(order: Order, known: Callable[[], Known] = Known, each: Each | None 
     Raises:
       BadData: a file of another format; ConfigError: the folder was prepared otherwise; DiskFull.
     """
-    with making(order.out, order.as_json()) as to_do:
+    made_from = order.as_json()
+    with making(order.out, made_from) as to_do:
         if to_do:
-            _prepare(order, known, each or InProcesses())
+            _prepare(order, made_from, known, each or InProcesses())
     return Prepared(order.out)
 
 
-def _prepare(order: Order, known: Callable[[], Known], each: Each) -> None:
+def _prepare(order: Order, made_from: Mapping[str, Any], known: Callable[[], Known], each: Each) -> None:
     out, work = order.out, order.out / WORK
     tasks = [Task(order.format, f, order.root, work / "looks" / f"{i:05d}") for i, f in enumerate(order.inputs)]
     left_out = known()  # first: what cannot be had is told before hours of looking
@@ -111,7 +112,7 @@ def _prepare(order: Order, known: Callable[[], Known], each: Each) -> None:
     each(copy, copies, "copying")
     drawn = histograms([task.sidecar for task in tasks], choice.codes)
     written = (json.loads(one.done.read_text()) for one in copies)
-    finish(out, order.as_json(), written, choice.counts(), order.domain, drawn)
+    finish(out, made_from, written, choice.counts(), order.domain, drawn)
 
 
 @contextlib.contextmanager
@@ -122,7 +123,7 @@ def making(out: Path, made_from: Mapping[str, Any]) -> Iterator[bool]:
     """
     with told_when_full(out):
         out.mkdir(parents=True, exist_ok=True)
-        with locked(out):
+        with locked(out, "--out"):
             yield not is_done(out, made_from)
 
 
@@ -143,11 +144,9 @@ def is_done(out: Path, made_from: Mapping[str, Any]) -> bool:
         write_whole(begun, json.dumps(now).encode())
         before = now
     before = before or {}
-    files = {tuple(one) for one in now["inputs"]} ^ {tuple(one) for one in before.get("inputs", ())}
-    if not done and {one[0] for one in now["inputs"]} == {one[0] for one in before.get("inputs", ())}:
-        files = set()  # what has changed is looked at again
-    if files:
-        name = min(files)[0]
+    files = [[tuple(one[: 3 if done else 1]) for one in of.get("inputs", ())] for of in (now, before)]
+    if files[0] != files[1]:  # what has changed under way is looked at again
+        name = next((one[0] for one, other in zip(*files, strict=False) if one != other), files[0][-1][0])
         raise ConfigError(f"{out} was prepared from other files, or {name} has changed since; give another folder")
     changed = [key for key in now if key != "inputs" and before.get(key) != now[key]]
     if changed:

@@ -17,7 +17,7 @@ import numpy as np
 from annotated_types import MaxLen, MinLen
 
 from sphinx_jax.config import ConfigError
-from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.conversation import BadItem, Item
 from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.data.image import BadImage, ImageSource, load_image
 from sphinx_jax.data.rows import Rows, Shape, Source
@@ -131,7 +131,7 @@ def _batches(run: Run, s: Judged, source: Source, length: int, turns: int | None
     """The same rows for every mix: the first pictures, each with turns of the tasks."""
     shape = Shape(length, run.recipe.model.views.image_size, turns, isolate_turns=True)
     mapping = Rows(source, run.tokenizer, shape)
-    most = s.limit if s.benchmarks else s.pictures
+    most = len(source.eligible) if s.benchmarks else s.pictures  # of benchmarks some were drawn
     rows = [mapping.random_map(i, np.random.default_rng(i)) for i in range(min(len(source.eligible), most))]
     empty = mapping.masked(0)
     ways = row_ways(run.mesh)
@@ -200,8 +200,11 @@ def _parts(s: Judged, folder: Path) -> Iterator[Part]:
 
 
 def _drawn(question: Question) -> int:
-    """A number of a question's picture, the same wherever the files lie."""
+    """A number of a question's picture, or of those that it counts with, the same wherever the files lie."""
     picture = question.picture
+    if isinstance(picture, InTable) and (question.same is not None or str(question.key)[-2:] in (":0", ":1")):
+        pair = str(question.key)[:-2] if question.same is None else repr(question.same)  # of MME
+        return zlib.crc32(pair.encode())
     if isinstance(picture, Joined):
         picture = picture.pictures[0]
     name = f"{Path(picture.file).name} {picture.row}" if isinstance(picture, InTable) else str(picture)
@@ -283,9 +286,19 @@ def by_loss(
         items, features = _items(run, part, frozen, what)
         source = Source(part.name, items, features=features)
         whole = Rows(source, run.tokenizer, Shape(run.recipe.model.decoder.max_positions))
-        longest = max(len(whole.conversation(item, np.random.default_rng(0))) for item in items)
-        batches[part.name] = _batches(run, s, source, -(-longest // 32) * 32, None)  # few lengths, few programs
+        longest = max(_length(whole, item) for item in items)
+        batches[part.name] = _batches(
+            run, s, source, max(32, -(-longest // 32) * 32), None
+        )  # few lengths, few programs
     return _loss_judge(run, trees, frozen, batches)
+
+
+def _length(rows: Rows, item: Item) -> int:
+    """In tokens; 0 of one that does not fit into the model, which the rows leave out and name."""
+    try:
+        return len(rows.conversation(item, np.random.default_rng(0)))
+    except BadItem:
+        return 0
 
 
 @dataclass(frozen=True)
