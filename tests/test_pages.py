@@ -19,6 +19,7 @@ from PIL import Image
 
 import sphinx_jax.main  # noqa: F401 (whose flags are looked at)
 from sphinx_jax.config import to_dict
+from sphinx_jax.data.prepare.pipeline import InProcesses, Order, prepare
 from sphinx_jax.recipe import runner
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -128,7 +129,7 @@ def check_arguments(source, words, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with `runs/quickstart`, of a tiny model that has hardly been trained, and a picture."""
+    """A folder with `runs/quickstart`, of a tiny model that has hardly been trained, a picture and prepared data."""
     root = tmp_path_factory.mktemp("reader")
     model = to_dict(tiny_config())
     model["decoder"]["vocab_size"] = 1280
@@ -140,6 +141,8 @@ def folder(tmp_path_factory):
         "stage": {"finetune": stage | {"text_batch": 0}},
     }
     runner.run(runner.parse(values), root / "runs" / "quickstart", quiet=True)
+    (root / "texts.jsonl").write_text('{"text": "a document"}')
+    prepare(Order("documents", [root / "texts.jsonl"], root / "data" / "laion"), each=InProcesses(1, quiet=True))
     for picture in ("photo.jpg", "runs/quickstart/example.png"):
         Image.linear_gradient("L").convert("RGB").resize((60, 40)).save(root / picture)
     return root
