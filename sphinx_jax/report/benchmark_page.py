@@ -17,7 +17,7 @@ from sphinx_jax.evaluate.card import Line
 from sphinx_jax.evaluate.question import LETTERS, Picture, picture_of_json
 from sphinx_jax.evaluate.rules.boxes import read_box
 from sphinx_jax.report.card import HEADS, cells
-from sphinx_jax.report.style import style_sheet
+from sphinx_jax.report.style import whole_page
 
 WORST, SOME = 12, 12  # answers of each benchmark that are shown
 SIDE = 240  # pixels of a picture, at most
@@ -51,11 +51,7 @@ def write_page(title: str, card: Sequence[Line], shown: Sequence[Shown]) -> str:
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells(line))}</tr>" for line in card)
     table = f'<div class="score"><table><tr>{head}</tr>{body}</table></div>'
     sections = "".join(map(_section, shown))
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(title)}</title><style>{style_sheet()}{STYLE}</style>"
-        f"<body><main><h1>{html.escape(title)}</h1>{table}{sections}</main><script>{SCRIPT}</script></body></html>"
-    )
+    return whole_page(title, table + sections, STYLE, SCRIPT)
 
 
 def _section(shown: Shown) -> str:

@@ -15,7 +15,7 @@ from sphinx_jax.data.prepare.told import TOLD
 from sphinx_jax.paths import write_whole
 from sphinx_jax.report.page import as_figure
 from sphinx_jax.report.plots import WIDTH, figure_style, new_figure, to_png
-from sphinx_jax.report.style import style_sheet
+from sphinx_jax.report.style import whole_page
 
 PAGE = "report.html"
 SHOWN = 12  # items of each reason
@@ -36,11 +36,7 @@ def write_page(folder: Path) -> Path:
     if told["histograms"]:
         drawn = histogram_figure(told["histograms"]), histogram_figure(told["histograms"], dark=True)
         figures = f"<section><h2>What they are like</h2>{as_figure(drawn, 'sizes, lengths and scores')}</section>"
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(title)}</title><style>{style_sheet()}{STYLE}</style><body><main>"
-        f"<h1>{html.escape(title)}</h1>{_counts(manifest)}{figures}{sections}</main></body></html>"
-    )
+    page = whole_page(title, _counts(manifest) + figures + sections, STYLE)
     write_whole(folder / PAGE, page.encode())
     return folder / PAGE
 

@@ -1,5 +1,7 @@
 """The style sheet of a report: light and dark, wide and narrow."""
 
+import html
+
 from sphinx_jax.report.drawing import EXPECTED, PREDICTED
 from sphinx_jax.report.plots import colours
 
@@ -17,6 +19,17 @@ def style_sheet() -> str:
         "predicted": PREDICTED,
         "expected": EXPECTED,
     }
+
+
+def whole_page(title: str, body: str, style: str = "", script: str = "") -> str:
+    """HTML that needs no file beside it."""
+    title = html.escape(title)
+    script = script and f"<script>{script}</script>"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{style_sheet()}{style}</style>"
+        f"<body><main><h1>{title}</h1>{body}</main>{script}</body></html>"
+    )
 
 
 _TEMPLATE = """

@@ -88,6 +88,9 @@ COLUMNS = [
 ]
 
 
+PLAIN = [name for name in COLUMNS if name not in ("reason", "content", "whole", "carried")]  # numbers
+
+
 def choose(sidecars: Sequence[Path], filters: Filters, known: Known) -> Choice:
     """Of items that are the same the first is kept, in the order of the files and of their items.
 
@@ -108,16 +111,18 @@ def choose(sidecars: Sequence[Path], filters: Filters, known: Known) -> Choice:
                 looks.append(batch["look"].to_numpy())
         codes.append(np.concatenate(own) if own else np.zeros(0, np.uint8))
     whole = np.concatenate(codes) if codes else np.zeros(0, np.uint8)
-    if filters.same and len(whole):
+    if not len(whole):
+        return Choice(codes, reasons.names)
+    if filters.same:
         _only_first(whole, np.concatenate(wholes), reasons["same as another item"])
-    if filters.pictures and len(whole):
+    if filters.pictures:
         of_picture = np.concatenate(contents)
         _only_first(whole, of_picture, reasons["same picture as another item"], of_picture != 0)
-    if filters.alike and len(whole):
+    if filters.alike:
         of_look = np.concatenate(looks)
         _only_first(whole, of_look, reasons["picture looks like another"], of_look != -1)
     ends = np.cumsum([len(own) for own in codes])[:-1]
-    return Choice(np.split(whole, ends) if codes else [], reasons.names)
+    return Choice(np.split(whole, ends), reasons.names)
 
 
 def _keys(hashes: Any) -> np.ndarray:
@@ -147,9 +152,7 @@ def _judged(batch: Mapping[str, Any], filters: Filters, known: Known, reasons: _
         if where.any():
             code[where] = reasons[reason]
 
-    column = {
-        name: batch[name].to_numpy(zero_copy_only=False) for name in COLUMNS if name not in ("content", "carried")
-    }
+    column = {name: batch[name].to_numpy(zero_copy_only=False) for name in PLAIN}
     picture = column["picture"].astype(bool)
     if filters.basic:
         drop((column["words"] < WORDS) | (column["characters"] < CHARACTERS), "text is too short")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from sphinx_jax.data.seen import coco_number, seen
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1  # of the rows of a sidecar
+VERSION = 2  # of the rows of a sidecar
 # whose answers, or questions, are of places in the picture
 PLACED = {
     "rec",
@@ -41,8 +42,7 @@ PLACED = {
 SHAPE = 0.02  # by which the aspect of a picture may differ from that of its annotations
 UNREADABLE = "file is of another format"
 ROWS = 4096  # of a sidecar that are written at once
-# what of the looks of one file fits another one is refused by
-KEY = b"looked_at"
+KEY = b"looked_at"  # of a sidecar's metadata: the stamp of the file that it is of
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,17 @@ class Look:
     picture: bool = False
     width: int = 0
     height: int = 0
-    content: bytes = b""  # 8 of SHA-256 of the pixels; of the text where there is no picture
-    whole: bytes = b""  # 8 of SHA-256 of the pixels and of all that is said about them
+    content: bytes = b""  # 8 of SHA-256 of the pixels
+    whole: bytes = b""  # 8 of SHA-256 of the pixels, if there are any, and of all that is said
     look: int = -1  # 64 bits as a signed number, -1 of a picture that is like any other
     number: int = -1  # of the picture in COCO
     characters: int = 0  # of what is learnt
     words: int = 0
-    tasks: str = ""
     carried: str = "{}"
 
 
-def look(task: Task) -> int:
-    """Write the sidecar of a file, or leave it where it is of this file already; returns the number of items.
+def look(task: Task) -> None:
+    """Write the sidecar of a file, or leave it where it is of this file already.
 
     A file of another format is one item that is dropped: of ten thousand shards some are broken.
     """
@@ -95,13 +94,12 @@ def look(task: Task) -> int:
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such a picture is dropped, and counted
     key = stamp(task)
     if is_current(task):
-        return parquet.ParquetFile(task.sidecar).metadata.num_rows
+        return
     empty = asdict(Look(""))
     kinds = {str: pyarrow.string(), bool: pyarrow.bool_(), int: pyarrow.int64(), bytes: pyarrow.binary()}
     schema = pyarrow.schema([(name, kinds[type(value)]) for name, value in empty.items()], metadata={KEY: key})
     task.sidecar.parent.mkdir(parents=True, exist_ok=True)
     begun = task.sidecar.with_name(f"{task.sidecar.name}.{os.getpid()}")
-    count = 0
     try:
         with parquet.ParquetWriter(begun, schema) as writer:
             rows: list[dict[str, Any]] = []
@@ -109,13 +107,11 @@ def look(task: Task) -> int:
                 rows.append(asdict(done.result()))
                 if len(rows) == ROWS:
                     writer.write_table(pyarrow.Table.from_pylist(rows, schema))
-                    count += len(rows)
                     rows.clear()
             writer.write_table(pyarrow.Table.from_pylist(rows, schema))
         begun.replace(task.sidecar)
     finally:
         begun.unlink(missing_ok=True)
-    return count + len(rows)
 
 
 def found_in(form: str, source: Source) -> Iterator[Found | Dropped]:
@@ -168,11 +164,9 @@ def looked(found: Found | Dropped) -> Look:
         picture=item.image is not None,
         characters=len(text),
         words=len(text.split()),
-        tasks=" ".join(sorted({task for task in item.tasks if task})),
         carried=json.dumps(numbers(found.carried), sort_keys=True),
     )
     if item.image is None:
-        told.content = sha256(text.encode()).digest()[:8]
         told.whole = said.digest()[:8]
         return told
     told.reason = unusable(item.image)
@@ -214,8 +208,6 @@ def unusable(image: str | bytes) -> str:
         return "picture is missing"
     limit = Image.MAX_IMAGE_PIXELS
     try:
-        import io
-
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as header:
             pixels = header.width * header.height
     except Image.DecompressionBombError:
