@@ -68,6 +68,41 @@ class Joined(Indexed):
         return (item for part in self.parts for item in part)
 
 
+class Ranges(Indexed):
+    """Stretches of a sequence, one after the other.
+
+    Args:
+      begins, ends: (stretches,) number of the first item of each, and of the one after the last.
+    """
+
+    def __init__(self, items: Sequence[Item], begins: np.ndarray, ends: np.ndarray):
+        self.items, self.begins, self.ends = items, begins, ends
+        self.block = getattr(items, "block", 1)
+        self.edges = np.append(0, np.cumsum(ends - begins))
+
+    def __len__(self) -> int:
+        return int(self.edges[-1])
+
+    def item(self, index: int) -> Item:
+        part = int(np.searchsorted(self.edges, index, side="right")) - 1
+        return self.items[int(self.begins[part]) + index - int(self.edges[part])]
+
+
+def some_of_each(items: Sequence[Item], count: int, seed: int) -> Ranges:
+    """So many items of a sequence in pieces, of each piece its share, one stretch from a place that the seed chooses.
+
+    Neither items nor their numbers are held, and items that are read together stay so.
+    """
+    edges, block = edges_of(items), getattr(items, "block", 1)
+    taken = np.diff((edges * (count / edges[-1])).round().astype(np.int64))
+    sizes = np.diff(edges)
+    # a stretch begins with a block; from behind the last block that leaves room it cannot
+    last = (sizes - taken) // block
+    begins = edges[:-1] + block * np.random.default_rng(seed).integers(0, last + 1)
+    kept = taken > 0
+    return Ranges(items, begins[kept], (begins + taken)[kept])
+
+
 class Chosen(Indexed):
     """Some items of a sequence, by number."""
 

@@ -15,7 +15,7 @@ from sphinx_jax.config import ConfigError, unknown
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.formats.conversations import MetaEntry, read_meta
 from sphinx_jax.data.formats.prepared import Prepared
-from sphinx_jax.data.joined import Chosen, Joined
+from sphinx_jax.data.joined import Chosen, Joined, Ranges
 from sphinx_jax.data.rows import Source
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.distributed import one_first
@@ -60,18 +60,40 @@ class Data:
                 source = builder.open_playground(self.folder, self.config.playground, split, domain)
             return [builder.as_item(source[i]) for i in range(len(source))]
         if not (found := self.pictures(split, domain)):
-            domains = sorted(self.domains(split))
-            raise ConfigError(
-                f"no picture of data.meta.{split} is of domain {domain!r}; its domains are {some(domains)}, '*' is all"
-                if domains
-                else f"data.meta.{split} has no pictures; its {len(self.listed(split))} items are text alone"
-            )
+            raise self._none(split, domain)
         return found
 
-    @functools.cache  # noqa: B019
     def pictures(self, split: str, domain: str = "*") -> Sequence[Item]:
         """Items with pictures of people's own list; empty where none is of that domain."""
+        return _one([items for _, items in self._pictures(split, domain)])
 
+    def sets(self, split: str, domain: str) -> list[Source]:
+        """The data sets with pictures of one split and domain: the playground is one, and so is each entry of people's
+        own list.  Their weights are of one domain, among each other.
+
+        Raises ConfigError where there is none.
+        """
+        if self.config.playground:
+            return [Source(domain, self.items(split, domain))]
+        if not (found := self._pictures(split, domain)):
+            raise self._none(split, domain)
+        within = "" if domain == "*" else f"{domain}/"
+        return [Source(within + entry.name, items, _share(entry, items)) for entry, items in found]
+
+    def weighted(self, split: str) -> bool:
+        """Whether people's own list gives its data sets weights; else each item counts alike."""
+        return not self.config.playground and self._read(split)[0].weight is not None
+
+    def _none(self, split: str, domain: str) -> ConfigError:
+        domains = sorted(self.domains(split))
+        return ConfigError(
+            f"no picture of data.meta.{split} is of domain {domain!r}; its domains are {some(domains)}, '*' is all"
+            if domains
+            else f"data.meta.{split} has no pictures; its {len(self.listed(split))} items are text alone"
+        )
+
+    @functools.cache  # noqa: B019
+    def _pictures(self, split: str, domain: str) -> list[tuple[MetaEntry, Sequence[Item]]]:
         def wanted(item: Item) -> bool:
             return item.image is not None and domain in (item.domain or OTHER, "*")
 
@@ -87,38 +109,41 @@ class Data:
         """How many pictures of people's own list each domain has."""
         found: collections.Counter[str] = collections.Counter()
         for entry in self._read(split):
-            if isinstance(entry.items, Prepared) and entry.items.manifest["pictures"] == len(entry.items):
-                found.update({name or OTHER: n for name, n in entry.items.manifest["domains"].items()})
+            told = _manifest(entry.items)
+            if told and len(told["domains"]) == 1 and told["pictures"] == told["items"]:
+                found[next(iter(told["domains"])) or OTHER] += len(entry.items)
+            elif told and told["pictures"] == len(entry.items):
+                found.update({name or OTHER: n for name, n in told["domains"].items()})
             else:
                 found.update(item.domain or OTHER for item in entry.items if item.image is not None)
         return found
 
     def _chosen(
         self, split: str, wanted: Callable[[Item], bool], count: Callable[[Mapping[str, Any]], int | None]
-    ) -> Sequence[Item]:
-        """Items that are wanted.
+    ) -> list[tuple[MetaEntry, Sequence[Item]]]:
+        """Items that are wanted, of each entry that has some.
 
         Args:
           count: how many prepared data with such a manifest has, None where that is not said there; of none and of all
             not one is looked at.
         """
-        parts: list[Sequence[Item]] = []
+        found: list[tuple[MetaEntry, Sequence[Item]]] = []
         for entry in self._read(split):
-            items = entry.items
-            if not isinstance(items, Prepared):
-                parts.append([item for item in items if wanted(item)])
-            elif (found := count(items.manifest)) == len(items):
-                parts.append(items)
-            elif found != 0:
-                parts.append(Chosen(items, np.flatnonzero([wanted(item) for item in items])))
-        return parts[0] if len(parts) == 1 else Joined(parts)
+            items, told = entry.items, _manifest(entry.items)
+            if not told:
+                found.append((entry, [item for item in items if wanted(item)]))
+            elif (there := count(told)) == told["items"]:
+                found.append((entry, items))
+            elif there != 0:
+                found.append((entry, Chosen(items, np.flatnonzero([wanted(item) for item in items]))))
+        return [(entry, items) for entry, items in found if len(items)]
 
     @functools.cache  # noqa: B019
     def texts(self, split: str) -> list[Source]:
-        """Text-only conversations and documents of one split, with their shares."""
+        """The data sets of text-only conversations and documents of one split; their weights are among each other."""
         if not self.config.playground:
-            texts = self._chosen(split, lambda i: i.image is None, lambda told: told["items"] - told["pictures"])
-            return [Source("text", texts)]
+            found = self._chosen(split, lambda i: i.image is None, lambda told: told["items"] - told["pictures"])
+            return [Source(entry.name, items, _share(entry, items)) for entry, items in found]
         from sphinx_jax.data.playground import text, told
 
         pictures = [item for domain in DOMAINS for item in self.items(split, domain)]
@@ -126,6 +151,10 @@ class Data:
             Source("text", text.stream(self.config.seed, split)),
             Source("told", told.told_all(pictures), self.config.told),
         ]
+
+    def names(self, split: str) -> list[str]:
+        """What the data sets of people's own list are called."""
+        return [entry.name for entry in self._read(split)]
 
     def listed(self, split: str) -> Sequence[Item]:
         """All items of people's own list that can be read."""
@@ -140,6 +169,21 @@ class Data:
         if split not in self.config.meta:
             raise unknown("split of data.meta", split, self.config.meta)
         return read_meta(self.config.meta[split], self.config.seed)
+
+
+def _one(parts: list[Sequence[Item]]) -> Sequence[Item]:
+    return parts[0] if len(parts) == 1 else Joined(parts)
+
+
+def _manifest(items: Sequence[Item]) -> Mapping[str, Any]:
+    """Of prepared data, be it a part of it; what it says of all holds for the part."""
+    whole = items.items if isinstance(items, Ranges) else items
+    return whole.manifest if isinstance(whole, Prepared) else {}
+
+
+def _share(entry: MetaEntry, items: Sequence[Item]) -> float:
+    """The part of an entry's weight that is of these items of it."""
+    return len(items) if entry.weight is None else entry.weight * len(items) / len(entry.items)
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

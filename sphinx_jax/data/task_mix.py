@@ -7,16 +7,19 @@ slice the stream afterwards: the number of workers or processes changes nothing,
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import grain
+import numpy as np
 from absl import flags
 
 from sphinx_jax.data.joined import edges_of
 from sphinx_jax.data.order import Order, even
 from sphinx_jax.data.packing import PackedRows
-from sphinx_jax.data.rows import Rows, Shape, Source
+from sphinx_jax.data.rows import Row, Rows, Shape, Source
+from sphinx_jax.data.shares import Schedule, Shares
 from sphinx_jax.data.tokenizer import Tokenizer
 
 # the streams never end, but those that are zipped must say so alike
@@ -33,6 +36,16 @@ class _Name(grain.transforms.Map):
         return self.source.name_of(number)
 
 
+class _From(grain.transforms.Map):
+    """Row -> row that says which of its stream's data sets it is of."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def map(self, row: Row) -> Row:
+        return row | {"set": np.array(self.number, np.int32)}
+
+
 class _Near(grain.transforms.Map):
     """Position -> number of an item, where those that are read together come together."""
 
@@ -44,36 +57,57 @@ class _Near(grain.transforms.Map):
 
 
 def rows(
-    sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: int, kept: Path | None = None
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    shape: Shape,
+    seed: int,
+    kept: Path | None = None,
+    phases: Sequence[Shares] | None = None,
 ) -> grain.MapDataset:
     """The endless global stream of rows of one kind (all with pictures, or all without).
 
-    `kept`: the folder where packing keeps the lengths of texts, which take long to count.
+    A row is what `Rows` or `PackedRows` make, and the number of its data set, `set`.
+
+    Args:
+      kept: the folder where packing keeps the lengths of texts, which take long to count.
+      phases: the shares of the data sets, by name, where they changed on the way; None: they are those of the sources.
     """
     if shape.packed:
-        return _mixed(sources, [grain.MapDataset.source(p) for p in _packed(sources, tokenizer, shape, seed, kept)])
-    return _mixed(sources, [i.random_map(Rows(s, tokenizer, shape)) for i, s in _shuffled(sources, seed)])
+        streams = [grain.MapDataset.source(p) for p in _packed(sources, tokenizer, shape, seed, kept)]
+    else:
+        streams = [i.random_map(Rows(s, tokenizer, shape)) for i, s in _shuffled(sources, seed)]
+    return _mixed(sources, [stream.map(_From(n)) for n, stream in enumerate(streams)], phases)
 
 
 def names(
-    sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: int, kept: Path | None = None
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    shape: Shape,
+    seed: int,
+    kept: Path | None = None,
+    phases: Sequence[Shares] | None = None,
 ) -> grain.MapDataset:
     """What the rows at the same positions of the stream are made of."""
     if shape.packed:
         packed = _packed(sources, tokenizer, shape, seed, kept)
-        return _mixed(sources, [grain.MapDataset.range(sys.maxsize).map(p.names) for p in packed])
-    return _mixed(sources, [items.map(_Name(source)) for items, source in _shuffled(sources, seed)])
+        return _mixed(sources, [grain.MapDataset.range(sys.maxsize).map(p.names) for p in packed], phases)
+    return _mixed(sources, [items.map(_Name(source)) for items, source in _shuffled(sources, seed)], phases)
 
 
 def _packed(
     sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: int, kept: Path | None
 ) -> list[PackedRows]:
-    return [PackedRows(source, tokenizer, shape, seed + 1000 * n, kept) for n, source in enumerate(_usable(sources))]
+    return [PackedRows(source, tokenizer, shape, _own(seed, source), kept) for source in _usable(sources)]
+
+
+def _own(seed: int, source: Source) -> int:
+    """A seed for one data set, whichever others it is mixed with."""
+    return zlib.crc32(f"{seed} {source.name}".encode())
 
 
 def _shuffled(sources: Sequence[Source], seed: int) -> Iterator[tuple[grain.MapDataset, Source]]:
-    for n, source in enumerate(_usable(sources)):
-        count, own = len(source.eligible), seed + 1000 * n
+    for source in _usable(sources):
+        count, own = len(source.eligible), _own(seed, source)
         if (block := getattr(source.items, "block", 1)) > 1:
             whole = count == len(source.items)  # and the pieces of all are those of these
             order = Order(edges_of(source.items) if whole else even(count), own, block)
@@ -89,10 +123,18 @@ def _usable(sources: Sequence[Source]) -> Sequence[Source]:
     return sources
 
 
-def _mixed(sources: Sequence[Source], streams: list[grain.MapDataset]) -> grain.MapDataset:
-    if len(streams) == 1:
+def _mixed(
+    sources: Sequence[Source], streams: list[grain.MapDataset], phases: Sequence[Shares] | None
+) -> grain.MapDataset:
+    phases = phases or [Shares(0, shares_of(sources))]
+    if len(streams) == len(phases) == 1:
         return streams[0]
-    return grain.MapDataset.mix(streams, weights=[source.weight for source in sources])
+    return grain.MapDataset.select_from_datasets(streams, Schedule(phases, [source.name for source in sources]))
+
+
+def shares_of(sources: Sequence[Source]) -> dict[str, float]:
+    """Share of each data set in its stream."""
+    return {source.name: source.weight for source in sources}
 
 
 class _Named(grain.transforms.Map):
@@ -106,25 +148,28 @@ class _Named(grain.transforms.Map):
 def task_mix(
     streams: Mapping[str, tuple[grain.MapDataset, int]],
     *,
-    start: int = 0,
+    start: int | Mapping[str, int] = 0,
     process: int = 0,
     processes: int = 1,
     workers: int = 0,
     threads: int = 2,
 ) -> grain.DatasetIterator:
-    """Iterator of batches {name: {key: (global batch / processes, …)}} from step `start` on.
+    """Iterator of batches {name: {key: (global batch / processes, …)}}.
 
-    `streams` maps a name (`image`, `text`) to a stream of rows and its global batch size: a batch of each makes a
-    step.  `workers` > 0 prepares batches in that many processes, else `threads` do it in this one.
+    Args:
+      streams: name (`image`, `text`) -> a stream of rows and its global batch size: a batch of each makes a step.
+      start: the step to begin with; or, by name, the row.
+      workers: processes that prepare batches; with 0 `threads` do it in this one.
     """
     parts = []
+    begins = start if isinstance(start, Mapping) else {name: start * batch for name, (_, batch) in streams.items()}
     for name, (stream, batch) in streams.items():
         if batch % processes:
             raise ValueError(f"the {name} batch of {batch} does not divide over {processes} processes")
         share = batch // processes
         # cut before the rows are counted by batches: lengths near the largest number are counted in floats
-        parts.append(stream[process::processes][: share * ENDLESS].batch(share))
-    zipped = grain.experimental.ZipMapDataset(parts).map(_Named(tuple(streams)))[start:]
+        parts.append(stream[begins[name] + process :: processes][: share * ENDLESS].batch(share))
+    zipped = grain.experimental.ZipMapDataset(parts).map(_Named(tuple(streams)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     dataset = zipped.to_iter_dataset(options)
     if workers:

@@ -36,6 +36,8 @@ def check_names(recipe: Recipe, name: str, kind: str) -> None:
             if name in recipe.stages and one not in data.meta:
                 raise ConfigError(f"{field} {one!r} is not in data.meta, which has {', '.join(data.meta)}")
         return
+    if getattr(stage, "sets", None) is not None:
+        raise ConfigError("sets: the playground has domains and no data sets; domains takes their shares")
     for field, known in (("tasks", INSTRUCTIONS), ("domains", DOMAINS), ("split", SPLITS), ("held_out", SPLITS)):
         given = getattr(stage, field, None) or ()
         for one in (given,) if isinstance(given, str) else given:

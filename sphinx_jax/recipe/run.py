@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from sphinx_jax.checkpoint import store
+from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.conversation_form import as_trained
 from sphinx_jax.data.sources import Data
 from sphinx_jax.data.tokenizer import Tokenizer, check_fits, load_tokenizer
@@ -107,18 +108,26 @@ class Run:
         return leaves | plan.init(mesh, self.recipe.seed, only=born) if born else leaves
 
     def features(
-        self, leaves: Leaves, split: str, domain: str, only: Sequence[int] | None = None
+        self,
+        leaves: Leaves,
+        split: str,
+        domain: str,
+        only: Sequence[int] | None = None,
+        items: Sequence[Item] | None = None,
     ) -> FeatureCache | None:
         """What the frozen encoders see in the pictures of one split and domain; made once and kept.
 
-        `only`: the numbers of the items that are asked for; None, all.
+        Args:
+          domain: or the name of a data set, whose `items` these are.
+          only: the numbers of the items that are asked for; None, all.
+
         None in a run of several processes, whose steps take pixels: the cache is for small machines.
         """
         if jax.process_count() > 1:
             return None
-        items = self.data.items(split, domain)
+        items = self.data.items(split, domain) if items is None else items
         chosen = "" if only is None else f"-{hashlib.sha256(str(list(only)).encode()).hexdigest()[:8]}"
-        folder = self.local / "features" / f"{domain}-{split}{chosen}"
+        folder = self.local / "features" / f"{domain.replace('/', '-')}-{split}{chosen}"
         return cache_features(
             folder, items, leaves, self.recipe.model, f"encoding {domain} {split} pictures", only=only
         )

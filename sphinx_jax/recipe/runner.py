@@ -206,11 +206,15 @@ def _settle(recipe: Recipe, workdir: Path) -> None:
     before, now_flat = _flat(json.loads(path.read_text())), _flat(now)
     # words, and the settings of chat, which asks the finished model, change nothing that was made
     asked = ("title", "about", *(f"settings.{name}." for name, s in recipe.settings.items() if _kind(s) == "chat"))
-    ahead = tuple(f"settings.{name}." for name in recipe.settings if not (workdir / name).exists())
+    ahead = [f"settings.{name}." for name in recipe.settings if not (workdir / name).exists()]
+    # what has begun may go on with other shares of its data sets and domains
+    for name, s in recipe.settings.items():
+        if _kind(s) == "train" and not (workdir / name / "done.json").exists():
+            ahead += [f"settings.{name}.sets", f"settings.{name}.domains"]
     # a setting that the workdir does not know came with a newer version: from now on it counts
     changed = {k for k, value in before.items() if value != now_flat.get(k)}
     changed = sorted(k for k in changed if not k.startswith(asked))
-    refused = [key for key in changed if not key.startswith(ahead)]
+    refused = [key for key in changed if not key.startswith(tuple(ahead))]
     if refused:
         key = refused[0]
         raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,10 +40,17 @@ class Checkpoints:
             store.add_to_recipe(checkpoint, {store.HELD_OUT: held_out})
         barrier("judged")
 
-    def save(self, step: int, state: TrainState, held_out: float | None = None) -> None:
-        """`held_out`: the loss on held-out data, by which the best is told."""
+    def save(
+        self, step: int, state: TrainState, held_out: float | None = None, more: Mapping[str, Any] | None = None
+    ) -> None:
+        """Begin to write a checkpoint.
+
+        Args:
+          held_out: the loss on held-out data, by which the best is told.
+          more: what its recipe says beside.
+        """
         self.wait()
-        recipe = self.recipe | {"step": step}
+        recipe = self.recipe | {"step": step} | dict(more or {})
         if held_out is not None and math.isfinite(held_out):
             recipe |= {store.HELD_OUT: held_out}
         self._wait = store.save_async(

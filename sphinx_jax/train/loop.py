@@ -8,8 +8,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from sphinx_jax.train.checkpoints import Checkpoints
 from sphinx_jax.train.history import History
 from sphinx_jax.train.preemption import Preemption
 from sphinx_jax.train.step import Sums, TrainState, by_group
+from sphinx_jax.train.tally import SEEN, Tally, by_set
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class TrainJob:
       step: (state, batches, what `rate` gives) -> (state, metrics), as `step.make_step` returns it.
       rate: number of a step, from 0 -> its learning rate, and what else the step takes.
       data: number of a step -> batches from there on, this process's share of the rows.
+      sets: kind of batch -> what its data sets are called, by the numbers that rows carry.
       config, tokenizer, recipe: what checkpoints say of themselves.
       throughput: what a step is worth.
       held_out: (state, what places an array's rows on the mesh) -> the history's entries of held-out data, which are
@@ -91,6 +93,7 @@ class TrainJob:
     mesh: Mesh
     recipe: dict[str, Any]
     throughput: Throughput
+    sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     held_out: Callable[[TrainState, Callable[[np.ndarray], jax.Array]], dict[str, float]] = lambda state, place: {}
     identify: Callable[[int], Any] = lambda step: None
     profile: range | None = None
@@ -122,6 +125,7 @@ def run(job: TrainJob) -> TrainState:
     if found is not None and not quiet:
         print(f"{name}: all {start} steps are done" if start == settings.steps else f"{name}: on from step {start}")
     history = History(folder, start, leader)
+    tally = Tally(job.sets, store.read_recipe(found).get(SEEN) if found is not None else None)
     line = _Line(name, settings.steps, quiet)
     data = job.data(start)
     window = _Window(start)
@@ -145,8 +149,12 @@ def run(job: TrainJob) -> TrainState:
                 tracing = True
             waited = time.perf_counter()
             batches = next(data)
-            skipped = {kind: int(b.pop("skipped", np.zeros(1)).sum()) for kind, b in batches.items()}
             waited = time.perf_counter() - waited
+            skipped = {}
+            for kind, batch in batches.items():
+                left_out, sets = (batch.pop(name, np.zeros(1, int)) for name in ("skipped", "set"))
+                skipped[kind] = int(left_out.sum())
+                tally.add(kind, batch, sets, left_out)
             batches = jax.tree.map(place, batches)
             with compiling(f"{name}, a step of {job.config.name}", quiet or step > start):
                 state, metrics = job.step(state, batches, job.rate(step))
@@ -194,7 +202,7 @@ def run(job: TrainJob) -> TrainState:
                         _log.warning("%s: step %d has no finite loss on held-out data, and is no best", name, step + 1)
                     saves = saves or (settings.keep == "best" and checkpoints.is_best(entry["held_out/loss"]))
                     entry["seconds"] += time.perf_counter() - looking
-                history.write(entry)
+                history.write(entry | by_set(tally.seen(shares)))
                 line.show(entry)
                 if entry["data_wait"] > DATA_WAIT and leader and not waits:
                     waits = True
@@ -206,7 +214,8 @@ def run(job: TrainJob) -> TrainState:
                 window = _Window(step + 1)
             if saves and learnt:
                 saving = time.perf_counter()
-                checkpoints.save(step + 1, state, entry.get("held_out/loss") if looks else None)
+                loss = entry.get("held_out/loss") if looks else None
+                checkpoints.save(step + 1, state, loss, {SEEN: tally.seen(shares)})
                 window.saving += time.perf_counter() - saving
             if leaving:
                 left = step + 1

@@ -28,6 +28,8 @@ class TrainStage(Settings):
     split: Name = "train"  # of the data: with data.meta any list that is named there
     domains: Mapping[str, Positive] = dataclasses.field(default_factory=dict)  # domain (*: all) -> share; none: text
     tasks: Mapping[str, NonNegative] | None = None  # task -> weight, others 0; None: all alike
+    # data set of people's own list -> weight, others 0: of one domain, and of texts, among each other; None: the list's
+    sets: Mapping[Name, NonNegative] | None = None
     batch: Count = 128  # pictures a step; pictures and texts where text_batch is auto
     turns: Count | None = None  # questions drawn for each picture; None: all of its conversation
     isolate_turns: bool = False  # turns about one picture do not see each other
@@ -72,6 +74,8 @@ class TrainStage(Settings):
             raise ConfigError(f"floor must be at most the rate {self.rate:g}, not {self.floor:g}")
         if self.tasks and not any(self.tasks.values()):
             raise ConfigError("tasks must hold a weight above 0; all are 0")
+        if self.sets is not None and not any(self.sets.values()):
+            raise ConfigError("sets must hold a weight above 0; all are 0")
         if self.epochs and self.pack_text and not self.domains:
             raise ConfigError("how many rows an epoch of packed text has shows only once it is read; give steps")
         if self.device_rows and self.accumulate > 1:

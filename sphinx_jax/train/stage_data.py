@@ -8,14 +8,15 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from sphinx_jax.command import shortened
 from sphinx_jax.config import ConfigError, ModelConfig, unknown
-from sphinx_jax.data.conversation import BadItem
+from sphinx_jax.data.conversation import BadItem, Item
 from sphinx_jax.data.image import BadImage, load_image
+from sphinx_jax.data.joined import Joined
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.sources import Data, some
 from sphinx_jax.data.tasks import INSTRUCTIONS
@@ -26,7 +27,8 @@ from sphinx_jax.train.settings import TrainStage
 
 _log = logging.getLogger(__name__)
 
-TRIED = 256  # items of each source that are tried before a stage begins
+TRIED = 256  # items of each kind that are tried before a stage begins
+LEAST = 16  # of each source
 READERS = 16  # of their pictures, which may lie far away
 
 
@@ -54,8 +56,10 @@ def with_rows(s: TrainStage, data: Data, unit: int) -> TrainStage:
         return s
     if data.config.playground or "*" not in s.domains:
         return dataclasses.replace(s, text_batch=0)
-    pictures = len(data.pictures(s.split))
-    texts = len(data.listed(s.split)) - pictures
+    pictures, texts = (
+        sum(one.weight for one in _weighted(s, sets, [1.0] * len(sets)))
+        for sets in (_own(s, data), data.texts(s.split))
+    )
     if not texts:
         return dataclasses.replace(s, text_batch=0)
     if not pictures:
@@ -69,6 +73,11 @@ def with_rows(s: TrainStage, data: Data, unit: int) -> TrainStage:
         image_weight=s.image_weight * (1 - share),
         text_weight=s.text_weight * share,
     )
+
+
+def _own(s: TrainStage, data: Data) -> Sequence[Source]:
+    """The data sets of people's own list that have pictures."""
+    return data.sets(s.split, "*") if data.pictures(s.split) else ()
 
 
 def with_steps(s: TrainStage, sources: Mapping[str, Sequence[Source]], every: bool = False) -> TrainStage:
@@ -86,28 +95,70 @@ def with_steps(s: TrainStage, sources: Mapping[str, Sequence[Source]], every: bo
 
 
 def sources_of(s: TrainStage, data: Data) -> dict[str, list[Source]]:
-    """The data sets of each kind of batch.
+    """The data sets of each kind of batch, with their shares of it.
 
-    Raises ConfigError where nothing is of a kind, a domain or the tasks that the stage asks for.
+    Raises ConfigError where nothing is of a kind, a domain, the data sets or the tasks that the stage asks for.
     """
-    found = {}
+    found: dict[str, list[Source]] = {}
+    if s.sets is not None:
+        known = data.names(s.split)
+        for name in s.sets.keys() - set(known):
+            with of_field("sets"):
+                raise unknown("data set", name, known)
     if s.domains:
         weights = {} if s.tasks is None else dict.fromkeys(INSTRUCTIONS, 0.0) | dict(s.tasks)
-        items = {domain: data.items(s.split, domain) for domain in s.domains}
-        found["image"] = [Source(d, items[d], share, weights) for d, share in s.domains.items()]
         for task in weights.keys() - INSTRUCTIONS.keys():  # people's own data may have tasks of their own
-            if not any(task in item.tasks for of_domain in items.values() for item in of_domain):
+            if not any(task in item.tasks for domain in s.domains for item in data.items(s.split, domain)):
                 raise unknown("task", task, INSTRUCTIONS)
-        for source in found["image"]:
-            if not len(source.eligible):
-                tasks = sorted({task or "none" for item in items[source.name] for task in item.tasks})
-                raise ConfigError(
-                    f"tasks: no picture of domain {source.name!r} has one of them; its tasks are {some(tasks)}"
-                )
+        found["image"] = [
+            one for domain, share in s.domains.items() for one in _of_domain(s, data, domain, share, weights)
+        ]
     if s.text_batch:
-        found["text"] = data.texts(s.split)
+        found["text"] = _weighted(s, data.texts(s.split), [1.0] * len(data.texts(s.split)))
         if not any(len(source.items) for source in found["text"]):
             raise ConfigError(f"text_batch: data.meta.{s.split} has no text alone; leave it out")
+    return found
+
+
+def _of_domain(s: TrainStage, data: Data, domain: str, share: float, weights: Mapping[str, float]) -> list[Source]:
+    """The data sets of one domain, whose shares sum to the domain's."""
+    sets = [dataclasses.replace(one, task_weights=weights) for one in data.sets(s.split, domain)]
+    if not any(len(one.eligible) for one in sets):
+        tasks = sorted({task or "none" for item in data.items(s.split, domain) for task in item.tasks})
+        raise ConfigError(f"tasks: no picture of domain {domain!r} has one of them; its tasks are {some(tasks)}")
+    # where no weights are given each item counts alike: of those that have one of the tasks
+    used = [1.0 if data.weighted(s.split) else len(one.eligible) / len(one.items) for one in sets]
+    kept = _weighted(s, sets, used)
+    if not kept:
+        raise ConfigError(f"sets: none of these data sets has pictures of domain {domain!r} with one of the tasks")
+    total = sum(one.weight for one in kept)
+    return [dataclasses.replace(one, weight=share * one.weight / total) for one in kept]
+
+
+def _weighted(s: TrainStage, sets: Sequence[Source], used: Sequence[float]) -> list[Source]:
+    """The data sets that the stage takes something of, with its own weights where it has some.
+
+    `used`: of each, what its own weight is to be taken times.
+    """
+    own = {one.name: one.weight * part for one, part in zip(sets, used, strict=True)}
+    if s.sets is not None:
+        own = {name: s.sets.get(name.rpartition("/")[2], 0.0) for name in own}
+    kept = [dataclasses.replace(one, weight=own[one.name]) for one in sets if own[one.name] > 0]
+    return [one for one in kept if len(one.eligible)]
+
+
+def whole(sources: Mapping[str, Sequence[Source]], s: TrainStage) -> dict[str, list[Source]]:
+    """The data sets of people's own list put together: one for each domain, and one of texts."""
+    found: dict[str, list[Source]] = {}
+    for kind, of_kind in sources.items():
+        names = s.domains if kind == "image" else ("text",)
+        groups = {
+            n: [one for one in of_kind if kind == "text" or n in ("*", one.name.rpartition("/")[0])] for n in names
+        }
+        for name, parts in groups.items():
+            items = Joined([cast(Sequence[Item], one.items) for one in parts])
+            one = dataclasses.replace(parts[0], name=name, items=items, weight=sum(one.weight for one in parts))
+            found.setdefault(kind, []).append(one)
     return found
 
 
@@ -132,8 +183,9 @@ def held_out_sources(
         asked = dataclasses.replace(
             s, split=s.held_out, domains=pictures, tasks=tasks, text_batch=s.text_batch if texts else 0
         )
-        found = sources_of(asked, data)
+        found = sources_of(dataclasses.replace(asked, sets=None), data)
         if not data.config.playground:
+            found = whole(found, asked)
             first_checks(lambda: _tried(name, s, found, shapes, tokenizer, "held out"))
     return found
 
@@ -154,9 +206,9 @@ class Tried(NamedTuple):
     cut: int  # items of which a part of the answers does not fit
 
 
-def tried(source: Source, tokenizer: Tokenizer, shape: Shape) -> Tried:
-    """Try items from all over a source as rows are made of them; pictures are read, but not encoded."""
-    indices = [int(source.eligible[n]) for n in source.spread(TRIED)]
+def tried(source: Source, tokenizer: Tokenizer, shape: Shape, most: int = TRIED) -> Tried:
+    """Try at most so many items from all over a source as rows are made of them; pictures are read, but not encoded."""
+    indices = [int(source.eligible[n]) for n in source.spread(most)]
     rows = Rows(source, tokenizer, shape)
     whole = Rows(source, tokenizer, dataclasses.replace(shape, length=sys.maxsize))
 
@@ -223,7 +275,7 @@ def _tried(
     looks = []
     for kind, of_kind in sources.items():
         for source in of_kind:
-            found = tried(source, tokenizer, shapes[kind])
+            found = tried(source, tokenizer, shapes[kind], max(LEAST, TRIED // len(of_kind)))
             _enough(name, s, found.items, found.unusable, f"{how} of {source.name!r}", found.first)
             looks.append((kind, source, found))
     return looks
@@ -256,6 +308,8 @@ def left_out(s: TrainStage, data: Data, sources: Mapping[str, Sequence[Source]])
         if others:
             count = sum(others.values())
             found.append(f"{count} of {len(pictures)} pictures are of other domains ({some(sorted(others))})")
+    if unused := [name for name in data.names(s.split) if s.sets is not None and not s.sets.get(name)]:
+        found.append(f"{len(unused)} of its data sets are not in the mix ({some(unused)})")
     for source in sources.get("image", ()):
         if rest := len(source.items) - len(source.eligible):
             found.append(f"{rest} of {len(source.items)} pictures of {source.name!r} have none of its tasks")

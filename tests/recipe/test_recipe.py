@@ -99,7 +99,7 @@ def test_a_list_whose_pictures_are_nowhere_is_no_success(tmp_path, caplog):
         "text_batch": 0,
         "log_every": 20,
     }
-    with pytest.raises(ValueError, match=r"real: 8 of 8 items tried of '\*' .*picturs/0.png does not exist"):
+    with pytest.raises(ValueError, match=r"real: 8 of 8 items tried of 'items' .*picturs/0.png does not exist"):
         runner.run(runner.parse(wrong), tmp_path / "start", quiet=True)
     assert not (tmp_path / "start" / "real").exists()
     wrong["stage"]["real"]["unusable"] = 1.0  # whoever lets it be is told by the steps

@@ -18,6 +18,7 @@ from sphinx_jax import disk, lock
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, DecoderConfig, to_dict
 from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.shares import Schedule, Shares
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.model.blueprint import FROZEN
 from sphinx_jax.model.lora import BASE
@@ -76,6 +77,72 @@ def killed_after_two_steps(workdir, copy):
     shutil.rmtree(copy / "tune" / "checkpoints" / "4")
     shutil.rmtree(copy / "features", ignore_errors=True)
     return copy
+
+
+@pytest.fixture
+def two_sets(values, tmp_path):
+    """The same with two data sets of six pictures, one of which has no file, in equal shares."""
+    lines = (tmp_path / "items.jsonl").read_text().replace('"5.png"', '"gone.png"')
+    (tmp_path / "more.jsonl").write_text(lines)
+
+    def listed(weights):
+        entries = [{"path": f"{name}.jsonl", "root": str(tmp_path), "weight": w} for name, w in weights.items()]
+        (tmp_path / "list.yaml").write_text(json.dumps({"META": entries}))
+        return values
+
+    values["stage"]["tune"] |= {"unusable": 0.5, "steps": 12, "save_every": 2}
+    return listed
+
+
+def seen(workdir, step):
+    told = store.read_recipe(workdir / "tune" / "checkpoints" / str(step))
+    return {name: (one["rows"], one["skipped"]) for name, one in told["seen"]["image"].items()}, told
+
+
+def test_what_was_seen_goes_on_with_the_stage_and_shares_may_change_there(two_sets, tmp_path, capsys):
+    runner.run(runner.parse(two_sets({"items": 1, "more": 1})), tmp_path / "w", quiet=True)
+    counts, told = seen(tmp_path / "w", 12)
+    assert sum(counts["items"]) == sum(counts["more"]) == 12 and counts["more"][1] == 2 and counts["items"][1] == 0
+    (of_other,) = told["seen"]["image"]["more"]["tasks"].values()
+    assert of_other["other"]["items"] == counts["more"][0] and of_other["other"]["tokens"] > 5 * counts["more"][0]
+    last = json.loads((tmp_path / "w" / "tune" / "history.jsonl").read_text().splitlines()[-1])
+    assert (last["seen/items/rows"], last["seen/more/rows"]) == (12, counts["more"][0])
+
+    def killed(name):
+        shutil.copytree(tmp_path / "w", tmp_path / name)
+        (tmp_path / name / "tune" / "done.json").unlink()
+        for step in (6, 8, 10, 12):
+            shutil.rmtree(tmp_path / name / "tune" / "checkpoints" / str(step))
+        return tmp_path / name
+
+    runner.run(runner.parse(two_sets({"items": 2, "more": 2})), killed("same"), quiet=True)
+    again, told_again = seen(tmp_path / "same", 12)
+    assert again == counts and told_again["shares"] == told["shares"]
+    before, _ = seen(tmp_path / "w", 4)
+    capsys.readouterr()
+    runner.run(runner.parse(two_sets({"items": 1, "more": 7})), killed("other"))
+    said = capsys.readouterr().out
+    assert "tune: from image row 8 on the shares are items 12.5%, more 87.5%, they were items 50.0%, more 50.0%" in said
+    other, told = seen(tmp_path / "other", 12)
+    assert sum(other["items"]) - sum(before["items"]) in (1, 2, 3) and sum(map(sum, other.values())) == 24
+    schedule = Schedule([Shares(**phase) for phase in told["shares"]["image"]], ["items", "more"])
+    assert {name: sum(rows) for name, rows in other.items()} == schedule.given(24)
+    # of each epoch of six the one without a file is skipped: nothing was left out or taken twice where shares changed
+    assert other["more"][1] in (sum(other["more"]) // 6, sum(other["more"]) // 6 + 1)
+
+
+def test_a_data_set_may_leave_or_join_a_stage_that_goes_on(two_sets, tmp_path):
+    runner.run(runner.parse(two_sets({"items": 1, "more": 1})), tmp_path / "w", quiet=True)
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "w", copy)
+    (copy / "tune" / "done.json").unlink()
+    for step in (6, 8, 10, 12):
+        shutil.rmtree(copy / "tune" / "checkpoints" / str(step))
+    (tmp_path / "third.jsonl").write_text((tmp_path / "items.jsonl").read_text())
+    runner.run(runner.parse(two_sets({"third": 1, "items": 1})), copy, quiet=True)
+    (before, _), (after, _) = seen(tmp_path / "w", 4), seen(copy, 12)
+    assert after["more"] == before["more"] and sum(map(sum, after.values())) == 24
+    assert sum(after["third"]) in (7, 8, 9)
 
 
 @pytest.mark.parametrize(

@@ -104,3 +104,99 @@ def test_a_long_message_keeps_its_head_and_the_fix_at_its_end():
     said = shortened("error: " + "names, " * 100 + "and so on; give another --workdir")
     assert len(said) <= LONGEST and said.startswith("error: names") and said.endswith("; give another --workdir")
     assert shortened("error: short\nand whole") == "error: short and whole"
+
+
+def sets(folder, *entries: dict) -> Data:
+    """People's own list of several files, with as many pictures and texts each as its entry says."""
+    Image.new("RGB", (32, 32), "red").save(folder / "a.png")
+    meta = []
+    for entry in entries:
+        entry = dict(entry)
+        name, pictures, texts = entry.pop("file"), entry.pop("pictures", 0), entry.pop("texts", 0)
+        image = {"image": str(folder / "a.png"), "task": entry.pop("task", ""), "domain": entry.pop("domain", "")}
+        items = [image | {"conversations": TALK}] * pictures + [{"conversations": TALK}] * texts
+        (folder / f"{name}.json").write_text(json.dumps(items))
+        meta.append({"path": f"{name}.json"} | entry)
+    (folder / "x.yaml").write_text(json.dumps({"META": meta}))
+    return Data(DataConfig(playground=None, meta={"train": str(folder / "x.yaml")}), folder)
+
+
+def shares(s: TrainStage, data: Data, kind: str = "image") -> dict[str, float]:
+    of_kind = sources_of(s, data)[kind]
+    return {one.name: one.weight / sum(one.weight for one in of_kind) for one in of_kind}
+
+
+def test_without_weights_each_item_of_a_list_counts_alike(tmp_path):
+    data = sets(
+        tmp_path, {"file": "a", "pictures": 30}, {"file": "b", "pictures": 10, "texts": 7}, {"file": "c", "texts": 1}
+    )
+    s = with_rows(STAGE, data, 1)
+    assert shares(s, data) == {"a": 0.75, "b": 0.25}
+    assert shares(s, data, "text") == {"b": 7 / 8, "c": 1 / 8}
+
+
+def test_weights_of_a_list_are_shares_whatever_the_size_of_its_data_sets(tmp_path):
+    data = sets(
+        tmp_path,
+        {"file": "a", "pictures": 30, "weight": 1},
+        {"file": "b", "pictures": 10, "texts": 10, "weight": 2},
+        {"file": "c", "texts": 5, "weight": 1},
+    )
+    s = with_rows(STAGE, data, 1)
+    # half of b, which is half of all, is text
+    assert shares(s, data) == {"a": 0.5, "b": 0.5} and shares(s, data, "text") == {"b": 0.5, "c": 0.5}
+    assert (s.image_weight, s.text_weight) == pytest.approx((0.5, 0.5)) and s.rows() == {"image": 5, "text": 5}
+
+
+def test_domains_have_their_shares_and_data_sets_theirs_within(tmp_path):
+    data = sets(
+        tmp_path,
+        {"file": "a", "pictures": 30, "domain": "real"},
+        {"file": "b", "pictures": 10, "domain": "real"},
+        {"file": "c", "pictures": 1, "domain": "synthetic"},
+    )
+    s = dataclasses.replace(STAGE, domains={"real": 1.0, "synthetic": 3.0}, text_batch=0)
+    assert shares(s, data) == {"real/a": 3 / 16, "real/b": 1 / 16, "synthetic/c": 0.75}
+    s = dataclasses.replace(s, sets={"a": 1, "b": 2, "c": 5})
+    assert shares(s, data) == pytest.approx({"real/a": 1 / 12, "real/b": 2 / 12, "synthetic/c": 0.75})
+    with pytest.raises(ConfigError, match="sets: none of these data sets has pictures of domain 'synthetic'"):
+        sources_of(dataclasses.replace(s, sets={"a": 1}), data)
+    with pytest.raises(ConfigError, match="sets: unknown data set 'bb'.*'b'"):
+        sources_of(dataclasses.replace(s, sets={"bb": 1}), data)
+
+
+def test_items_without_the_tasks_of_a_stage_do_not_count(tmp_path):
+    data = sets(
+        tmp_path,
+        {"file": "a", "pictures": 30, "task": "vqa"},
+        {"file": "b", "pictures": 10, "task": "rec"},
+        {"file": "c", "pictures": 9, "task": "reg"},
+    )
+    s = dataclasses.replace(STAGE, tasks={"rec": 1.0, "vqa": 0.5}, text_batch=0)
+    assert shares(s, data) == {"a": 0.75, "b": 0.25}
+    assert left_out(dataclasses.replace(s, sets={"a": 1}), data, {}) == ["2 of its data sets are not in the mix (b, c)"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ([{"weight": 1}, {}], "entry 1 has no weight"),
+        ([{"weight": 0}], "weight must be a number above 0, not 0"),
+        ([{"weight": True}], "weight must be"),
+        ([{"name": "a/b"}], "without a slash"),
+        ([{"name": "a"}, {"name": "a"}], 'two data sets have the name "a"'),
+        ([{"count": 0}], "count must be a whole number"),
+        ([{"count": 99}], "count is 99, and there are 4 items"),
+        ([{"count": 2, "ratio": 0.5}], "without a ratio"),
+    ],
+)
+def test_an_entry_that_makes_no_sense_is_named(tmp_path, entries, says):
+    data = sets(tmp_path, *({"file": f"f{n}", "pictures": 4} | entry for n, entry in enumerate(entries)))
+    with pytest.raises(ValueError, match=says):
+        data.names("train")
+
+
+def test_data_sets_of_one_file_name_are_told_apart(tmp_path):
+    data = sets(tmp_path, *[{"file": "a", "pictures": 4}] * 3, {"file": "a", "pictures": 4, "name": "a-2", "count": 3})
+    assert data.names("train") == ["a", "a-3", "a-4", "a-2"]
+    assert [len(one.items) for one in data.sets("train", "*")] == [4, 4, 4, 3]

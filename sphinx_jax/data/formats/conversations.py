@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from sphinx_jax.data.conversation import Items, read_items, read_text
 from sphinx_jax.data.formats.prepared import MANIFEST, WORK, Prepared, open_prepared
+from sphinx_jax.data.joined import Ranges, some_of_each
 from sphinx_jax.data.messages import short
 from sphinx_jax.paths import joined, located, shortened
+
+KEYS = ("path", "type", "root", "ratio", "count", "name", "weight")
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,12 @@ class MetaEntry:
     """A global batch holds one type."""
     root: str | None
     ratio: float
-    items: Items | Prepared
-    """Sampled by `ratio` already; in the file's order."""
+    items: Items | Prepared | Ranges
+    """Sampled by `ratio` or `count` already; in the file's order."""
+    name: str
+    """What the data set is called; no other of the config is called so."""
+    weight: float | None = None
+    """Its share of the stream among those of the others; None, each item counts alike."""
 
 
 def read_meta(path: str | PathLike[str], seed: int = 0) -> list[MetaEntry]:
@@ -34,13 +43,15 @@ def read_meta(path: str | PathLike[str], seed: int = 0) -> list[MetaEntry]:
 
     A YAML file with a list `META` of `{path: x.json or x.jsonl, type: text, root: folder, ratio: 0.5}`, or of
     `{path: folder}` of prepared data.
-    Optional are `type` (`image` if any item has a picture, else `text`), `root` and `ratio` (that share of
-    the items, chosen by `seed`). Relative paths are taken from the working directory, as in the reference, or
-    from the config's folder, or from the folder above: from the first where they exist.
+    Optional are `type` (`image` if any item has a picture, else `text`), `root`, `ratio` (that share of
+    the items, chosen by `seed`) or `count` (so many of them), `name` (what the data set is called, by default as its
+    file or folder) and `weight` (its share of the stream: all entries have one, or none). Relative paths are taken
+    from the working directory, as in the reference, or from the config's folder, or from the folder above: from the
+    first where they exist.
 
     Raises:
-      ValueError: a missing file, another form, or nothing usable in a file; one line that names file and
-        entry.
+      ValueError: a missing file, another form, or nothing usable in a file; weights of some entries alone; two data
+        sets of one name; one line that names file and entry.
     """
     import yaml
 
@@ -55,22 +66,50 @@ def read_meta(path: str | PathLike[str], seed: int = 0) -> list[MetaEntry]:
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{name} must hold a list named META")
     folders = (Path(), path.parent, path.parent.parent)
-    return [_read_entry(raw, f"{shortened(path)}, META entry {i}", folders, seed) for i, raw in enumerate(entries)]
+    found = [_read_entry(raw, f"{shortened(path)}, META entry {i}", folders, seed) for i, raw in enumerate(entries)]
+    without = [i for i, entry in enumerate(found) if entry.weight is None]
+    if 0 < len(without) < len(found):
+        raise ValueError(f"{name}: entry {without[0]} has no weight, and others have; give it to all or to none")
+    return _told_apart(found, entries, name)
+
+
+def _told_apart(found: list[MetaEntry], entries: Sequence[Mapping[str, Any]], name: str) -> list[MetaEntry]:
+    """The entries, each with a name of its own: those that no key names are told apart by a number.
+
+    Raises ValueError where two are given one name.
+    """
+    taken = [raw["name"] for raw in entries if "name" in raw]
+    if twice := [one for one in taken if taken.count(one) > 1]:
+        raise ValueError(f'{name}: two data sets have the name "{shortened(twice[0], 60)}"')
+    named = []
+    for entry, raw in zip(found, entries, strict=True):
+        given, number = entry.name, 1
+        while "name" not in raw and given in taken:
+            given, number = f"{entry.name}-{number + 1}", number + 1
+        taken.append(given)
+        named.append(dataclasses.replace(entry, name=given))
+    return named
 
 
 def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> MetaEntry:
     if not isinstance(raw, Mapping) or not isinstance(raw.get("path"), str):
         raise ValueError(f'{name} has no "path"')
-    unknown = [key for key in raw if key not in ("path", "type", "root", "ratio")]
+    unknown = [key for key in raw if key not in KEYS]
     if unknown:
         key = shortened(str(unknown[0]), 40)
-        raise ValueError(f'{name} has an unknown key "{key}"; known are path, type, root, ratio')
-    for key in ("type", "root"):
+        raise ValueError(f'{name} has an unknown key "{key}"; known are {", ".join(KEYS)}')
+    for key in ("type", "root", "name"):
         if not isinstance(raw.get(key), str | None):
             raise ValueError(f"{name}: {key} must be a text, not {short(raw[key])}")
-    ratio = raw.get("ratio", 1.0)
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+    if "name" in raw and (not raw["name"] or "/" in raw["name"]):
+        raise ValueError(f"{name}: name must be a text without a slash, not {short(raw['name'])}")
+    ratio, count, weight = raw.get("ratio", 1.0), raw.get("count"), raw.get("weight")
+    if not _is_number(ratio) or not 0 < ratio <= 1:
         raise ValueError(f"{name}: ratio must be a number above 0 and at most 1, not {short(ratio)}")
+    if "count" in raw and (not _is_number(count) or count != int(count) or count < 1 or "ratio" in raw):
+        raise ValueError(f"{name}: count must be a whole number above 0, without a ratio, not {short(count)}")
+    if "weight" in raw and (not _is_number(weight) or not 0 < weight < math.inf):
+        raise ValueError(f"{name}: weight must be a number above 0, not {short(weight)}")
     try:
         file, root = _found(raw["path"], folders), raw.get("root")
         root = None if root is None else str(_found(root, folders))
@@ -78,17 +117,30 @@ def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> Meta
         items = open_prepared(file) if prepared else read_items(file, root)
     except ValueError as error:
         raise type(error)(f"{name}: {shortened(str(error), 288 - len(name))}") from None
+    if isinstance(items, Prepared) and root is not None:
+        raise ValueError(f"{name}: prepared data holds its pictures and has no root")
     if isinstance(items, Prepared):
-        if ratio < 1 or root is not None:
-            raise ValueError(f"{name}: prepared data has neither ratio nor root; prepare fewer files")
         kind = raw.get("type") or ("image" if items.manifest["pictures"] else "text")
-        return MetaEntry(str(file), kind, None, 1.0, items)
-    kind = raw.get("type") or ("image" if any(item.image for item in items) else "text")
-    if ratio < 1:
-        count = max(1, int(len(items) * ratio))
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(items))[:count])
-        items = Items([items[i] for i in chosen], items.skipped)
-    return MetaEntry(str(file), kind, root, float(ratio), items)
+    else:
+        kind = raw.get("type") or ("image" if any(item.image for item in items) else "text")
+    most = len(items) if count is None else int(count)
+    if most > len(items):
+        raise ValueError(f"{name}: count is {most}, and there are {len(items)} items")
+    most = max(1, int(most * ratio))
+    if most == len(items):
+        chosen = items
+    elif isinstance(items, Prepared):
+        chosen = some_of_each(items, most, seed)
+    else:
+        numbers = np.sort(np.random.default_rng(seed).permutation(len(items))[:most])
+        chosen = Items([items[i] for i in numbers], items.skipped)
+    stem = file.name.removesuffix(file.suffix) if file.suffix in (".json", ".jsonl") else file.name
+    called = raw.get("name") or stem or str(file)
+    return MetaEntry(str(file), kind, root, float(ratio), chosen, called, None if weight is None else float(weight))
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _found(path: str, folders: Sequence[Path]) -> Path:

@@ -18,6 +18,7 @@ from sphinx_jax.sharding import row_share, row_ways
 from sphinx_jax.train import held_out, loop
 from sphinx_jax.train.optimizer import learning_rate
 from sphinx_jax.train.program import program, start
+from sphinx_jax.train.resumed import SHARES, place
 from sphinx_jax.train.settings import TrainStage, shapes, throughput
 from sphinx_jax.train.stage_data import (
     check_features,
@@ -65,23 +66,28 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
     ]
     if not (run.quiet or run.data.config.playground):
         print(trains_on(name, s, sources), flush=True)
+    at = place(found, sources, sizes)
+    for line in at.changed() if not run.quiet else ():
+        print(f"{name}: {line}", flush=True)
     seeds = {"image": run.recipe.seed, "text": run.recipe.seed + 1}
 
     def stream(of: Callable[..., Sequence], kind: str) -> Sequence:
-        return of(sources[kind], run.tokenizer, shaped[kind], seeds[kind], run.workdir / "lengths")
+        kept = run.workdir / "lengths"
+        return of(sources[kind], run.tokenizer, shaped[kind], seeds[kind], kept, at.phases[kind])
 
     streams = {kind: (stream(rows, kind), size) for kind, size in sizes.items()}
     named = functools.cache(functools.partial(stream, names))
 
     def identify(step: int) -> dict[str, list[str]]:
-        """What the rows of a batch are made of; step n takes the n-th batch of the global stream."""
-        return {k: [named(k)[i] for i in range(step * size, (step + 1) * size)] for k, size in sizes.items()}
+        """What the rows of a batch are made of."""
+        begins = at.at(step, sizes)
+        return {k: [named(k)[begins[k] + i] for i in range(size)] for k, size in sizes.items()}
 
     process, processes = row_share(mesh)
     look = functools.partial(held_out.look, looked_at, held_out.make_sums(model), process, processes)
 
     def data(step: int) -> Iterator[Any]:
-        return task_mix(streams, start=step, process=process, processes=processes, workers=s.workers)
+        return task_mix(streams, start=at.at(step, sizes), process=process, processes=processes, workers=s.workers)
 
     job = loop.TrainJob(
         name,
@@ -94,8 +100,15 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
         config=model,
         tokenizer=run.tokenizer,
         mesh=mesh,
-        recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},
+        recipe={
+            "made_by": "train",
+            "stage": name,
+            "start": s.start,
+            "settings": dataclasses.asdict(s),
+            SHARES: at.as_json(),
+        },
         throughput=throughput(model, s),
+        sets={kind: [one.name for one in of_kind] for kind, of_kind in sources.items()},
         held_out=look,
         identify=identify,
         profile=run.profile,
@@ -109,7 +122,7 @@ def with_features(
 ) -> Source:
     """A source of pictures with what the encoders see in them, or in the `most` that are looked at."""
     only = None if most is None else [int(source.eligible[n]) for n in source.spread(most)]
-    features = run.features(leaves, split, source.name, only)
+    features = run.features(leaves, split, source.name, only, source.items)
     if features is not None and not run.data.config.playground:
         check_features(name, s, features.bad, len(features))
     return dataclasses.replace(source, features=features)

@@ -1,0 +1,101 @@
+"""What a stage has seen: rows and skipped ones of each data set, items and learnt tokens of each task and domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sphinx_jax.data.rows import DOMAIN_NUMBERS, TASKS
+from sphinx_jax.distributed import gather
+
+SEEN = "seen"  # in the recipe of a training checkpoint
+GROUPS = len(TASKS) * len(DOMAIN_NUMBERS)
+
+# kind of row -> data set -> {"rows", "skipped", "tasks": task -> domain -> {"items", "tokens"}}
+Seen = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+class Tally:
+    """Counts over the steps of a run, and over those before it that a checkpoint knows of.
+
+    Args:
+      sets: kind of row (`image`, `text`) -> its data sets, by the number that rows carry.
+      before: what `seen` said when the checkpoint was written.
+    """
+
+    def __init__(self, sets: Mapping[str, Sequence[str]], before: Seen | None = None):
+        self.sets, self.before = sets, before or {}
+        self._rows = {kind: np.zeros((len(names), 2), np.int64) for kind, names in sets.items()}
+        self._of = {kind: np.zeros((len(names), GROUPS, 2), np.int64) for kind, names in sets.items()}
+
+    def add(self, kind: str, rows: Mapping[str, np.ndarray], sets: np.ndarray, skipped: np.ndarray) -> None:
+        """This process's share of a batch: (B, T) columns, and of each row (B,) its data set and whether it was
+        skipped."""
+        if kind not in self.sets:
+            return
+        np.add.at(self._rows[kind], (sets, skipped.astype(int)), 1)
+        row, place = np.nonzero(rows["loss_mask"])
+        group = rows["group"][row, place]
+        tokens = np.bincount(sets[row] * GROUPS + group, minlength=self._of[kind].shape[0] * GROUPS)
+        self._of[kind][..., 1] += tokens.reshape(-1, GROUPS)
+        # of a packed row each document is an item
+        document = rows["documents"][row, place] if "documents" in rows else np.zeros_like(row)
+        items = np.unique(np.stack([row, document, group]), axis=1)
+        np.add.at(self._of[kind], (sets[items[0]], items[2], 0), 1)
+
+    def seen(self, shares: int) -> Seen:
+        """The counts of all processes; asked for by all of them at once.
+
+        Args:
+          shares: that the processes feed of a batch; those that feed the same one see the same.
+        """
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for kind, names in self.sets.items():
+            rows, of = (_total(counts, shares) for counts in (self._rows[kind], self._of[kind]))
+            now = {name: _told(rows[n], of[n]) for n, name in enumerate(names)}
+            found[kind] = _sum(self.before.get(kind, {}), now)
+        return found
+
+
+def _total(mine: np.ndarray, shares: int) -> np.ndarray:
+    every = gather(mine.ravel())
+    return (every.sum(axis=0) * shares // len(every)).reshape(mine.shape)
+
+
+def _told(rows: np.ndarray, of: np.ndarray) -> dict[str, Any]:
+    tasks: dict[str, dict[str, Any]] = {}
+    for number in np.flatnonzero(of.any(axis=1)):
+        task, domain = divmod(int(number), len(DOMAIN_NUMBERS))
+        items, tokens = of[number].tolist()
+        tasks.setdefault(TASKS[task], {})[DOMAIN_NUMBERS[domain]] = {"items": items, "tokens": tokens}
+    return {"rows": int(rows[0]), "skipped": int(rows[1]), "tasks": tasks}
+
+
+def _sum(first: Any, second: Any) -> Any:
+    """Of two trees of counts."""
+    if isinstance(first, int) and isinstance(second, int):
+        return first + second
+    first, second = first or {}, second or {}
+    return {
+        key: _sum(first[key], second[key]) if key in first and key in second else first.get(key, second.get(key))
+        for key in first | second
+    }
+
+
+def position(seen: Seen, kind: str) -> int | None:
+    """How many rows of the stream of a kind have been taken; None where that was not counted."""
+    of_kind = seen.get(kind)
+    return None if of_kind is None else sum(one["rows"] + one["skipped"] for one in of_kind.values())
+
+
+def by_set(seen: Seen) -> dict[str, float]:
+    """The history's numbers: rows that were of use, and learnt tokens, of each data set."""
+    found: dict[str, float] = {}
+    for sets in seen.values():
+        for name, one in sets.items():
+            tokens = sum(count["tokens"] for domains in one["tasks"].values() for count in domains.values())
+            for key, value in ((f"seen/{name}/rows", one["rows"]), (f"seen/{name}/tokens", tokens)):
+                found[key] = found.get(key, 0) + value
+    return found
