@@ -36,7 +36,9 @@ from sphinx_jax.report.score_table import (
     number,
     score_rows,
 )
+from sphinx_jax.report.seen_figure import seen_figure
 from sphinx_jax.report.style import style_sheet
+from sphinx_jax.train.tally import Seen
 
 __all__ = ["ReportError", "Sample", "format_table", "markdown_table", "write_report"]
 
@@ -53,14 +55,16 @@ def write_report(
     scores: Mapping[str, Any],
     samples: Sequence[Sample],
     timings: Mapping[str, float],
+    seen: Mapping[str, Seen] | None = None,
 ) -> Path:
-    """Write `report.html` and its figures as PNGs (loss, beta, scores, grid) into `folder`; returns its path.
+    """Write `report.html` and its figures as PNGs (loss, beta, scores, seen, grid) into `folder`; returns its path.
 
     intro: its first text opens the report, the others say at its end how the run was made (one with line
     breaks, such as a config, is set as code that folds away under its first line); histories: the log rows of
     each training stage; scores: the content of `scores.json` (see `score_table`); samples: pictures of the
-    test split not picked by outcome, shown in order; timings: seconds of each stage. What there is no data
-    for is left out, and its PNG of an earlier run is removed.
+    test split not picked by outcome, shown in order; timings: seconds of each stage; seen: what each
+    training stage has seen of its data. What there is no data for is left out, and its PNG of an
+    earlier run is removed.
     ReportError if the scores cannot be read; the report of an earlier run then stays.
     """
     rows = score_rows(scores)
@@ -69,6 +73,7 @@ def write_report(
         "loss": lambda dark: loss_figure(histories, dark),
         "beta": lambda dark: _beta_figure(beta, dark),
         "scores": lambda dark: score_figure(rows, dark),
+        "seen": lambda dark: seen_figure(seen or {}, dark),
     }
     drawn = {name: (draw(False), draw(True)) for name, draw in figures.items()}
     sections = [
@@ -76,6 +81,7 @@ def write_report(
         _beta_section(scores, drawn["beta"]),
         _scores_section(rows, drawn["scores"]),
         _loss_section(histories, drawn["loss"]),
+        _seen_section(drawn["seen"]),
         _samples_section(samples),
         _made_section(intro[1:], timings),
     ]
@@ -241,6 +247,11 @@ def _loss_section(histories: Mapping[str, History], drawn: tuple[bytes | None, b
     heads = "".join(f"<th>{head}</th>" for head in names)
     table = f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
     return _section("Losses", figure, table)
+
+
+def _seen_section(pair: tuple[bytes | None, bytes | None]) -> str:
+    figure = as_figure(pair, "rows of each data set, items and tokens of each task that training stages have seen")
+    return figure and _section("What was seen", figure)
 
 
 def _stage_line(stage: str, history: History, looked: bool) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sphinx_jax.checkpoint import store
 from sphinx_jax.data.rows import DOMAIN_NUMBERS, TASKS
 from sphinx_jax.distributed import gather
 
@@ -82,6 +84,12 @@ def _sum(first: Any, second: Any) -> Any:
         key: _sum(first[key], second[key]) if key in first and key in second else first.get(key, second.get(key))
         for key in first | second
     }
+
+
+def seen_by(stage: Path) -> Seen:
+    """What a training stage, by its folder, has seen up to its newest checkpoint; nothing where that does not say."""
+    newest = store.newest(stage / "checkpoints")
+    return store.read_recipe(newest).get(SEEN, {}) if newest is not None else {}
 
 
 def position(seen: Seen, kind: str) -> int | None:

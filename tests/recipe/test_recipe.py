@@ -25,6 +25,7 @@ from sphinx_jax.recipe import runner
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.recipe.stages import mix_choice
 from sphinx_jax.recipe.suggest import things_to_try
+from sphinx_jax.train.tally import seen_by
 from sphinx_jax.weight_mix.write import write as write_mix
 
 SHARED = {
@@ -111,7 +112,18 @@ def test_a_list_whose_pictures_are_nowhere_is_no_success(tmp_path, caplog):
 
 def test_the_results_are_there_and_of_the_documented_form(workdir):
     assert (workdir / "report.html").stat().st_size > 10_000
-    assert {p.name for p in workdir.glob("*.png")} == {"beta.png", "grid.png", "loss.png", "scores.png", "example.png"}
+    pngs = {"beta.png", "grid.png", "loss.png", "scores.png", "seen.png", "example.png"}
+    assert {p.name for p in workdir.glob("*.png")} == pngs
+    seen = {name: seen_by(workdir / name) for name in ("real", "synthetic", "finetune")}
+    rows = {
+        name: {n: one["rows"] + one["skipped"] for of_kind in found.values() for n, one in of_kind.items()}
+        for name, found in seen.items()
+    }
+    # a step has four pictures and two texts; each in its data sets' shares
+    assert rows["real"]["real"] == 16 and rows["synthetic"]["synthetic"] == 8 and "real" not in rows["synthetic"]
+    assert rows["finetune"]["real"] + rows["finetune"]["synthetic"] == 16 and rows["finetune"]["real"] in (7, 8, 9)
+    assert rows["finetune"]["text"] + rows["finetune"]["told"] == 8
+    assert set(seen["real"]["image"]["real"]["tasks"]) <= CAPTIONS.keys()
     scores = json.loads((workdir / "scores.json").read_text())
     assert {"vqa", "rec", "short_caption", "detection"} <= scores["tasks"].keys()
     four = {"metric", "value", "baseline_majority", "baseline_blind"}

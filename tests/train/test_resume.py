@@ -106,6 +106,7 @@ def test_what_was_seen_goes_on_with_the_stage_and_shares_may_change_there(two_se
     (of_other,) = told["seen"]["image"]["more"]["tasks"].values()
     assert of_other["other"]["items"] == counts["more"][0] and of_other["other"]["tokens"] > 5 * counts["more"][0]
     last = json.loads((tmp_path / "w" / "tune" / "history.jsonl").read_text().splitlines()[-1])
+    assert (tmp_path / "w" / "tune" / "seen.png").read_bytes().startswith(b"\x89PNG")
     assert (last["seen/items/rows"], last["seen/more/rows"]) == (12, counts["more"][0])
 
     def killed(name):

@@ -19,6 +19,7 @@ from sphinx_jax.report.drawing import encoded
 from sphinx_jax.report.page import Sample, format_table, write_report
 from sphinx_jax.settings import Count, Name, Settings
 from sphinx_jax.train.history import read_history
+from sphinx_jax.train.tally import seen_by
 
 EXAMPLE = "example.png"  # a held-out picture, to ask about
 
@@ -49,6 +50,7 @@ def show(run: Run, name: str, settings: ShowStage) -> None:
         scores=scores,
         samples=drawn,
         timings=timings,
+        seen={n: found for n in run.recipe.stages if (found := seen_by(run.folder(n)))},
     )
     (run.workdir / "scores.json").write_text(json.dumps(scores, indent=2))
     if drawn:

@@ -7,13 +7,16 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.data.rows import Source
 from sphinx_jax.data.task_mix import names, rows, task_mix
 from sphinx_jax.model.blueprint import Leaves, held_dtypes
+from sphinx_jax.paths import write_whole
 from sphinx_jax.recipe.run import Run
+from sphinx_jax.report.seen_figure import seen_figure, told
 from sphinx_jax.sharding import row_share, row_ways
 from sphinx_jax.train import held_out, loop
 from sphinx_jax.train.optimizer import learning_rate
@@ -30,6 +33,7 @@ from sphinx_jax.train.stage_data import (
     with_rows,
     with_steps,
 )
+from sphinx_jax.train.tally import seen_by
 
 
 def train(run: Run, name: str, settings: TrainStage) -> None:
@@ -115,6 +119,11 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
         quiet=run.quiet,
     )
     loop.run(job)
+    if jax.process_index() == 0 and (seen := seen_by(folder)):
+        if not run.quiet:
+            print(f"{name}: {told(seen)}", flush=True)
+        if (figure := seen_figure({name: seen})) is not None:
+            write_whole(folder / "seen.png", figure)
 
 
 def with_features(
