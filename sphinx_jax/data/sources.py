@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from sphinx_jax.config import ConfigError, unknown
-from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.conversation import Item, Items
 from sphinx_jax.data.formats.conversations import MetaEntry, read_meta
 from sphinx_jax.data.formats.prepared import Prepared
-from sphinx_jax.data.joined import Chosen, Joined
+from sphinx_jax.data.joined import Chosen, Joined, counted, mask_of
 from sphinx_jax.data.rows import Source
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.distributed import one_first
@@ -90,7 +90,8 @@ class Data:
             if isinstance(entry.items, Prepared) and entry.items.manifest["pictures"] == len(entry.items):
                 found.update({name or OTHER: n for name, n in entry.items.manifest["domains"].items()})
             else:
-                found.update(item.domain or OTHER for item in entry.items if item.image is not None)
+                for item, count in counted(entry.items):
+                    found.update({item.domain or OTHER: count} if item.image is not None else {})
         return found
 
     def _chosen(
@@ -105,12 +106,17 @@ class Data:
         parts: list[Sequence[Item]] = []
         for entry in self._read(split):
             items = entry.items
-            if not isinstance(items, Prepared):
+            if isinstance(items, Items):
                 parts.append([item for item in items if wanted(item)])
-            elif (found := count(items.manifest)) == len(items):
+                continue
+            found = count(items.manifest) if isinstance(items, Prepared) else None
+            if found not in (0, len(items)):
+                mask = mask_of(items, wanted)
+                found = int(mask.sum())
+            if found == len(items):
                 parts.append(items)
-            elif found != 0:
-                parts.append(Chosen(items, np.flatnonzero([wanted(item) for item in items])))
+            elif found:
+                parts.append(Chosen(items, np.flatnonzero(mask)))
         return parts[0] if len(parts) == 1 else Joined(parts)
 
     @functools.cache  # noqa: B019
@@ -131,9 +137,9 @@ class Data:
         """All items of people's own list that can be read."""
         return Joined([entry.items for entry in self._read(split)])
 
-    def unreadable(self, split: str) -> list[str]:
+    def unreadable(self, split: str) -> Sequence[str]:
         """One line about each of the others."""
-        return [line for entry in self._read(split) for line in getattr(entry.items, "skipped", ())]
+        return Joined([getattr(entry.items, "skipped", ()) for entry in self._read(split)])
 
     @functools.cache  # noqa: B019
     def _read(self, split: str) -> list[MetaEntry]:

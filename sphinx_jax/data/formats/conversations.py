@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from sphinx_jax.data.conversation import Items, read_items, read_text
+from sphinx_jax.data.conversation import Item, Items, read_text
+from sphinx_jax.data.formats.indexed_lines import open_list
 from sphinx_jax.data.formats.prepared import MANIFEST, WORK, Prepared, open_prepared
+from sphinx_jax.data.joined import Chosen, counted
 from sphinx_jax.data.messages import short
 from sphinx_jax.paths import joined, located, shortened
 
@@ -25,8 +27,8 @@ class MetaEntry:
     """A global batch holds one type."""
     root: str | None
     ratio: float
-    items: Items | Prepared
-    """Sampled by `ratio` already; in the file's order."""
+    items: Sequence[Item]
+    """Sampled by `ratio` already; in the file's order. Of lists it has `skipped`, of prepared data `manifest`."""
 
 
 def read_meta(path: str | PathLike[str], seed: int = 0) -> list[MetaEntry]:
@@ -75,7 +77,7 @@ def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> Meta
         file, root = _found(raw["path"], folders), raw.get("root")
         root = None if root is None else str(_found(root, folders))
         prepared = any(_exists(joined(file, name)) for name in (MANIFEST, WORK))
-        items = open_prepared(file) if prepared else read_items(file, root)
+        items = open_prepared(file) if prepared else open_list(file, root)
     except ValueError as error:
         raise type(error)(f"{name}: {shortened(str(error), 288 - len(name))}") from None
     if isinstance(items, Prepared):
@@ -83,11 +85,12 @@ def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> Meta
             raise ValueError(f"{name}: prepared data has neither ratio nor root; prepare fewer files")
         kind = raw.get("type") or ("image" if items.manifest["pictures"] else "text")
         return MetaEntry(str(file), kind, None, 1.0, items)
-    kind = raw.get("type") or ("image" if any(item.image for item in items) else "text")
+    kind = raw.get("type") or ("image" if any(item.image for item, _ in counted(items)) else "text")
     if ratio < 1:
         count = max(1, int(len(items) * ratio))
         chosen = np.sort(np.random.default_rng(seed).permutation(len(items))[:count])
-        items = Items([items[i] for i in chosen], items.skipped)
+        whole = isinstance(items, Items)  # and those that were not chosen need not be kept
+        items = Items([items[i] for i in chosen], items.skipped) if whole else Chosen(items, chosen)
     return MetaEntry(str(file), kind, root, float(ratio), items)
 
 
