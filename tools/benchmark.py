@@ -17,7 +17,7 @@ Sixteen questions about one picture, all at once beside one after the other:
 A benchmark of docs/benchmarks.md asked at once, beside its questions answered one after the other:
   python tools/benchmark.py evaluate --checkpoint runs/quickstart/finetune --name vqav2 --path benchmarks/vqav2
 
-Prepared data: opening, memory and reading from 10,000 to 10 million items, and pictures beside Pillow alone:
+Prepared data: opening, memory, reading from 10,000 to 10 million items, pictures beside Pillow; a list in lines:
   python tools/benchmark.py data --folder /tmp/bench
 
 The step of a recipe on what is here, with fresh weights and made-up rows: milliseconds, tokens a second, MFU.
@@ -81,7 +81,7 @@ def arguments() -> argparse.Namespace:
     evaluate.add_argument("--path", type=Path, required=True, help="its files")
     evaluate.add_argument("--count", type=int, default=200, help="questions (default: %(default)s)")
     evaluate.add_argument("--rounds", type=int, default=3, help="of which the best counts (default: %(default)s)")
-    data = kinds.add_parser("data", help="prepared data by its size, and its pictures beside Pillow alone")
+    data = kinds.add_parser("data", help="prepared data by its size, its pictures, and a list in lines")
     data.add_argument("--folder", type=Path, required=True, help="where the data is made, and kept")
     data.add_argument("--rounds", type=int, default=5, help="of which the best counts (default: %(default)s)")
     of_recipe = "also takes --config, --config.key=value, --stage and --smoke, as python -m sphinx_jax.main"

@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -306,26 +306,39 @@ def read_items(path: str | PathLike[str], root: str | PathLike[str] | None = Non
         try:
             items.append(parse_item(raw, remarks))
         except BadItem as error:
-            skipped.append(f"{name}, item {i}: {shortened(str(error), 270 - len(name))}")
-    if not items:
+            skipped.append(why_left_out(name, i, error))
+    tell(name, len(items), skipped, list(remarks.lines()))
+    names = functools.cache(_names)
+
+    def is_there(image: str) -> bool:
+        return os.path.basename(image) in names(os.path.dirname(image))
+
+    return Items([with_picture(item, path.parent, root, is_there) for item in items], skipped)
+
+
+def why_left_out(name: str, number: int, error: BadItem) -> str:
+    """The line about an item of a list that cannot be used."""
+    return f"{name}, item {number}: {shortened(str(error), 270 - len(name))}"
+
+
+def tell(name: str, usable: int, skipped: Sequence[str], remarks: Sequence[str]) -> None:
+    """Logs what was noticed in a list.  BadItem where nothing in it can be used."""
+    if not usable:
         raise BadItem(skipped[0] if skipped else f"{name} has no items")
     if skipped:
-        _log.warning("%d of %d items left out; %s", len(skipped), len(items) + len(skipped), skipped[0])
-    for line in remarks.lines():
+        _log.warning("%d of %d items left out; %s", len(skipped), usable + len(skipped), skipped[0])
+    for line in remarks:
         _log.warning("%s: %s", name, line)
-    return Items(_with_pictures(items, path.parent, root), skipped)
 
 
-def _with_pictures(items: Sequence[Item], beside: Path, root: str | PathLike[str] | None) -> Iterator[Item]:
-    """The items with the whole paths of their pictures."""
-    names = functools.cache(_names)
-    for item in items:
-        image = item.image
-        if isinstance(image, str) and root is not None:
-            image = str(joined(root, image))
-        elif isinstance(image, str) and os.path.basename(image) not in names(os.path.dirname(image)):
-            image = str(joined(beside, image))
-        yield item if image is item.image else replace(item, image=image)
+def with_picture(item: Item, beside: Path, root: str | PathLike[str] | None, is_there: Callable[[str], bool]) -> Item:
+    """The item with the whole path of its picture, as `read_items` says."""
+    image = item.image
+    if not isinstance(image, str):
+        return item
+    if root is not None:
+        return replace(item, image=str(joined(root, image)))
+    return item if is_there(image) else replace(item, image=str(joined(beside, image)))
 
 
 def _names(folder: str) -> frozenset[str]:
@@ -353,22 +366,23 @@ def _read_raw(path: Path) -> list[Any]:
     if path.suffix.lower() not in (".json", ".jsonl"):
         raise ValueError(f"{name} is neither .json nor .jsonl")
     content = read_text(path, name, "; check the path in the data config")
-    lined = path.suffix.lower() == ".jsonl"
-    # Not splitlines(): it also breaks at U+2028 and others that JSON strings may hold.
-    lines = enumerate(content.split("\n"), 1) if lined else [(0, content)]
-    values, line = [], 0
+    if path.suffix.lower() == ".jsonl":
+        # Not splitlines(): it also breaks at U+2028 and others that JSON strings may hold.
+        lines = enumerate(content.split("\n"), 1)
+        return [parse_json(text, name, line) for line, text in lines if text.strip()]
+    values = parse_json(content, name)
+    if not isinstance(values, list):
+        raise ValueError(f"{name} must hold a list of items, not {type(values).__name__}")
+    return values
+
+
+def parse_json(text: str, name: str, line: int = 0) -> Any:
+    """What the file called `name`, or a line of it, says; ValueError names it and the line where that is not JSON."""
     try:
-        for line, text in lines:
-            if text.strip() or not line:
-                values.append(json.loads(text))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        hint = "one object a line is .jsonl" if error.msg == "Extra data" and not lined else "is it complete?"
+        hint = "one object a line is .jsonl" if error.msg == "Extra data" and not line else "is it complete?"
         raise ValueError(f"{name}, line {line or error.lineno}: not JSON ({error.msg}); {hint}") from None
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
         raise ValueError(f"{name}{f', line {line}' if line else ''}: {why}") from None
-    if lined:
-        return values
-    if not isinstance(values[0], list):
-        raise ValueError(f"{name} must hold a list of items, not {type(values[0]).__name__}")
-    return values[0]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
 
 from sphinx_jax.data.conversation import Item
-from sphinx_jax.data.order import even
+from sphinx_jax.data.order import PIECE, even
 
 
 class Indexed(Sequence[Item]):
@@ -36,6 +36,52 @@ def edges_of(items: Sequence[Any]) -> np.ndarray:
     """Where each piece of a sequence begins that lies in a file of its own, and where the last ends."""
     own = getattr(items, "edges", None)
     return even(len(items)) if own is None else own
+
+
+def kinds_of(items: Sequence[Any]) -> tuple[Sequence[Item], np.ndarray] | None:
+    """Where a sequence knows its items by kinds: an item of each kind, and the kind (N,) of every item.
+
+    True of the items of a kind is what the example says of having a picture or a text, of domain and names of tasks.
+    """
+    if isinstance(items, Chosen):
+        found = kinds_of(items.items)
+        return found and (found[0], found[1][items.numbers])
+    return getattr(items, "kinds", None)
+
+
+def mask_of(items: Sequence[Any], wanted: Callable[[Any], bool]) -> np.ndarray:
+    """(N,) bool: which items are wanted, by what `kinds_of` tells; where it tells nothing each item is looked at."""
+    if isinstance(items, Joined):
+        return np.concatenate([np.zeros(0, bool), *(mask_of(part, wanted) for part in items.parts)])
+    if (found := kinds_of(items)) is None:
+        return np.fromiter(map(wanted, items), bool, len(items))
+    examples, kinds = found
+    of_kind, mask = np.array([wanted(kind) for kind in examples], bool), np.empty(len(kinds), bool)
+    for begin in range(0, len(kinds), PIECE):  # indices are eight bytes
+        mask[begin : begin + PIECE] = of_kind[kinds[begin : begin + PIECE]]
+    return mask
+
+
+def counted(items: Sequence[Any]) -> Iterator[tuple[Any, int]]:
+    """Items, or examples of their kinds as `kinds_of` has them, and how many each stands for."""
+    if isinstance(items, Joined):
+        yield from (one for part in items.parts for one in counted(part))
+    elif (found := kinds_of(items)) is None:
+        yield from ((item, 1) for item in items)
+    else:
+        counts = np.bincount(found[1], minlength=len(found[0])).tolist()
+        yield from ((kind, count) for kind, count in zip(found[0], counts, strict=True) if count)
+
+
+def tasks_of(items: Sequence[Any]) -> frozenset[str] | None:
+    """The tasks that occur in a sequence, `text` for what has none; a few more where it is a part of what says so; None
+    where only looking at each item would tell."""
+    if isinstance(items, Joined):
+        parts = [tasks_of(part) for part in items.parts]
+        return None if None in parts else frozenset().union(*(part for part in parts if part is not None))
+    if isinstance(items, Ranges | Chosen):
+        return tasks_of(items.items)
+    return getattr(items, "tasks", None)
 
 
 class Joined(Indexed):
@@ -109,6 +155,7 @@ class Chosen(Indexed):
     def __init__(self, items: Sequence[Item], numbers: np.ndarray):
         self.items, self.numbers = items, numbers
         self.block = getattr(items, "block", 1)
+        self.skipped = getattr(items, "skipped", ())
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -13,6 +13,7 @@ import numpy as np
 
 from sphinx_jax.data.conversation import SYSTEM, BadItem, Encoded, Item, encode_conversation, pad
 from sphinx_jax.data.image import BadImage, load_image, padded_resize
+from sphinx_jax.data.joined import mask_of, tasks_of
 from sphinx_jax.data.tasks import DOMAINS, INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer
 
@@ -59,7 +60,11 @@ class Source:
         """Numbers of the items that have a turn of positive weight."""
         if not any(weight <= 0 for weight in self.task_weights.values()):
             return range(len(self.items))  # of many millions not one is looked at
-        return np.array([i for i, item in enumerate(self.items) if self._wanted(item)])
+        if (tasks := tasks_of(self.items)) is not None:
+            wanted = {task for task in tasks if task == "text" or self.task_weights.get(task, 1.0) > 0}
+            if not wanted or wanted == tasks:
+                return range(len(self.items) if wanted else 0)
+        return np.flatnonzero(mask_of(self.items, self._wanted))
 
     def spread(self, most: int) -> np.ndarray:
         """Numbers of at most so many eligible items, from all over the data set."""

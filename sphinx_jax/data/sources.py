@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from sphinx_jax.config import ConfigError, unknown
-from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.conversation import Item, Items
 from sphinx_jax.data.formats.conversations import MetaEntry, read_meta
 from sphinx_jax.data.formats.prepared import Prepared
-from sphinx_jax.data.joined import Chosen, Joined, Ranges
+from sphinx_jax.data.joined import Chosen, Joined, Ranges, counted, mask_of
 from sphinx_jax.data.rows import Source
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.distributed import one_first
@@ -115,7 +115,8 @@ class Data:
             elif told and told["pictures"] == len(entry.items):
                 found.update({name or OTHER: n for name, n in told["domains"].items()})
             else:
-                found.update(item.domain or OTHER for item in entry.items if item.image is not None)
+                for item, count in counted(entry.items):
+                    found.update({item.domain or OTHER: count} if item.image is not None else {})
         return found
 
     def _chosen(
@@ -130,12 +131,17 @@ class Data:
         found: list[tuple[MetaEntry, Sequence[Item]]] = []
         for entry in self._read(split):
             items, told = entry.items, _manifest(entry.items)
-            if not told:
+            if isinstance(items, Items):
                 found.append((entry, [item for item in items if wanted(item)]))
-            elif (there := count(told)) == told["items"]:
+                continue
+            there = count(told) if told else None
+            if there == 0:
+                continue
+            if told and there == told["items"]:
                 found.append((entry, items))
-            elif there != 0:
-                found.append((entry, Chosen(items, np.flatnonzero([wanted(item) for item in items]))))
+                continue
+            mask = mask_of(items, wanted)
+            found.append((entry, items if mask.all() else Chosen(items, np.flatnonzero(mask))))
         return [(entry, items) for entry, items in found if len(items)]
 
     @functools.cache  # noqa: B019
@@ -160,9 +166,9 @@ class Data:
         """All items of people's own list that can be read."""
         return Joined([entry.items for entry in self._read(split)])
 
-    def unreadable(self, split: str) -> list[str]:
+    def unreadable(self, split: str) -> Sequence[str]:
         """One line about each of the others."""
-        return [line for entry in self._read(split) for line in getattr(entry.items, "skipped", ())]
+        return Joined([getattr(entry.items, "skipped", ()) for entry in self._read(split)])
 
     @functools.cache  # noqa: B019
     def _read(self, split: str) -> list[MetaEntry]:

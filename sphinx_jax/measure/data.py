@@ -17,6 +17,7 @@ from PIL import Image
 
 from sphinx_jax.data import task_mix
 from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.formats.indexed_lines import Lines, places
 from sphinx_jax.data.formats.prepared import MANIFEST, VERSION, Kept, Prepared
 from sphinx_jax.data.image import PAD_COLOUR
 from sphinx_jax.data.order import Order
@@ -28,6 +29,7 @@ from sphinx_jax.recipe.recipe import PLAYGROUND
 SIZES = (10**4, 10**5, 10**6, 10**7)
 
 READ = 20_000  # items of the stream that are read
+LINES = 100_000  # of a list
 PICTURES, SIDE, SEEN = 512, 512, 224  # pictures, their pixels a side, those that a model sees
 
 _READER = f"""
@@ -54,7 +56,7 @@ def opened(folder: str) -> tuple[Prepared, Order]:
 
 
 def measure(folder: Path, rounds: int, sizes: Sequence[int] = SIZES) -> Iterator[str]:
-    """Lines of both tables.  Shards of the larger sizes are links to one on disk: all are opened and read as others."""
+    """Lines of the tables.  Shards of the larger sizes are links to one on disk: all are opened and read as others."""
     yield f"{'items':>12} {'open, s':>9} {'items / s':>10} {'MB more':>8} {'MB in all':>10}"
     for count in sizes:
         _growing(folder / f"texts-{count}", count)
@@ -65,6 +67,29 @@ def measure(folder: Path, rounds: int, sizes: Sequence[int] = SIZES) -> Iterator
         yield f"{count:>12,} {ready:>9.3f} {rate:>10,.0f} {more:>8.1f} {peak:>10.1f}"
     yield ""
     yield _pictures(folder / "pictures", rounds).line()
+    yield _in_lines(folder / "conversations.jsonl")
+
+
+def _in_lines(file: Path) -> str:
+    """A large list: how quickly its index is made, it is opened again, and items are read in any order."""
+    said = [("human", "What is it? " + "words " * 20), ("gpt", "It is. " + "words " * 60)]
+    talk = [{"from": who, "value": value} for who, value in said]
+    with file.open("w") as written:
+        for i in range(LINES):
+            written.write(json.dumps({"id": str(i), "image": f"{i:012d}.jpg", "conversations": talk}) + "\n")
+    places(file)[0].unlink(missing_ok=True)
+    times = [time.perf_counter()]
+    for _ in range(2):
+        items = Lines(file)
+        times.append(time.perf_counter())
+    for number in np.random.default_rng(0).integers(0, LINES, READ):
+        items[int(number)]
+    times.append(time.perf_counter())
+    made, again, read = np.diff(times)
+    return (
+        f"{LINES:,} conversations in lines: {LINES / made:,.0f} lines a second into the index, opened again in "
+        f"{1000 * again:.1f} ms, {READ / read:,.0f} items a second in any order"
+    )
 
 
 def _growing(folder: Path, count: int) -> None:

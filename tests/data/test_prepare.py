@@ -503,9 +503,24 @@ def test_training_data_names_prepared_folders_beside_lists(tars, tmp_path):
     assert counts == {name: len(open_prepared(tmp_path / name)) for name in ("real", "synthetic")}
     assert {item.domain for item in data.items("train", "real")} == {"real"}
     assert len(data.items("train", "*")) == sum(counts.values()) == len(data.pictures("train"))
-    (texts,) = data.texts("train")
-    assert [item.text for item in texts.items] == [*(f"text {i}" for i in range(5)), "my own"]
+    texts = {one.name: [item.text for item in one.items] for one in data.texts("train")}
+    assert texts == {"texts": [f"text {i}" for i in range(5)], "own": ["my own"]}
     assert len(data.listed("train")) == sum(counts.values()) + 6
+
+
+def test_a_part_of_prepared_data_is_a_data_set_and_one_alone_needs_no_list(tars, tmp_path, monkeypatch):
+    whole = prepare(order(tars, tmp_path / "out"), each=HERE)
+    (tmp_path / "list.yaml").write_text(json.dumps({"META": [{"path": "out", "count": 20, "weight": 2}]}))
+    data = Data(DataConfig(None, meta={"train": str(tmp_path / "list.yaml")}), tmp_path / "work")
+    monkeypatch.setattr(type(whole), "__iter__", None)  # neither domains nor tasks ask for the items
+    (part,) = data.sets("train", "real")
+    assert (part.name, part.weight, len(part.items)) == ("real/out", 2.0, 20)
+    ids = [item.id for item in part.items]
+    assert len(set(ids)) == 20 and set(ids) <= {whole[i].id for i in range(len(whole))}
+    assert data.domains("train") == {"real": 20}
+    assert len(replace(part, task_weights={"vqa": 0.0, "rec": 1.0}).eligible) == 20  # pairs have no task to leave out
+    alone = Data(DataConfig(None, meta={"train": str(tmp_path / "out")}), tmp_path / "work")
+    assert alone.names("train") == ["out"] and len(alone.items("train", "*")) == len(whole)
 
 
 def test_prepared_data_of_several_domains_and_kinds_is_parted_by_item(tmp_path):

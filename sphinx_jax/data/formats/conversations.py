@@ -12,12 +12,14 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from sphinx_jax.data.conversation import Items, read_items, read_text
+from sphinx_jax.data.conversation import Item, Items, read_text
+from sphinx_jax.data.formats.indexed_lines import open_list
 from sphinx_jax.data.formats.prepared import MANIFEST, WORK, Prepared, open_prepared
-from sphinx_jax.data.joined import Ranges, some_of_each
+from sphinx_jax.data.joined import Chosen, counted, some_of_each
 from sphinx_jax.data.messages import short
 from sphinx_jax.paths import joined, located, shortened
 
+LISTS = (".json", ".jsonl")
 KEYS = ("path", "type", "root", "ratio", "count", "name", "weight")
 
 
@@ -30,8 +32,8 @@ class MetaEntry:
     """A global batch holds one type."""
     root: str | None
     ratio: float
-    items: Items | Prepared | Ranges
-    """Sampled by `ratio` or `count` already; in the file's order."""
+    items: Sequence[Item]
+    """Sampled by `ratio` or `count` already; in the file's order. Lists have `skipped`, prepared data `manifest`."""
     name: str
     """What the data set is called; no other of the config is called so."""
     weight: float | None = None
@@ -39,7 +41,7 @@ class MetaEntry:
 
 
 def read_meta(path: str | PathLike[str], seed: int = 0) -> list[MetaEntry]:
-    """Reads a data config of the published form and every file in it.
+    """Reads a data config of the published form and every file in it; or one such file, or prepared data, alone.
 
     A YAML file with a list `META` of `{path: x.json or x.jsonl, type: text, root: folder, ratio: 0.5}`, or of
     `{path: folder}` of prepared data.
@@ -56,6 +58,8 @@ def read_meta(path: str | PathLike[str], seed: int = 0) -> list[MetaEntry]:
     import yaml
 
     path = located(path)
+    if path.suffix in LISTS or _is_prepared(path):
+        return [_read_entry({"path": str(path)}, shortened(path), (Path(),), seed)]
     name = f"data config {shortened(path)}"
     content = read_text(path, name)
     try:
@@ -113,8 +117,7 @@ def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> Meta
     try:
         file, root = _found(raw["path"], folders), raw.get("root")
         root = None if root is None else str(_found(root, folders))
-        prepared = any(_exists(joined(file, name)) for name in (MANIFEST, WORK))
-        items = open_prepared(file) if prepared else read_items(file, root)
+        items = open_prepared(file) if _is_prepared(file) else open_list(file, root)
     except ValueError as error:
         raise type(error)(f"{name}: {shortened(str(error), 288 - len(name))}") from None
     if isinstance(items, Prepared) and root is not None:
@@ -122,21 +125,25 @@ def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> Meta
     if isinstance(items, Prepared):
         kind = raw.get("type") or ("image" if items.manifest["pictures"] else "text")
     else:
-        kind = raw.get("type") or ("image" if any(item.image for item in items) else "text")
+        kind = raw.get("type") or ("image" if any(item.image for item, _ in counted(items)) else "text")
     most = len(items) if count is None else int(count)
     if most > len(items):
         raise ValueError(f"{name}: count is {most}, and there are {len(items)} items")
     most = max(1, int(most * ratio))
-    if most == len(items):
-        chosen = items
-    elif isinstance(items, Prepared):
-        chosen = some_of_each(items, most, seed)
-    else:
-        numbers = np.sort(np.random.default_rng(seed).permutation(len(items))[:most])
-        chosen = Items([items[i] for i in numbers], items.skipped)
-    stem = file.name.removesuffix(file.suffix) if file.suffix in (".json", ".jsonl") else file.name
+    stem = file.name.removesuffix(file.suffix) if file.suffix in LISTS else file.name
     called = raw.get("name") or stem or str(file)
+    chosen = items if most == len(items) else _some(items, most, seed)
     return MetaEntry(str(file), kind, root, float(ratio), chosen, called, None if weight is None else float(weight))
+
+
+def _some(items: Sequence[Item], count: int, seed: int) -> Sequence[Item]:
+    """So many of the items, in their order."""
+    if isinstance(items, Prepared):
+        return some_of_each(items, count, seed)
+    numbers = np.sort(np.random.default_rng(seed).permutation(len(items))[:count])
+    if isinstance(items, Items):  # and those that were not chosen need not be kept
+        return Items([items[i] for i in numbers], items.skipped)
+    return Chosen(items, numbers)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -145,6 +152,10 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 def _found(path: str, folders: Sequence[Path]) -> Path:
     return next((file for folder in folders if _exists(file := joined(folder, path))), located(path))
+
+
+def _is_prepared(folder: Path) -> bool:
+    return any(_exists(joined(folder, name)) for name in (MANIFEST, WORK))
 
 
 def _exists(file: Path) -> bool:

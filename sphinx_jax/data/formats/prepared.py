@@ -94,6 +94,7 @@ class Prepared(Indexed):
 
     Attributes:
       manifest: what `manifest.json` says: `items`, `dropped` (reason -> count), `domain`, `tasks`, `shards`, ….
+      tasks: that occur, `text` for items without any.
       starts: number of the first item of each shard, and at the end of all.
     """
 
@@ -101,7 +102,7 @@ class Prepared(Indexed):
         self.folder = folder
         self.manifest = read_manifest(folder)
         shards = self.manifest["shards"]
-        self.block = int(self.manifest["block"])
+        self.block, self.tasks = int(self.manifest["block"]), frozenset(self.manifest["tasks"])
         self.starts = np.concatenate([[0], np.cumsum([shard["items"] for shard in shards], dtype=np.int64)])
         self.edges = np.unique(self.starts)  # of shards that have items
         self._lock = threading.Lock()
