@@ -51,6 +51,8 @@ def _through_engine(model: Sphinx, name: str, path: Path, questions: Sequence[Qu
 
 
 def _in_a_loop(model: Sphinx, name: str, path: Path, questions: Sequence[Question]) -> tuple[float, list[str]]:
+    # of its own, so that no picture is remembered from the round before
+    model = Sphinx(model.config, model.leaves, model.tokenizer, model.mesh)
     how, find, texts = OFFICIAL[name], Pictures(path).find, []
     begun = time.perf_counter()
     for question in questions:
