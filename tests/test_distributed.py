@@ -148,7 +148,7 @@ def test_several_processes_answer_as_one_does_and_go_on_where_they_were_killed(r
         shutil.copytree(recipe.parent / "alone", workdir)
         if count == 3:
             killed = start(recipe, workdir, count, "--stage=judge")
-            answers = workdir / "judge" / "answers-1.jsonl"
+            answers = workdir / "judge" / "answers" / "seen" / "predictions-1.jsonl"
             while not answers.exists() or answers.read_text().count("\n") < 4:
                 assert killed[1].poll() is None, killed[1].log.read_text()
                 time.sleep(0.02)
@@ -161,8 +161,8 @@ def test_several_processes_answer_as_one_does_and_go_on_where_they_were_killed(r
         assert [finish(p) for p in processes] == [0] * count, processes[0].log.read_text()
         lines = (workdir / "judge" / "predictions.jsonl").read_text().splitlines()
         found.append([json.loads(line) for line in lines])
-        assert not list((workdir / "judge").glob("answers*"))
-        told = [line for p in processes for line in p.log.read_text().splitlines() if "not asked about" in line]
+        assert {path.suffix for path in (workdir / "judge").iterdir()} == {".json", ".jsonl"}, "no folder of answers"
+        told = [line for p in processes for line in p.log.read_text().splitlines() if "is not asked" in line]
         assert len(told) == len(BROKEN), told
     assert len(found[0]) == 40 - len(BROKEN) and found[0] == found[1] == found[2]
 

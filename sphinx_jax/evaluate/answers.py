@@ -1,4 +1,4 @@
-"""A benchmark's predictions in files as they come: a run that was killed asks nothing twice."""
+"""Predictions in files as they come: a run that was killed asks nothing twice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from sphinx_jax.config import ConfigError
+from sphinx_jax.distributed import barrier
 from sphinx_jax.paths import write_whole
 
 FILE, ABOUT = "predictions.jsonl", "about.json"
@@ -103,6 +106,19 @@ class Answers(Said):
         self._write(self.texts)
         for file in self._folder.glob(OTHERS):
             file.unlink()
+
+
+def put_together(what: str, *kept: Answers) -> None:
+    """Every process of a run is here once it has asked; the first then knows what all said, each kind in one file.
+
+    Raises ConfigError as `Answers.gather` does.
+    """
+    for answers in kept:
+        answers.close()
+    barrier(what)
+    if jax.process_index() == 0:
+        for answers in kept:
+            answers.gather(jax.process_count())
 
 
 def _file_of(folder: Path, process: int) -> Path:

@@ -1,13 +1,15 @@
-"""Questions of a benchmark, asked through the engine."""
+"""Questions about pictures, asked through the engine."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
 from sphinx_jax.data.conversation import SYSTEM, render
 from sphinx_jax.data.image import BadImage
 from sphinx_jax.data.read_ahead import read_ahead
+from sphinx_jax.distributed import share
 from sphinx_jax.evaluate.answers import Said
 from sphinx_jax.evaluate.benchmarks.asking import Ask
 from sphinx_jax.evaluate.forms.pictures import Pictures
@@ -19,17 +21,29 @@ from sphinx_jax.progress import progress
 
 _log = logging.getLogger(__name__)
 
-TOLD = 5  # questions that are not asked and named in the log one by one
+TOLD = 20  # pictures whose questions are not asked that are named in the log one by one
 # how each protocol chooses tokens: the authors' evaluation draws them, lmms-eval takes the likeliest
 SAMPLING: dict[str, Settings] = {
     "reference": {"temperature": 0.1, "top_p": 0.75, "seed": 1},
     "official": {"temperature": 0.0},
 }
+# a question, with its picture or without, as the engine takes it
+Worded = Callable[[Question, Picture | None], Request]
 
 
 def in_files(engine: Engine, pictures: Pictures) -> Callable[[Question], Picture]:
     """What finds the picture of a question where a benchmark's files have it; raises BadImage."""
     return lambda question: engine.pictures.picture(pictures.find(question.picture))
+
+
+def worded(how: Ask, sampling: Settings) -> Worded:
+    """What words the questions of a benchmark."""
+
+    def request(question: Question, picture: Picture | None) -> Request:
+        text, _ = render([(how.text(question), None)], SYSTEM)
+        return Request(text + how.begin, picture, max_new_tokens=how.most, **sampling)
+
+    return request
 
 
 def tell_of_joined(questions: Sequence[Question]) -> None:
@@ -41,46 +55,62 @@ def tell_of_joined(questions: Sequence[Question]) -> None:
         )
 
 
+def own(questions: Sequence[Question], process: int, count: int) -> list[Question]:
+    """Those that one of so many processes asks: all about a picture, or none."""
+    return [questions[n] for n in share([q.picture or q.key for q in questions], process, count)]
+
+
 def ask(
     engine: Engine,
     questions: Sequence[Question],
-    how: Ask,
-    sampling: Settings,
-    look: Callable[[Question], Picture],
+    word: Worded,
+    look: Callable[[Question], Picture] | None,
     answers: Said,
     bar: str = "",
 ) -> None:
     """Put the answers of all that are not answered yet on record, as they come.
 
-    Pictures are read by threads, some questions ahead; those that cannot be read, or whose question does not fit into
-    the model, are named in the log and have no answer.
+    Pictures are read by threads, some questions ahead, and one picture once for all questions about it that follow each
+    other; those that cannot be read, or whose question does not fit into the model, are named in the log and have no
+    answer.
 
     Args:
-      look: finds the picture of a question; raises BadImage.
+      look: finds the picture of a question; raises BadImage.  None asks without pictures.
       bar: what the progress bar is called; "" shows none.
     """
     left = [q for q in questions if q.key not in answers.texts]
-    numbers, unasked = list[int | str](), list[int | str]()
+    groups = [list(group) for _, group in itertools.groupby(left, lambda q: q.picture or q.key)]
+    numbers, unasked = list[int | str](), list[list[Question]]()
+
+    def leave_out(group: list[Question], error: Exception) -> None:
+        unasked.append(group)
+        if len(unasked) <= TOLD:
+            more = f", nor are {len(group) - 1} more about its picture" if len(group) > 1 else ""
+            _log.warning("question %s is not asked%s: %s", group[0].key, more, error)
+        progressed.update(len(group))
 
     def requests() -> Iterator[Request]:
-        for question, picture in zip(left, read_ahead(look, left), strict=True):
-            text, _ = render([(how.text(question), None)], SYSTEM)
+        shown = itertools.repeat(None) if look is None else read_ahead(look, [group[0] for group in groups])
+        for group, picture in zip(groups, shown, strict=False):
             try:
-                request = Request(text + how.begin, picture.result(), max_new_tokens=how.most, **sampling)
-                engine.fitted(request.prompt, True, how.most)
-            except (BadImage, BadArgument) as error:
-                unasked.append(question.key)
-                if len(unasked) <= TOLD:
-                    _log.warning("question %s is not asked: %s", question.key, error)
-                shown.update()
+                image = picture and picture.result()
+            except BadImage as error:
+                leave_out(group, error)
                 continue
-            numbers.append(question.key)
-            yield request
+            for question in group:
+                try:
+                    request = word(question, image)
+                    engine.fitted(request.prompt, look is not None, request.max_new_tokens)
+                except BadArgument as error:
+                    leave_out([question], error)
+                    continue
+                numbers.append(question.key)
+                yield request
 
     done = len(questions) - len(left)
-    with progress(total=len(questions), initial=done, desc=bar, unit="q", disable=not bar) as shown:
+    with progress(total=len(questions), initial=done, desc=bar, unit="q", disable=not bar) as progressed:
         for place, (said,) in engine.as_completed(requests()):
             answers.add(numbers[place], said.text)
-            shown.update()
-    if len(unasked) > TOLD:
-        _log.warning("so are %d more, question %s the last", len(unasked) - TOLD, unasked[-1])
+            progressed.update()
+    if rest := [question for group in unasked[TOLD:] for question in group]:
+        _log.warning("so are %d more, question %s the last", len(rest), rest[-1].key)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from sphinx_jax.config import ConfigError
+from sphinx_jax.config import ConfigError, need
+from sphinx_jax.evaluate.intervals import Answered, bootstrap, compared, mme, mme_compared
 from sphinx_jax.evaluate.question import Question, Score, mean, picture_as_json
 from sphinx_jax.evaluate.rules import circular, yes_no
 
 ITEMS = "items.jsonl"  # of a benchmark in a run
-DRAWN = 2000  # samples of a bootstrap
-LEVEL = 0.95
 
 # of the paper and of the release's pages, in percent but for MME; SPHINX, 1k, 2k, Tiny, MoE
 MODELS = ("sphinx", "sphinx_1k", "sphinx_2k", "sphinx_tiny", "sphinx_moe")
@@ -45,6 +41,7 @@ PUBLISHED: Mapping[tuple[str, str], tuple[float, ...]] = {
 }
 ROUNDED = 0.005 + 1e-6  # by which a mean in percent may differ from its score: VQA's is of two decimals
 FULL = {"Perception": 2000, "Cognition": 800}  # marks of MME, which has no mean over questions
+PARTS = dict(zip(FULL, (yes_no.PERCEPTION, yes_no.COGNITION), strict=True))  # and the categories of each
 CIDER = 1000  # the most that captions can get, on the card
 
 
@@ -54,7 +51,8 @@ class Line:
 
     Attributes:
       split: the part that the number is of; "" where it is of all.
-      low, high: the interval of 95 % of a bootstrap over pictures; None where the number is no mean over questions.
+      low, high: the interval of 95 % of a bootstrap over pictures; None where the number is neither MME's nor a mean
+        over questions.
       missing: questions that have no answer, over which the score is not.
       score: None where a judge has to find it.
       published: of the model that this one is of the form of; None where nothing was published.
@@ -108,6 +106,8 @@ def lines(
       missing: those that were not.
       model: a name of the family, whose published numbers stand beside.
     """
+    if benchmark == "mme":
+        return _of_mme(protocol, score, questions, missing, model)
     asked, values = _counted(score, questions)
     pictures = [q.picture for q in asked]
 
@@ -124,12 +124,6 @@ def lines(
         published = _published(benchmark, split, model)
         return Line(benchmark, split, protocol, score.metric, count, lost, value * scale, *interval, published)
 
-    if benchmark == "mme":
-        found = []
-        for part, categories in zip(FULL, (yes_no.PERCEPTION, yes_no.COGNITION), strict=True):
-            own, lost = (sum(q.labels["category"] in categories for q in of) for of in (questions, missing))
-            found.append(line(part, score.parts[part], lost, scale=1, count=own))
-        return found
     if score.score is not None:
         inside = range(len(asked)) if values is not None else None
         scale = 1 if "percent" in score.metric else 100
@@ -137,6 +131,23 @@ def lines(
     of_split = {s: [i for i, q in enumerate(asked) if q.labels.get("split") == s] for s in score.parts}
     lost_in = {s: sum(q.labels.get("split") == s for q in missing) for s in score.parts}
     return [line(s, part, lost_in[s], of_split[s]) for s, part in score.parts.items()]
+
+
+def _of_mme(
+    protocol: str, score: Score, questions: Sequence[Question], missing: Sequence[Question], model: str
+) -> list[Line]:
+    found, values = list[Line](), need(_counted(score, questions)[1])
+    for part, categories in PARTS.items():
+        inside = [i for i, q in enumerate(questions) if q.labels["category"] in categories]
+        lost = sum(q.labels["category"] in categories for q in missing)
+        own = [questions[i] for i in inside]
+        right = [values[i] or 0.0 for i in inside]
+        same, *interval = mme(Answered(right, [q.same for q in own], [q.labels["category"] for q in own]))
+        # where an answer is missing a protocol may pair other questions than those about a picture
+        low, high = interval if math.isclose(same, score.parts[part], abs_tol=ROUNDED) else (None, None)
+        published = _published("mme", part, model)
+        found.append(Line("mme", part, protocol, score.metric, len(own), lost, score.parts[part], low, high, published))
+    return found
 
 
 def for_judge(benchmark: str, protocol: str, count: int, missing: int, file: str, model: str = "") -> Line:
@@ -180,6 +191,7 @@ def item(question: Question, said: str, value: float | None) -> dict[str, Any]:
     return {
         "key": q.key,
         "picture": picture_as_json(q.picture),
+        "same": None if q.same is None else repr(q.same),
         "labels": {name: label for name, label in q.labels.items() if name != "file"},
         "question": q.text,
         "choices": list(q.choices),
@@ -191,59 +203,40 @@ def item(question: Question, said: str, value: float | None) -> dict[str, Any]:
     }
 
 
-def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The paired difference of two models on the questions that both answered, from their `items`, in percent.
+def compare(
+    benchmark: str, first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The paired difference of two models on the questions that both answered, from their `items`, in percent; of MME
+    in its points, a part each.
 
     Raises ConfigError where there is none.
     """
+    if benchmark != "mme":
+        return {benchmark: _compare(first, second)}
+    found = {}
+    for part, categories in PARTS.items():
+        own, others = ([item for item in of if item["labels"]["category"] in categories] for of in (first, second))
+        if own and others:
+            found[f"{benchmark} {part}"] = _compare(own, others, points=True)
+    if not found:
+        raise ConfigError("the two runs have no question in common")
+    return found
+
+
+def _compare(
+    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], points: bool = False
+) -> dict[str, Any]:
     others = {item["key"]: item["value"] for item in second}
     both = [item for item in first if item["key"] in others]
     if not both:
         raise ConfigError("the two runs have no question in common")
-    scaled = [(100 * item["value"], 100 * others[item["key"]], json.dumps(item["picture"])) for item in both]
-    found = compared(*zip(*scaled, strict=True))
-    return {"count": len(both), "alone": len(first) + len(second) - 2 * len(both)} | found
-
-
-def _numbered(clusters: Sequence[Hashable]) -> list[int]:
-    """Which of the clusters each is, in the order in which they come."""
-    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
-    return [number[cluster] for cluster in clusters]
-
-
-def bootstrap(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float | None, float | None]:
-    """The interval of a mean over questions whose pictures are drawn anew, all questions about one together.
-
-    (None, None) of no question.
-    """
-    if not len(values):
-        return None, None
-    at = _numbered(clusters)
-    sums = np.bincount(at, np.array(values, float))
-    counts = np.bincount(at)
-    rng = np.random.default_rng(zlib.crc32(sums.tobytes()))
-    means = np.empty(DRAWN)
-    for draw in range(DRAWN):
-        chosen = np.bincount(rng.integers(0, len(sums), len(sums)), minlength=len(sums))
-        means[draw] = (chosen @ sums) / (chosen @ counts)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def compared(first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable]) -> dict[str, float | None]:
-    """The paired difference of two models on the same questions, its interval, and a p-value.
-
-    The p-value is the share of random changes of sign, picture by picture, whose mean difference is as large.
-    """
-    differences = [b - a for a, b in zip(first, second, strict=True)]
-    low, high = bootstrap(differences, clusters)
-    sums = np.bincount(_numbered(clusters), differences)
-    rng = np.random.default_rng(0)
-    signs = rng.choice([-1.0, 1.0], (DRAWN, len(sums)))
-    as_large = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12
-    return {
-        "difference": float(np.mean(differences)),
-        "low": low,
-        "high": high,
-        "p": float((as_large.sum() + 1) / (DRAWN + 1)),
-    }
+    values = [item["value"] for item in both], [others[item["key"]] for item in both]
+    if points:
+        if not all(item.get("same") for item in both):
+            raise ConfigError("MME was scored by an earlier version; run it again with --stage benchmarks")
+        of = [item["same"] for item in both], [item["labels"]["category"] for item in both]
+        found: Mapping[str, float | None] = mme_compared(*(Answered(own, *of) for own in values))
+    else:
+        percent = ([100 * value for value in own] for own in values)
+        found = compared(*percent, [json.dumps(item["picture"]) for item in both])
+    return {"count": len(both), "alone": len(first) + len(second) - 2 * len(both), **found}

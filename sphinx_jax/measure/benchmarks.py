@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sphinx_jax import from_pretrained
 from sphinx_jax.evaluate.answers import Answers
-from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files
+from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, worded
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS
 from sphinx_jax.evaluate.benchmarks.asking import OFFICIAL
 from sphinx_jax.evaluate.forms.pictures import Pictures
@@ -44,7 +44,8 @@ def _through_engine(model: Sphinx, name: str, path: Path, questions: Sequence[Qu
         answers = Answers(Path(folder), {})
         begun = time.perf_counter()
         engine = Engine(model, slots=SLOTS)
-        ask(engine, questions, OFFICIAL[name], SAMPLING["official"], in_files(engine, Pictures(path)), answers)
+        word = worded(OFFICIAL[name], SAMPLING["official"])
+        ask(engine, questions, word, in_files(engine, Pictures(path)), answers)
         spent = time.perf_counter() - begun
         answers.close()
     return spent, [answers.texts[q.key] for q in questions]

@@ -22,7 +22,7 @@ def read_card(workdir: Path) -> list[Line]:
 
 
 def differences(first: Path, second: Path) -> dict[str, dict[str, Any]]:
-    """How the second model differs from the first, by benchmark.
+    """How the second model differs from the first, by benchmark; of MME by part.
 
     Raises ConfigError where they share none, or were asked one by different protocols.
     """
@@ -37,7 +37,7 @@ def differences(first: Path, second: Path) -> dict[str, dict[str, Any]]:
             raise ConfigError(f"{name} was asked by protocol {a} in {first} and by {b} in {second}")
         items, others = (_items(workdir / STAGE / name / ITEMS) for workdir in (first, second))
         if items and others:  # of average precision no question counts for itself
-            found[name] = compare(items, others)
+            found |= compare(name, items, others)
     if not found:
         raise ConfigError(f"{first} and {second} have no benchmark in common")
     return found

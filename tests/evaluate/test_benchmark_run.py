@@ -23,7 +23,7 @@ from sphinx_jax.data.conversation import SYSTEM, render
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.evaluate import card
 from sphinx_jax.evaluate.answers import FILE, Answers
-from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files
+from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, worded
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS
 from sphinx_jax.evaluate.benchmarks.asking import ASKS
 from sphinx_jax.evaluate.forms.pictures import Pictures
@@ -172,7 +172,7 @@ def test_a_killed_run_asks_nothing_twice(tmp_path, until):
     for engine in engines:
         answers, look = Answers(tmp_path, ABOUT), in_files(engine, Pictures(folder))
         try:
-            ask(engine, questions, ASKS["official"]["vqav2"], SAMPLING["official"], look, answers)
+            ask(engine, questions, worded(ASKS["official"]["vqav2"], SAMPLING["official"]), look, answers)
         except KeyboardInterrupt:
             assert engine is engines[0]
     both = engines[0].asked + engines[1].asked

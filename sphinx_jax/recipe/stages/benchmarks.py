@@ -15,9 +15,9 @@ import jax
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, need, unknown
 from sphinx_jax.data.formats.files import BadData
-from sphinx_jax.distributed import agree, barrier, gather_json, share
-from sphinx_jax.evaluate.answers import Answers
-from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, tell_of_joined
+from sphinx_jax.distributed import agree, gather_json
+from sphinx_jax.evaluate.answers import Answers, put_together
+from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, own, tell_of_joined, worded
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark, Benchmark
 from sphinx_jax.evaluate.benchmarks.asking import asked_by
 from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, item, items, lines
@@ -142,12 +142,9 @@ def _ask(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, fo
     answers = Answers(run.folder(stage) / name, about, process)
     bar = "" if run.quiet else name
     pictures = Pictures(folder)
-    mine = [questions[n] for n in share([q.picture or q.key for q in questions], process, jax.process_count())]
-    ask(engine, mine, how, SAMPLING[protocol], in_files(engine, pictures), answers, bar)
-    answers.close()
-    barrier(f"answered {stage} {name}")
-    if process == 0:
-        answers.gather(jax.process_count())
+    mine = own(questions, process, jax.process_count())
+    ask(engine, mine, worded(how, SAMPLING[protocol]), in_files(engine, pictures), answers, bar)
+    put_together(f"answered {stage} {name}", answers)
     return _Asked(name, protocol, questions, answers.texts, pictures)
 
 

@@ -7,44 +7,39 @@ with the picture withheld.
 from __future__ import annotations
 
 import collections
-import functools
 import hashlib
-import itertools
 import json
-import logging
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 from annotated_types import MinLen
 
-from sphinx_jax import distributed
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.answer_grammar import TASKS
 from sphinx_jax.data.conversation import SYSTEM, render
-from sphinx_jax.data.image import BadImage
-from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.data.sources import some
 from sphinx_jax.data.tasks import DOMAINS
-from sphinx_jax.distributed import gather_json
+from sphinx_jax.distributed import agree
+from sphinx_jax.evaluate.answers import Answers, put_together
+from sphinx_jax.evaluate.asked import Worded, ask, own
 from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import METRICS
-from sphinx_jax.evaluate.record import Record
+from sphinx_jax.evaluate.question import Question
 from sphinx_jax.evaluate.scores import tabulate
 from sphinx_jax.generate.batching.pictures import Detail, Picture
 from sphinx_jax.generate.engine import Engine, Request
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import blueprint, held_dtypes
 from sphinx_jax.model.embedding_mix import Features
-from sphinx_jax.progress import progress
+from sphinx_jax.paths import remove, write_whole
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.settings import Count, Name, Settings
 from sphinx_jax.sharding import device_bytes, serving_mesh
-from sphinx_jax.train.features import pictures_hash
+from sphinx_jax.train.features import FeatureCache, pictures_hash
 
 # what an answer may take at most: the published evaluation's 10 for short answers and 30 for boxes, more where an
 # answer lists many things
@@ -61,9 +56,7 @@ LONG_TASKS = (
 )
 # training answers that a constant answer is chosen on, per task and domain
 BASELINE_ANSWERS = 2000
-
-
-_log = logging.getLogger(__name__)
+ANSWERS = "answers"  # a folder of the stage, until all are there
 
 
 @dataclass(frozen=True)
@@ -78,32 +71,23 @@ class EvaluateStage(Settings):
     constrained: bool = False  # answers whose task has a form keep to it
 
 
-@dataclass(frozen=True)
-class Question:
-    domain: str
-    picture: int
-    task: str
-    kind: str
-    question: str
-    answer: str
-    system: str | None = None
-
-
 def questions(run: Run, s: EvaluateStage) -> list[Question]:
-    """Every turn of the held-out pictures as a question of its own.
+    """Every turn of the held-out pictures as a question of its own, `source` what `predictions.jsonl` says of it.
 
     Raises ConfigError where there is none to ask.
     """
-    found, counts = [], collections.Counter()
+    found, counts = [], collections.Counter[tuple[str, str]]()
     for domain in s.domains:
-        for picture, item in enumerate(run.data.items(s.split, domain)):
-            kinds = item.kinds or ("",) * len(item.turns)
-            for task, kind, (question, answer) in zip(item.tasks, kinds, item.turns, strict=True):
+        for number, item in enumerate(run.data.items(s.split, domain)):
+            kinds, picture = item.kinds or ("",) * len(item.turns), f"{domain}/{number}"
+            for turn, (task, kind, (text, answer)) in enumerate(zip(item.tasks, kinds, item.turns, strict=True)):
                 if task not in METRICS or (s.tasks is not None and task not in s.tasks):
                     continue
                 counts[domain, task] += 1
                 if s.limit is None or counts[domain, task] <= s.limit:
-                    found.append(Question(domain, picture, task, kind, question, answer, item.system))
+                    source = {"domain": domain, "picture": number, "task": task, "kind": kind}
+                    source |= {"question": text, "answer": answer, "system": item.system}
+                    found.append(Question(f"{picture}:{turn}", text, picture, (answer,), source=source))
     if not found:
         raise ConfigError(
             f"no question of the {s.split} split in domains {some(s.domains)} has a task that is scored"
@@ -117,7 +101,7 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
 
     Several processes share the pictures out, each with a model of its own on its devices.
     """
-    s, count = settings, jax.process_count()
+    s, process, count = settings, jax.process_index(), jax.process_count()
     mesh = serving_mesh(run.recipe.model.decoder, jax.local_devices())
     # first: what cannot be had is told before pictures are made
     if count > 1:
@@ -130,28 +114,54 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     placed = {path: jax.device_put(leaves.pop(path), shardings[path]) for path in list(leaves)}
     engine = Engine(Sphinx(run.recipe.model, placed, run.tokenizer, mesh), slots=s.batch)
 
+    folder, about, mine = run.folder(name), fingerprint(run, s, asked), own(asked, process, count)
+    seen, blind = (Answers(folder / ANSWERS / which, about, process) for which in ("seen", "blind"))
+    bars = ("", "") if run.quiet else ("answering", "answering blind")
+    ask(engine, mine, worded(s), looking(run, s, engine, features), seen, bars[0])
+    ask(engine, [q for q in mine if q.key in seen.texts], worded(s), None, blind, bars[1])
+    put_together(f"answered {name}", seen, blind)
+    constant = constants(run, s, asked)  # in all processes, which open data together
+    none = process == 0 and not blind.texts
+    agree(f"no picture of the {s.split} split in domains {some(s.domains)} could be read" if none else None)
+    if process == 0:
+        write(s, folder, asked, seen.texts, blind.texts, constant)
+        remove(folder / ANSWERS)
+
+
+def looking(
+    run: Run, s: EvaluateStage, engine: Engine, features: Mapping[str, FeatureCache | None]
+) -> Callable[[Question], Picture]:
+    """What finds the picture of a question, as encoded before where that is kept; raises BadImage."""
+
     def look(q: Question) -> Picture:
-        image = run.data.items(s.split, q.domain)[q.picture].image
-        cache = features[q.domain]
+        domain, number = q.source["domain"], q.source["picture"]
+        image = run.data.items(s.split, domain)[number].image
+        cache = features[domain]
         if cache is None:
             return engine.pictures.picture(image or b"")
-        row = cache[q.picture]
+        row = cache[number]
         pixels = engine.pictures.picture(image or b"").pixels if s.detail == "auto" else None
-        return Picture(f"{q.domain} {q.picture}", pixels, Features(*(row.get(n) for n in Features._fields)))
+        return Picture(str(q.picture), pixels, Features(*(row.get(n) for n in Features._fields)))
 
-    folder = run.folder(name)
-    record = Record(folder, fingerprint(run, s, asked), jax.process_index())
-    mine = share(asked, jax.process_index(), count)
-    answer(run, s, engine, mine, look, record)
-    answer(run, s, engine, {n: q for n, q in mine.items() if key(n) in record.texts}, None, record)
-    constant = constants(run, s, asked)  # in all processes, which open data together
-    keys = [key(n, blind) for n in mine for blind in (False, True)]
-    texts = functools.reduce(operator.or_, gather_json({k: record.texts[k] for k in keys if k in record.texts}))
-    if not texts:
-        raise ConfigError(f"no picture of the {s.split} split in domains {some(s.domains)} could be read")
-    if jax.process_index() == 0:
-        write(s, folder, asked, texts, constant)
-        record.remove()
+    return look
+
+
+def worded(s: EvaluateStage) -> Worded:
+    """Questions as the data has them, each alone, answered greedily."""
+
+    def request(q: Question, picture: Picture | None) -> Request:
+        task, system = q.source["task"], q.source["system"]
+        text, _ = render([(q.text, None)], SYSTEM if system is None else system)
+        return Request(
+            text,
+            picture,
+            max_new_tokens=LONG if task in LONG_TASKS else SHORT,
+            temperature=0.0,
+            detail=s.detail,
+            task=task if s.constrained and task in TASKS else "",
+        )
+
+    return request
 
 
 def check_room(leaves: Mapping[str, jax.ShapeDtypeStruct], device: jax.Device) -> None:
@@ -165,41 +175,31 @@ def check_room(leaves: Mapping[str, jax.ShapeDtypeStruct], device: jax.Device) -
         )
 
 
-def share(asked: Sequence[Question], process: int, count: int) -> dict[int, Question]:
-    """Number -> question of those that one of so many processes asks: all about a picture, or none."""
-    return {n: asked[n] for n in distributed.share([(q.domain, q.picture) for q in asked], process, count)}
-
-
-def key(number: int, blind: bool = False) -> str:
-    """Of the answer to a question, on record."""
-    return f"{'blind' if blind else 'seen'} {number}"
-
-
 def write(
     s: EvaluateStage,
     folder: Path,
     asked: Sequence[Question],
-    texts: Mapping[str, str],
+    seen: Mapping[int | str, str],
+    blind: Mapping[int | str, str],
     constant: Mapping[tuple[str, str], Mapping[str, str]],
 ) -> None:
     """Predictions and scores, beside constant answers; of pictures that could not be read there are none."""
     rows = []
-    for number, question in enumerate(asked):
-        if key(number) not in texts:
+    for q in asked:
+        if q.key not in blind:
             continue
-        majority = constant[question.task, question.domain][question.kind]
-        given = {"prediction": texts[key(number)], "blind": texts[key(number, blind=True)], "majority": majority}
-        fn = METRICS[question.task].fn
-        rows.append(asdict(question) | given | {"score": {k: fn(t, question.answer) for k, t in given.items()}})
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "predictions.jsonl").open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    (folder / "scores.json").write_text(json.dumps(tabulate(rows, s.domains), indent=2))
+        about = q.source
+        majority = constant[about["task"], about["domain"]][about["kind"]]
+        given = {"prediction": seen[q.key], "blind": blind[q.key], "majority": majority}
+        fn = METRICS[about["task"]].fn
+        rows.append({**about, **given, "score": {name: fn(text, about["answer"]) for name, text in given.items()}})
+    write_whole(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_whole(folder / "scores.json", json.dumps(tabulate(rows, s.domains), indent=2).encode())
 
 
 def fingerprint(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[str, Any]:
     """What answers depend on: the questions, the pictures, and the checkpoint as it was written."""
-    questions = json.dumps([asdict(q) for q in asked]).encode()
+    questions = json.dumps([[q.key, q.source] for q in asked]).encode()
     pictures = [pictures_hash(run.data.items(s.split, domain)) for domain in s.domains]
     how = {"detail": s.detail, "constrained": s.constrained}
     found: dict[str, Any] = how | {"questions": hashlib.sha256(questions).hexdigest(), "pictures": pictures}
@@ -210,59 +210,9 @@ def fingerprint(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[s
     return found
 
 
-def answer(
-    run: Run,
-    s: EvaluateStage,
-    engine: Engine,
-    asked: Mapping[int, Question],
-    look: Callable[[Question], Picture] | None,
-    record: Record,
-) -> None:
-    """Put greedy answers on record, each question alone; without `look` the picture is withheld.
-
-    Those on record are not asked again, and those whose picture cannot be read are left out.
-    """
-    blind = look is None
-    left = [(n, q) for n, q in asked.items() if key(n, blind) not in record.texts]
-    groups = [list(g) for _, g in itertools.groupby(left, lambda one: (one[1].domain, one[1].picture))]
-    numbers: list[int] = []
-
-    def requests() -> Iterator[Request]:
-        shown = itertools.repeat(None) if look is None else read_ahead(look, [group[0][1] for group in groups])
-        for group, picture in zip(groups, shown, strict=False):
-            try:
-                image = picture and picture.result()
-            except BadImage as error:
-                q = group[0][1]
-                _log.warning("not asked about picture %d of %s %s: %s", q.picture, q.domain, s.split, error)
-                bar.update(len(group))
-                continue
-            for number, q in group:
-                numbers.append(number)
-                yield request(s, q, image)
-
-    doing = "answering blind" if blind else "answering"
-    with progress(total=len(asked), initial=len(asked) - len(left), desc=doing, unit="q", disable=run.quiet) as bar:
-        for place, (said,) in engine.as_completed(requests()):
-            record.add(key(numbers[place], blind), said.text)
-            bar.update()
-
-
-def request(s: EvaluateStage, q: Question, image: Picture | None) -> Request:
-    text, _ = render([(q.question, None)], SYSTEM if q.system is None else q.system)
-    return Request(
-        text,
-        image,
-        max_new_tokens=LONG if q.task in LONG_TASKS else SHORT,
-        temperature=0.0,
-        detail=s.detail,
-        task=q.task if s.constrained and q.task in TASKS else "",
-    )
-
-
 def constants(run: Run, s: EvaluateStage, asked: Sequence[Question]) -> dict[tuple[str, str], dict[str, str]]:
     """(task, domain) -> kind -> the constant answer that scores best on the training split."""
-    wanted = {(q.task, q.domain) for q in asked}
+    wanted = {(q.source["task"], q.source["domain"]) for q in asked}
     pool: dict[tuple[str, str], list[tuple[str, str]]] = collections.defaultdict(list)
     for domain in s.domains:
         for item in run.data.items("train", domain):

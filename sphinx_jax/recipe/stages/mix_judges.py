@@ -23,7 +23,7 @@ from sphinx_jax.data.image import BadImage, ImageSource, load_image
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.tasks import DOMAINS, INSTRUCTIONS
 from sphinx_jax.evaluate.answers import Said
-from sphinx_jax.evaluate.asked import SAMPLING, ask
+from sphinx_jax.evaluate.asked import SAMPLING, ask, worded
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS
 from sphinx_jax.evaluate.benchmarks.asking import Ask, asked_by
 from sphinx_jax.evaluate.card import lines
@@ -333,7 +333,7 @@ class ScoreJudge(Judge):
             return Picture(name, None, Features(*(row.get(n) for n in Features._fields)))
 
         # of two mixes the one with the likelier answers is better, not the one that was luckier
-        ask(engine, part.questions, part.how, SAMPLING["official"], look, said)
+        ask(engine, part.questions, worded(part.how, SAMPLING["official"]), look, said)
         answered = [q for q in part.questions if q.key in said.texts]
         if not answered:
             raise ConfigError(f"no question of {part.name} could be asked")
