@@ -17,7 +17,7 @@ Sixteen questions about one picture, all at once beside one after the other:
 A benchmark of docs/benchmarks.md asked at once, beside its questions answered one after the other:
   python tools/benchmark.py evaluate --checkpoint runs/quickstart/finetune --name vqav2 --path benchmarks/vqav2
 
-Prepared data: opening, memory, reading from 10,000 to 10 million items, pictures beside Pillow; a list in lines:
+Prepared data of 10,000 to 10 million items: opening, memory, reading; pictures beside Pillow alone; a list in lines:
   python tools/benchmark.py data --folder /tmp/bench
 
 The step of a recipe on what is here, with fresh weights and made-up rows: milliseconds, tokens a second, MFU.

@@ -6,7 +6,8 @@
       --out data/coco --benchmarks benchmarks
 
 OUT gets shards, manifest.json (counts, what was dropped and why, hashes) and report.html, which shows it.  The same
-command goes on where it was stopped.  `sphinx_jax.data.open_prepared(OUT)` is a sequence of the items.
+command goes on where it was stopped.  With --tokenizer the tokens of each item are recorded, now or later, and packing
+need not count them.  `sphinx_jax.data.open_prepared(OUT)` is a sequence of the items.
 
 Formats: {formats}.
 """
@@ -49,6 +50,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--benchmarks", type=Path, metavar="FOLDER", help="drop pictures of the benchmarks there (docs/benchmarks.md)"
     )
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FOLDER", help="count the tokens of each item, for packed rows; later too"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes on this machine; default: one a core")
     parser.add_argument("--runner", help="Apache Beam's, whose workers see all paths: FnApiRunner is this machine")
     parser.add_argument("--runner-options", default="", metavar="TEXT", help='of Beam: "--project=a --region=b"')
@@ -69,7 +73,8 @@ def run(given: argparse.Namespace) -> None:
     )
     inputs = matching(given.input)
     root, benchmarks = given.root and given.root.absolute(), given.benchmarks and given.benchmarks.absolute()
-    order = Order(given.format, inputs, given.out.absolute(), root, given.domain, filters, benchmarks)
+    tokenizer = given.tokenizer and given.tokenizer.absolute()
+    order = Order(given.format, inputs, given.out.absolute(), root, given.domain, filters, benchmarks, tokenizer)
     each: Each = InProcesses(given.workers, given.quiet)
     if given.runner:
         each = OnBeam(given.runner, shlex.split(given.runner_options))
@@ -78,6 +83,8 @@ def run(given: argparse.Namespace) -> None:
     print(f"{given.out}: {len(items)} of {total} items in {len(items.manifest['shards'])} shards")
     for reason, count in items.manifest["dropped"].items():
         print(f"  {count} dropped: {reason}")
+    for digest, tokens in items.manifest.get("tokens", {}).items():
+        print(f"  {tokens:,} tokens of tokenizer {digest}")
     print(write_page(given.out))
 
 

@@ -37,7 +37,7 @@ class Order:
             raise ValueError("there is nothing to put in order")
         self.window, self.group = window, group
         self._pieces = functools.lru_cache(2)(self._pieces_of)
-        self._window = functools.lru_cache(2)(self._window_of)
+        self._window = functools.lru_cache(2)(self.numbers)
 
     def __call__(self, position: int) -> int:
         epoch, at = divmod(position, self.count)
@@ -51,7 +51,11 @@ class Order:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.edges) - 1)
         return order, np.cumsum(np.diff(self.edges)[order])
 
-    def _window_of(self, epoch: int, number: int) -> np.ndarray:
+    def pieces(self, epoch: int) -> np.ndarray:
+        """Numbers of the pieces in the order of an epoch; each `window` of them are mixed."""
+        return self._pieces(epoch)[0]
+
+    def numbers(self, epoch: int, number: int) -> np.ndarray:
         """Numbers of the items of a window, in their order."""
         rng = np.random.default_rng((self.seed, epoch, number))
         pieces = self._pieces(epoch)[0][number * self.window : (number + 1) * self.window]

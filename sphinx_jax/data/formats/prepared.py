@@ -5,7 +5,7 @@ items[12_345_678]                                # an Item, its picture as encod
 
 A shard is an `array_record` file whose records are blocks of items, all of them of `block` items but the last.  The
 manifest counts the shards' items, so that opening reads no shard and the index in memory has one number a shard and
-one a block of each shard that is open.
+one a block of each shard that is open.  Where tokens were counted (`tokens`, by tokenizer), each shard has its sum.
 """
 
 from __future__ import annotations
@@ -132,18 +132,7 @@ class Prepared(Indexed):
         return decode(self._block(shard, block), place)
 
     def _opened(self, shard: int) -> Any:
-        from array_record.python.array_record_module import ArrayRecordReader
-
-        told = self.manifest["shards"][shard]
-        file = self.folder / told["name"]
-        # of a file that is cut off the library reads nothing, without a word
-        size = file.stat().st_size if file.is_file() else None
-        if size != told["bytes"]:
-            found = "is not there" if size is None else f"has {size} bytes"
-            raise BadData(
-                f"{file} {found}, {MANIFEST} says {told['bytes']} bytes; copy the folder again, or prepare it"
-            )
-        return ArrayRecordReader(str(file))
+        return _reader(self.folder, self.manifest["shards"][shard])
 
     def _read(self, shard: int, block: int) -> bytes:
         with self._lock:  # a reader moves in its file
@@ -151,6 +140,31 @@ class Prepared(Indexed):
 
     def __reduce__(self):
         return Prepared, (self.folder,)
+
+
+def _reader(folder: Path, shard: Mapping[str, Any]) -> Any:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    file = folder / shard["name"]
+    # of a file that is cut off the library reads nothing, without a word
+    size = file.stat().st_size if file.is_file() else None
+    if size != shard["bytes"]:
+        found = "is not there" if size is None else f"has {size} bytes"
+        raise BadData(f"{file} {found}, {MANIFEST} says {shard['bytes']} bytes; copy the folder again, or prepare it")
+    return ArrayRecordReader(str(file))
+
+
+def read_shard(folder: Path, shard: Mapping[str, Any], block: int) -> Iterator[Kept]:
+    """The items of a shard in their order, by what the manifest says of it.  Raises BadData."""
+    reader = _reader(folder, shard)
+    for number, begin in enumerate(range(0, shard["items"], block)):
+        (content,) = reader.read([number])
+        yield from (decode(content, i) for i in range(min(block, shard["items"] - begin)))
+
+
+def lengths_file(folder: Path, shard: str, tokenizer: str) -> Path:
+    """Where the tokens of a shard's items are recorded: (items,) uint32, little-endian, by the tokenizer's digest."""
+    return folder / f"{shard.removesuffix('.array_record')}.{tokenizer}.lengths"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

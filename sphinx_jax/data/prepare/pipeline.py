@@ -22,8 +22,10 @@ from sphinx_jax.data.formats.prepared import MANIFEST, VERSION, WORK, Prepared
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.prepare.choose import Filters, Known, choose
 from sphinx_jax.data.prepare.copy import BLOCK, Copy, copy
+from sphinx_jax.data.prepare.count import count_all
 from sphinx_jax.data.prepare.look import UNREADABLE, Task, look, state
 from sphinx_jax.data.prepare.told import TOLD, histograms
+from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.disk import told_when_full
 from sphinx_jax.lock import locked
 from sphinx_jax.paths import write_whole
@@ -59,6 +61,7 @@ class Order:
     domain: str = ""
     filters: Filters = Filters()
     benchmarks: Path | None = None  # whose pictures are dropped
+    tokenizer: Path | None = None  # by which tokens are counted; may be given later
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -85,19 +88,23 @@ def prepare(order: Order, known: Callable[[], Known] = Known, each: Each | None 
       each: what carries the work out; None, this process and others on this machine.
 
     Raises:
-      BadData: a file of another format; ConfigError: the folder was prepared otherwise; DiskFull.
+      BadData: a file of another format; ConfigError: the folder was prepared otherwise; DiskFull; BadTokenizer.
     """
-    made_from = order.as_json()
+    made_from, each = order.as_json(), each or InProcesses()
+    if order.tokenizer:
+        load_tokenizer(order.tokenizer)  # what cannot be had is told before hours of looking
     with making(order.out, made_from) as to_do:
         if to_do:
-            _prepare(order, made_from, known, each or InProcesses())
+            _prepare(order, made_from, known, each)
+        if order.tokenizer:
+            count_all(order.out, order.tokenizer, each)
     return Prepared(order.out)
 
 
 def _prepare(order: Order, made_from: Mapping[str, Any], known: Callable[[], Known], each: Each) -> None:
     out, work = order.out, order.out / WORK
     tasks = [Task(order.format, f, order.root, work / "looks" / f"{i:05d}") for i, f in enumerate(order.inputs)]
-    left_out = known()  # first: what cannot be had is told before hours of looking
+    left_out = known()  # first, as the tokenizer
     each(look, tasks, "looking")
     choice = choose([task.sidecar for task in tasks], order.filters, left_out)
     if choice.counts() == {UNREADABLE: len(tasks)}:
