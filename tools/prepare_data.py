@@ -44,6 +44,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--basic", action="store_true", help="DataComp's basic filter, but for its language")
     for name, what in (("at-least", "drop items whose number NAME is below"), ("at-most", "… above")):
         parser.add_argument(f"--{name}", nargs="+", action="extend", default=[], metavar="NAME=NUMBER", help=what)
+    for name, what in (
+        ("only", "keep items whose NAME is one of these, such as LANGUAGE=en"),
+        ("without", "drop them"),
+    ):
+        parser.add_argument(f"--{name}", nargs="+", action="extend", default=[], metavar="NAME=WORD", help=what)
     parser.add_argument("--keep-same", action="store_true", help="keep items that are the same, picture and text")
     parser.add_argument("--one-a-picture", action="store_true", help="keep the first of all items about a picture")
     parser.add_argument("--drop-alike", action="store_true", help="drop pictures that look like another")
@@ -67,6 +72,8 @@ def run(given: argparse.Namespace) -> None:
         basic=given.basic,
         at_least=bounds(given.at_least),
         at_most=bounds(given.at_most),
+        only=words(given.only),
+        without=words(given.without),
         same=not given.keep_same,
         pictures=given.one_a_picture,
         alike=given.drop_alike,
@@ -98,6 +105,16 @@ def bounds(given: list[str]) -> dict[str, float]:
             equals = ""
         if not equals:
             raise ConfigError(f"{text} is not NAME=NUMBER")
+    return found
+
+
+def words(given: list[str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for text in given:
+        name, _, word = text.rpartition("=")
+        if not name or not word:
+            raise ConfigError(f"{text} is not NAME=WORD")
+        found[name] = (*found.get(name, ()), word)
     return found
 
 

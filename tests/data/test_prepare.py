@@ -191,6 +191,26 @@ def test_a_command_that_is_killed_anywhere_ends_with_the_same_bytes(tmp_path):
     assert left == {"manifest.json", "told.json", "report.html"}
 
 
+def test_items_are_chosen_by_words_that_files_carry(tmp_path):
+    said = ["UNLIKELY", "NSFW", "Likely", "unsure", None, "a word of more than sixteen letters", 3]
+    samples = {
+        f"{i}": (picture(i), f"thing number {i}", {"LANGUAGE": ["en", "de"][i % 2]} | ({"NSFW": w} if w else {}))
+        for i, w in enumerate(said)
+    }
+    write_tar(tmp_path / "0.tar", samples)
+
+    def kept(name, **words):
+        items = prepare(order([tmp_path / "0.tar"], tmp_path / name, filters=Filters(**words)), each=HERE)
+        return [int(item.id) for item in items], items.manifest["dropped"]
+
+    unsafe = {"NSFW": ("NSFW", "likely")}
+    assert kept("a", without=unsafe) == ([0, 3, 4, 5, 6], {"NSFW is NSFW or likely": 2})
+    assert kept("b", only={"LANGUAGE": ("EN",)}, without=unsafe)[0] == [0, 4, 6]
+    assert kept("c", only={"NSFW": ("unlikely", "unsure", "3")})[0] == [0, 3, 6]
+    # no number, though it is there
+    assert kept("d", at_least={"NSFW": 2})[1] == {"has no NSFW": 6}
+
+
 def test_a_second_run_does_nothing_and_another_one_is_refused(tars, tmp_path):
     out = tmp_path / "out"
     prepare(order(tars, out), each=HERE)
@@ -480,6 +500,7 @@ def test_benchmark_pictures_are_left_out_by_the_command(tars, tmp_path):
         (["--format", "laion", "--input", "nothing*.tar"], "match nothing"),
         (["--format", "coco-captions", "--input", __file__], "not JSON"),
         (["--format", "laion", "--input", __file__, "--at-least", "similarity"], "NAME=NUMBER"),
+        (["--format", "laion", "--input", __file__, "--only", "NSFW"], "NAME=WORD"),
         (["--format", "laion", "--input", __file__, "--benchmarks", "nowhere"], "no folder named as a benchmark"),
     ],
 )

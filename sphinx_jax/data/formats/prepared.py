@@ -102,7 +102,8 @@ class Prepared(Indexed):
         self.folder = folder
         self.manifest = read_manifest(folder)
         shards = self.manifest["shards"]
-        self.block, self.tasks = int(self.manifest["block"]), frozenset(self.manifest["tasks"])
+        self.block = int(self.manifest["block"])
+        self.tasks = frozenset(self.manifest["tasks"]) if "tasks" in self.manifest else None
         self.starts = np.concatenate([[0], np.cumsum([shard["items"] for shard in shards], dtype=np.int64)])
         self.edges = np.unique(self.starts)  # of shards that have items
         self._lock = threading.Lock()

@@ -29,6 +29,8 @@ class Filters:
       same: of items that are the same, picture and all that is said of it, the first is kept.
       pictures: one item of each picture is kept, the first.
       alike: and one of those that look the same.
+      only: words that the files carry, such as `{"LANGUAGE": ("en",)}`; an item that says another or none is dropped.
+      without: and items that say these are, `{"NSFW": ("nsfw", "likely")}`.
     """
 
     basic: bool = False
@@ -37,6 +39,8 @@ class Filters:
     same: bool = True
     pictures: bool = False
     alike: bool = False
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Known(NamedTuple):
@@ -160,17 +164,25 @@ def _judged(batch: Mapping[str, Any], filters: Filters, known: Known, reasons: _
         longer = np.maximum(column["width"], column["height"])
         drop(picture & (shorter < SHORTER), "picture is too small")
         drop(picture & (longer > ASPECT * shorter), "picture is too elongated")
+    asked = filters.at_least or filters.at_most or filters.only or filters.without
+    carried = [json.loads(text) for text in batch["carried"].to_pylist()] if asked else []
     for bounds, over in ((filters.at_least, False), (filters.at_most, True)):
-        if bounds:
-            carried = [json.loads(text) for text in batch["carried"].to_pylist()]
-            for name, bound in bounds.items():
-                values = np.array([one.get(name, np.nan) for one in carried])
-                drop(np.isnan(values), f"has no {name}")
-                beyond = values > bound if over else values < bound
-                drop(beyond, f"{name} is {'above' if over else 'below'} {bound:g}")
+        for name, bound in bounds.items():
+            values = np.array([value if isinstance(value := one.get(name), float) else np.nan for one in carried])
+            drop(np.isnan(values), f"has no {name}")
+            beyond = values > bound if over else values < bound
+            drop(beyond, f"{name} is {'above' if over else 'below'} {bound:g}")
+    for words, wanted in ((filters.only, True), (filters.without, False)):
+        for name, known_words in words.items():
+            said = np.array([_word(one.get(name)) in {word.lower() for word in known_words} for one in carried], bool)
+            drop(said != wanted, f"{name} is {'not ' if wanted else ''}{' or '.join(known_words)}")
     if known.contents or len(known.looks) or known.numbers:
         drop(picture & _of_benchmark(batch, column, known), "picture of a benchmark")
     return code
+
+
+def _word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _of_benchmark(batch: Mapping[str, Any], column: Mapping[str, np.ndarray], known: Known) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -26,7 +27,8 @@ from sphinx_jax.data.seen import coco_number, seen
 
 _log = logging.getLogger(__name__)
 
-VERSION = 2  # of the rows of a sidecar
+VERSION = 3  # of the rows of a sidecar
+WORD = 16  # letters of what a file says that can be chosen by
 # whose answers, or questions, are of places in the picture
 PLACED = {
     "rec",
@@ -167,7 +169,7 @@ def looked(found: Found | Dropped) -> Look:
         picture=item.image is not None,
         characters=len(text),
         words=len(text.split()),
-        carried=json.dumps(numbers(found.carried), sort_keys=True),
+        carried=json.dumps(facts(found.carried), sort_keys=True),
     )
     if item.image is None:
         told.whole = said.digest()[:8]
@@ -225,15 +227,16 @@ def learnt(item: Item) -> str:
     return item.text or "\n".join(answer for _, answer in item.turns)
 
 
-def numbers(carried: Mapping[str, Any]) -> dict[str, float]:
-    """Those of the things that a file says of an item which thresholds can be set on."""
-    found = {}
+def facts(carried: Mapping[str, Any]) -> dict[str, float | str]:
+    """What a file says of an item that can be chosen by: numbers, and words such as a language, in small letters."""
+    found: dict[str, float | str] = {}
     for name, value in carried.items():
         if isinstance(value, bool | int | float | str):
-            try:
+            with contextlib.suppress(ValueError, OverflowError):
                 found[name] = float(value)
-            except (ValueError, OverflowError):
                 continue
+        if isinstance(value, str) and 0 < len(value) <= WORD:
+            found[name] = value.lower()
     return found
 
 

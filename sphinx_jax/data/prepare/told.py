@@ -48,7 +48,7 @@ def histograms(sidecars: Sequence[Path], codes: Sequence[np.ndarray]) -> dict[st
             if not begin:
                 for text, is_kept in zip(batch["carried"][:OF_FILE].to_pylist(), kept, strict=False):
                     for name, value in json.loads(text).items():
-                        if name.lower() not in NOT_SCORES and np.isfinite(value):
+                        if isinstance(value, float) and name.lower() not in NOT_SCORES and np.isfinite(value):
                             scores.setdefault(name, []).append((value, bool(is_kept)))
             begin += count
     found: dict[str, Any] = {}
