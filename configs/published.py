@@ -8,7 +8,8 @@ What a recipe reads from disk are data lists, YAML files such as
       - {path: pairs.jsonl, root: pictures/}
       - {path: text.jsonl}
 
-of JSON or JSON-lines files.  Stage 1 takes pictures with what was found written beside them, each with its domain, and
+of JSON or JSON-lines files, or of folders that tools/prepare_data.py wrote, with a `weight` each where their sizes are
+not their shares.  Stage 1 takes pictures with what was found written beside them, each with its domain, and
 text:
 
     {"image": "0001.jpg", "text": "A lighthouse at dusk.", "domain": "real"}

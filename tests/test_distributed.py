@@ -21,6 +21,7 @@ from sphinx_jax.command import LOST
 from sphinx_jax.config import ConfigError, DecoderConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.train.history import read_history
+from sphinx_jax.train.tally import seen_by
 
 STEPS = 24
 BROKEN = (7, 20, 33)  # of 40 pictures
@@ -136,6 +137,7 @@ def test_several_processes_learn_as_one_does(recipe, alone, tmp_path, count, ten
     assert [finish(p) for p in processes] == [0] * count, processes[0].log.read_text()
     np.testing.assert_allclose(losses(workdir), alone, rtol=2e-4)
     assert history(workdir, "skipped") == history(recipe.parent / "alone", "skipped")
+    assert seen_by(workdir / "tune") == seen_by(recipe.parent / "alone" / "tune") != {}
     np.testing.assert_allclose(held_out(workdir), held_out(recipe.parent / "alone"), rtol=2e-4)
     assert "tune 24/24" in processes[0].log.read_text() and "tune" not in processes[1].log.read_text()
 
@@ -267,6 +269,7 @@ def test_a_run_that_lost_a_process_says_so_and_goes_on_with_fewer_or_more(recipe
         processes = start(recipe, again, count)
         assert [finish(p) for p in processes] == [0] * count, processes[0].log.read_text()
         np.testing.assert_allclose(losses(again), alone, rtol=2e-4)
+        assert seen_by(again / "tune") == seen_by(recipe.parent / "alone" / "tune")
 
 
 @pytest.mark.slow
