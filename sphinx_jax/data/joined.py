@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from typing import Any, overload
 
 import numpy as np
@@ -71,6 +72,17 @@ def counted(items: Sequence[Any]) -> Iterator[tuple[Any, int]]:
     else:
         counts = np.bincount(found[1], minlength=len(found[0])).tolist()
         yield from ((kind, count) for kind, count in zip(found[0], counts, strict=True) if count)
+
+
+def content_of(items: Sequence[Any]) -> str | None:
+    """By which a change of a sequence shows, where its files tell that without being read."""
+    if isinstance(items, Joined):
+        parts = [content_of(part) for part in items.parts]
+        return None if None in parts else " ".join(map(str, parts))
+    if isinstance(items, Chosen):
+        whole = content_of(items.items)
+        return whole and f"{whole} {sha256(np.asarray(items.numbers, np.int64).tobytes()).hexdigest()}"
+    return getattr(items, "content", None)
 
 
 class Joined(Indexed):

@@ -15,6 +15,7 @@ import json
 import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,6 +112,11 @@ class Prepared(Indexed):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @property
+    def content(self) -> str:
+        """Of which data it is."""
+        return content_of(self.manifest)
+
     def item(self, index: int) -> Item:
         return self.kept(index).item
 
@@ -163,6 +169,12 @@ def read_shard(folder: Path, shard: Mapping[str, Any], block: int) -> Iterator[K
     for number, begin in enumerate(range(0, shard["items"], block)):
         (content,) = reader.read([number])
         yield from (decode(content, i) for i in range(min(block, shard["items"] - begin)))
+
+
+def content_of(manifest: Mapping[str, Any]) -> str:
+    """By which a change of the shards shows, in 64 letters."""
+    shards = [[shard.get(key) for key in ("name", "items", "sha256")] for shard in manifest["shards"]]
+    return sha256(json.dumps(shards).encode()).hexdigest()
 
 
 def lengths_file(folder: Path, shard: str, tokenizer: str) -> Path:
