@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from typing import Any, overload
 
 import numpy as np
@@ -82,6 +83,18 @@ def tasks_of(items: Sequence[Any]) -> frozenset[str] | None:
     if isinstance(items, Ranges | Chosen):
         return tasks_of(items.items)
     return getattr(items, "tasks", None)
+
+
+def content_of(items: Sequence[Any]) -> str | None:
+    """By which a change of a sequence shows, where its files tell that without being read."""
+    if isinstance(items, Joined):
+        parts = [content_of(part) for part in items.parts]
+        return None if None in parts else " ".join(map(str, parts))
+    if isinstance(items, Ranges | Chosen):
+        numbers = [items.begins, items.ends] if isinstance(items, Ranges) else items.numbers
+        whole = content_of(items.items)
+        return whole and f"{whole} {sha256(np.asarray(numbers, np.int64).tobytes()).hexdigest()}"
+    return getattr(items, "content", None)
 
 
 class Joined(Indexed):

@@ -16,7 +16,7 @@ import numpy as np
 
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import BadItem
-from sphinx_jax.data.joined import edges_of
+from sphinx_jax.data.joined import content_of, edges_of
 from sphinx_jax.data.lengths import Counted, Lengths, digest_of, encode_whole, recorded
 from sphinx_jax.data.order import Order, even
 from sphinx_jax.data.rows import Row, Rows, Shape, Source, domain_id
@@ -126,7 +126,7 @@ class PackedRows(Sequence):
         whole, digest = count == len(items), digest_of(self.rows.tokenizer)
         if whole and (found := recorded(items, digest)):
             return found
-        file = self.kept and self.kept / f"{self.source.name}-{self._digest()}.npy"
+        file = self.kept and self.kept / f"{self.source.name}-{self._digest(whole)}.npy"
         if gather(np.array([file is not None and file.exists()])).all():
             lengths = np.load(io.BytesIO(file.read_bytes()))
         else:
@@ -153,9 +153,14 @@ class PackedRows(Sequence):
             mine[at] = self._measure(number)
         return gather(mine).T.ravel()[:count]
 
-    def _digest(self) -> str:
+    def _digest(self, whole: bool) -> str:
         """Of all that the lengths depend on."""
         found = sha256(repr(sorted(self.rows.tokenizer.files.items())).encode())
+        content = content_of(self.source.items)
+        if content is not None:
+            found.update(content.encode())
+            found.update(np.asarray(self.source.eligible, np.int64).tobytes() if not whole else b"")
+            return found.hexdigest()[:16]
         for index in self.source.eligible:
             item = self.source.items[int(index)]
             found.update(repr(item if isinstance(item, str) else (item.text, item.turns, item.system)).encode())

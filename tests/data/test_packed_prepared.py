@@ -17,8 +17,8 @@ from conftest import DATA, ROOT
 from sphinx_jax.data import open_prepared, packing
 from sphinx_jax.data.conversation import Item, encode_conversation
 from sphinx_jax.data.formats.files import BadData
-from sphinx_jax.data.formats.prepared import Kept
-from sphinx_jax.data.joined import Joined
+from sphinx_jax.data.formats.prepared import Kept, Prepared
+from sphinx_jax.data.joined import Chosen, Joined
 from sphinx_jax.data.lengths import digest_of
 from sphinx_jax.data.order import Order as NearOrder
 from sphinx_jax.data.packing import PackedRows
@@ -224,6 +224,18 @@ def test_another_tokenizer_counts_and_says_how_not_to(lists, tmp_path, monkeypat
     packed = PackedRows(Source("texts", items), other, SHAPE, 0, tmp_path / "kept")
     assert len(measured) == 60 and packed.total == sum(len(tokens_of(item, other)) for item in items)
     assert not caplog.records
+    with monkeypatch.context() as patched:
+        patched.setattr(Prepared, "kept", None)  # what was counted is found again, and no text is read for it
+        again = PackedRows(Source("texts", items), other, SHAPE, 0, tmp_path / "kept")
+        assert again.total == packed.total and len(measured) == 60
+        PackedRows(Source("texts", Joined([items])), other, SHAPE, 0, tmp_path / "kept")
+        assert len(measured) == 60
+    for some in (Chosen(items, np.arange(5)), Chosen(items, np.arange(5) + 1), Joined([items, items])):
+        measured.clear()
+        for _ in range(2):
+            PackedRows(Source("texts", some), other, SHAPE, 0, tmp_path / "kept")
+        assert len(measured) == len(some)
+    measured.clear()
     monkeypatch.setattr(packing, "MANY", 59)
     PackedRows(Source("texts", items), other, SHAPE, 0)
     assert "the tokens of 60 texts are counted; tools/prepare_data.py --tokenizer" in caplog.text

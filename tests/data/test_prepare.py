@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -409,6 +410,32 @@ def test_of_prepared_data_that_is_not_whole_nothing_is_prepared(tars, tmp_path):
     assert [*second] == [*items]
     (tmp_path / "first" / "report.html").write_text("")  # what else changes there is nothing to the data
     assert len(prepare(again, each=Until(0))) == len(items)
+
+
+def test_prepared_data_is_prepared_anew_shard_by_shard(tars, tmp_path):
+    items = prepare(order(tars, tmp_path / "first"), each=HERE)
+    again = Order("prepared", [tmp_path / "first"], tmp_path / "second", filters=Filters(at_least={"similarity": 0.5}))
+    given = collections.Counter()
+
+    def each(function, tasks, title):
+        given[title] += len(tasks)
+        HERE(function, tasks, title)
+
+    second = prepare(again, each=each)
+    assert given == {"looking": 3, "copying": 3}
+    assert [*second] == [one for i, one in enumerate(items) if items.kept(i).carried["similarity"] >= 0.5] != []
+    prepare(replace(again, out=tmp_path / "third"), each=InProcesses(3, quiet=True))
+    assert shards(tmp_path / "second") == shards(tmp_path / "third")
+    # a shard may be given by itself
+    one = tmp_path / "first" / items.manifest["shards"][2]["name"]
+    some = prepare(Order("prepared", [one], tmp_path / "fourth"), each=HERE)
+    assert [*some] == items[int(items.starts[2]) :]
+    (tmp_path / "first" / "other").write_text("")
+    for name, says in (("first/other", "is no shard that manifest.json beside it names"), ("own", "has no manifest")):
+        (tmp_path / name).write_text("")
+        with pytest.raises(BadData, match=says):
+            prepare(Order("prepared", [tmp_path / name], tmp_path / "fifth"), each=HERE)
+        shutil.rmtree(tmp_path / "fifth")
 
 
 def test_one_item_a_picture_leaves_talks_without_pictures(tmp_path):

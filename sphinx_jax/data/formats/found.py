@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,8 +64,10 @@ class Format:
       title: whose data comes in it.
       inputs: what to give as `--input`, for a person: "instances_train2017.json".
       read: all of one file.
+      parts: the files of an input, in their order, each of which can be read by itself.
     """
 
     title: str
     inputs: str
     read: Reader
+    parts: Callable[[Path], Sequence[Path]] = lambda file: (file,)

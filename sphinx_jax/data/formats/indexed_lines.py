@@ -111,6 +111,11 @@ class Lines(Indexed):
         return with_picture(item, self.path.parent, self.root, os.path.lexists)
 
     @property
+    def content(self) -> str:
+        """Of which list it is."""
+        return json.dumps(self.key)
+
+    @property
     def kinds(self) -> tuple[Sequence[Item], np.ndarray]:
         kinds = self._index.lines["kind"]
         return self._index.kinds, kinds[kinds != SKIPPED] if len(self.skipped) else kinds

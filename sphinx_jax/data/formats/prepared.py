@@ -15,6 +15,7 @@ import json
 import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,6 +114,11 @@ class Prepared(Indexed):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @property
+    def content(self) -> str:
+        """Of which data it is."""
+        return content_of(self.manifest)
+
     def item(self, index: int) -> Item:
         return self.kept(index).item
 
@@ -146,13 +152,17 @@ class Prepared(Indexed):
 def _reader(folder: Path, shard: Mapping[str, Any]) -> Any:
     from array_record.python.array_record_module import ArrayRecordReader
 
+    return ArrayRecordReader(str(_whole(folder, shard)))
+
+
+def _whole(folder: Path, shard: Mapping[str, Any]) -> Path:
+    """The file of a shard.  Raises BadData: of a file that is cut off the library reads nothing, without a word."""
     file = folder / shard["name"]
-    # of a file that is cut off the library reads nothing, without a word
     size = file.stat().st_size if file.is_file() else None
     if size != shard["bytes"]:
         found = "is not there" if size is None else f"has {size} bytes"
         raise BadData(f"{file} {found}, {MANIFEST} says {shard['bytes']} bytes; copy the folder again, or prepare it")
-    return ArrayRecordReader(str(file))
+    return file
 
 
 def read_shard(folder: Path, shard: Mapping[str, Any], block: int) -> Iterator[Kept]:
@@ -161,6 +171,12 @@ def read_shard(folder: Path, shard: Mapping[str, Any], block: int) -> Iterator[K
     for number, begin in enumerate(range(0, shard["items"], block)):
         (content,) = reader.read([number])
         yield from (decode(content, i) for i in range(min(block, shard["items"] - begin)))
+
+
+def content_of(manifest: Mapping[str, Any]) -> str:
+    """By which a change of the shards shows, in 64 letters."""
+    shards = [[shard.get(key) for key in ("name", "items", "sha256")] for shard in manifest["shards"]]
+    return sha256(json.dumps(shards).encode()).hexdigest()
 
 
 def lengths_file(folder: Path, shard: str, tokenizer: str) -> Path:
@@ -197,9 +213,27 @@ def open_prepared(folder: str | Path) -> Prepared:
 
 
 def _read(source: Source) -> Iterator[Found | Dropped]:
-    """Prepared data as what other data is prepared from: to choose anew, or to be captioned."""
-    items = Prepared(source.file)
-    return (Found(*items.kept(i)) for i in range(len(items)))
+    """Prepared data, or a shard of it, as what other data is prepared from: to choose anew, or to be captioned."""
+    for file in _shards(source.file):
+        manifest = file.parent / MANIFEST
+        block, shards = _known(file.parent, manifest.stat().st_mtime_ns if manifest.is_file() else 0)
+        if file.name not in shards:
+            raise BadData(f"{file} is no shard that {MANIFEST} beside it names")
+        yield from (Found(*kept) for kept in read_shard(file.parent, shards[file.name], block))
 
 
-PREPARED = Format("what was prepared before", "its folder", _read)
+def _shards(file: Path) -> Sequence[Path]:
+    """The shards of a folder; a shard itself.  Raises BadData where one is not as the manifest says."""
+    if not file.is_dir():
+        return (file,)
+    return [_whole(file, shard) for shard in read_manifest(file)["shards"]]
+
+
+@functools.lru_cache(1)
+def _known(folder: Path, changed: int) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The items of a block, and what the manifest says of each shard; read once for all of them."""
+    manifest = read_manifest(folder)
+    return manifest["block"], {shard["name"]: shard for shard in manifest["shards"]}
+
+
+PREPARED = Format("what was prepared before", "its folder", _read, _shards)

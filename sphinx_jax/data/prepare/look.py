@@ -19,7 +19,7 @@ from PIL import Image
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.data.formats.found import Dropped, Found, Source
-from sphinx_jax.data.formats.prepared import MANIFEST, read_manifest
+from sphinx_jax.data.formats.prepared import MANIFEST, content_of, read_manifest
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.image import BadImage, load_image
 from sphinx_jax.data.read_ahead import read_ahead
@@ -151,8 +151,7 @@ def state(file: Path) -> list[Any]:
     """A file, or folder, by which a change shows; of prepared data its shards."""
     if (file / MANIFEST).is_file():
         manifest = read_manifest(file)
-        shards = [[shard.get(key) for key in ("name", "items", "sha256")] for shard in manifest["shards"]]
-        return [str(file), manifest["items"], sha256(json.dumps(shards).encode()).hexdigest()]
+        return [str(file), manifest["items"], content_of(manifest)]
     found = file.stat()
     return [str(file), found.st_size, found.st_mtime_ns]
 
