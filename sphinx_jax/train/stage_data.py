@@ -16,7 +16,7 @@ from sphinx_jax.command import shortened
 from sphinx_jax.config import ConfigError, ModelConfig, unknown
 from sphinx_jax.data.conversation import BadItem, Item
 from sphinx_jax.data.image import BadImage, load_image
-from sphinx_jax.data.joined import Joined
+from sphinx_jax.data.joined import Joined, counted
 from sphinx_jax.data.rows import Rows, Shape, Source
 from sphinx_jax.data.sources import Data, some
 from sphinx_jax.data.tasks import INSTRUCTIONS
@@ -108,7 +108,7 @@ def sources_of(s: TrainStage, data: Data) -> dict[str, list[Source]]:
     if s.domains:
         weights = {} if s.tasks is None else dict.fromkeys(INSTRUCTIONS, 0.0) | dict(s.tasks)
         for task in weights.keys() - INSTRUCTIONS.keys():  # people's own data may have tasks of their own
-            if not any(task in item.tasks for domain in s.domains for item in data.items(s.split, domain)):
+            if not any(task in one.tasks for domain in s.domains for one, _ in counted(data.items(s.split, domain))):
                 raise unknown("task", task, INSTRUCTIONS)
         found["image"] = [
             one for domain, share in s.domains.items() for one in _of_domain(s, data, domain, share, weights)
@@ -124,7 +124,7 @@ def _of_domain(s: TrainStage, data: Data, domain: str, share: float, weights: Ma
     """The data sets of one domain, whose shares sum to the domain's."""
     sets = [dataclasses.replace(one, task_weights=weights) for one in data.sets(s.split, domain)]
     if not any(len(one.eligible) for one in sets):
-        tasks = sorted({task or "none" for item in data.items(s.split, domain) for task in item.tasks})
+        tasks = sorted({task or "none" for one, _ in counted(data.items(s.split, domain)) for task in one.tasks})
         raise ConfigError(f"tasks: no picture of domain {domain!r} has one of them; its tasks are {some(tasks)}")
     # where no weights are given each item counts alike: of those that have one of the tasks
     used = [1.0 if data.weighted(s.split) else len(one.eligible) / len(one.items) for one in sets]
@@ -177,7 +177,7 @@ def held_out_sources(
             raise ConfigError(f"data.meta.{s.held_out} has nothing of what the stage trains on")
         if not data.config.playground:
             first_checks(lambda: _readable(name, s, data, s.held_out))
-        held = {task for domain in pictures for item in data.items(s.held_out, domain) for task in item.tasks}
+        held = {task for domain in pictures for one, _ in counted(data.items(s.held_out, domain)) for task in one.tasks}
         # a list may hold out some of the tasks that are trained
         tasks = None if s.tasks is None else {t: w for t, w in s.tasks.items() if t in held or t in INSTRUCTIONS}
         asked = dataclasses.replace(
