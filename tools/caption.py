@@ -7,9 +7,14 @@
 MODEL is what sphinx_jax.from_pretrained takes.  Answers are on disk as they come: the same command goes on where it was
 stopped.  Each item carries the likelihood of its answer, by which tools/prepare_data.py can choose among them
 (--format prepared --at-least likelihood=-1).
+
+With --runner Apache Beam hands the files to workers (the shards, where prepared data is read); each machine loads the
+model once.  The shards that are written are the same.
 """
 
 import argparse
+import functools
+import shlex
 from pathlib import Path
 
 from sphinx_jax.command import plain_errors
@@ -41,24 +46,35 @@ def arguments() -> argparse.Namespace:
         "--batch", type=int, default=16, help="answers that are made side by side (default: %(default)s)"
     )
     parser.add_argument("--quantize", choices=("int8", "nf4"))
+    parser.add_argument(
+        "--runner", help="Apache Beam's, whose workers see all paths, MODEL too: FnApiRunner is this machine"
+    )
+    parser.add_argument("--runner-options", default="", metavar="TEXT", help='of Beam: "--project=a --region=b"')
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     return parser.parse_args()
 
 
 def run(given: argparse.Namespace) -> None:
-    from sphinx_jax.generate.caption import Captions, caption
-    from sphinx_jax.generate.engine import Engine
-    from sphinx_jax.generate.load import from_pretrained
+    from sphinx_jax.data.prepare.pipeline import OnBeam
+    from sphinx_jax.generate.caption import ByRunInference, Each, Here, caption, engine_of
+    from sphinx_jax.generate.caption_piece import Captions
+    from sphinx_jax.generate.load import check_holds_model
     from sphinx_jax.report.prepared_page import write_page
 
     inputs = matching(given.input)
     root = given.root and given.root.absolute()
     names = ("max_new_tokens", "temperature", "top_p", "seed")
     sampling = {name: getattr(given, name) for name in names}
-    model = Path(given.model).absolute()
-    what = Captions(given.format, inputs, given.out, model, given.tasks, root, given.domain, sampling, given.quantize)
-    engine = Engine(from_pretrained(given.model, quantize=given.quantize), slots=given.batch)
-    items = caption(engine, what, given.quiet)
+    model, out = Path(given.model).absolute(), given.out.absolute()
+    what = Captions(given.format, inputs, out, model, given.tasks, root, given.domain, sampling, given.quantize)
+    load = functools.partial(engine_of, model, given.quantize, given.batch)
+    each: Each
+    if given.runner:
+        each = ByRunInference(load, OnBeam(given.runner, shlex.split(given.runner_options)))
+        check_holds_model(model)  # which the workers load
+    else:
+        each = Here(load(), given.quiet)
+    items = caption(what, each)
     print(f"{given.out}: {len(items)} items in {len(items.manifest['shards'])} shards")
     for reason, count in items.manifest["dropped"].items():
         print(f"  {count} dropped: {reason}")

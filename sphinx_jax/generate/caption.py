@@ -3,107 +3,30 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from hashlib import sha256
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 
-from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError
-from sphinx_jax.data.conversation import SYSTEM, Item, render
-from sphinx_jax.data.formats.files import BadData
-from sphinx_jax.data.formats.found import Dropped, Found, Source
-from sphinx_jax.data.formats.prepared import WORK, Kept, Prepared
-from sphinx_jax.data.image import BadImage, ImageSource
-from sphinx_jax.data.prepare.copy import Samples, write_shards
-from sphinx_jax.data.prepare.look import found_in, state
-from sphinx_jax.data.prepare.pipeline import finish, making
-from sphinx_jax.data.read_ahead import read_ahead
-from sphinx_jax.data.tasks import instruct
-from sphinx_jax.generate.arguments import BadArgument
-from sphinx_jax.generate.batching.pictures import Picture
-from sphinx_jax.generate.engine import Engine, Request, Settings
-from sphinx_jax.paths import write_whole
+from sphinx_jax.data.formats.prepared import Prepared
+from sphinx_jax.data.prepare.pipeline import OnBeam, finish, making
+from sphinx_jax.generate.caption_piece import EDGES, Captions, Piece, pieces, say
+from sphinx_jax.generate.engine import Engine
+from sphinx_jax.generate.load import from_pretrained
 from sphinx_jax.progress import progress
 
-_log = logging.getLogger(__name__)
-EDGES = (-6.0, -4.0, -3.0, -2.5, -2.0, -1.5, -1.25, -1.0, -0.75, -0.5, -0.25, -0.1, 0.0)  # nats a token
+
+class Each(Protocol):
+    """Has each of some pieces said, anywhere and in any order; `caption_piece.say` does one."""
+
+    def __call__(self, what: Captions, given: Sequence[Piece]) -> None: ...
 
 
-@dataclass(frozen=True)
-class Captions:
-    """What is to be said about which pictures.
-
-    Attributes:
-      format: a name of the table of formats; `prepared` for prepared data.
-      tasks: instructions, of which each picture gets every one.
-      checkpoint: the folder of the model, for the manifest.
-      domain: of what is written.
-    """
-
-    format: str
-    inputs: Sequence[Path]
-    out: Path
-    checkpoint: Path
-    tasks: Sequence[str] = ("short_caption",)
-    root: Path | None = None
-    domain: str = "synthetic"
-    sampling: Settings | None = None
-    quantize: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        made = store.chosen_in(self.checkpoint) / store.RECIPE
-        return {
-            "format": self.format,
-            "inputs": [state(file) for file in self.inputs],
-            "root": None if self.root is None else str(self.root),
-            "checkpoint": str(self.checkpoint),
-            "recipe": sha256(made.read_bytes()).hexdigest() if made.is_file() else None,
-            "prompts": {task: _prompt(task) for task in self.tasks},
-            "sampling": dict(self.sampling or {}),
-            "quantize": self.quantize,
-            "domain": self.domain,
-        }
-
-
-class Line(NamedTuple):
-    """What was said about the picture of an item, by its number in its file."""
-
-    number: int
-    task: str
-    text: str
-    likelihood: float  # mean logarithm of the probability of its tokens, in nats
-
-
-class _Record:
-    """What was said about the pictures of one file, on disk as it is said."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.lines: dict[tuple[int, str], Line] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
-        for line in filter(None, whole.split(b"\n")):
-            found = Line(*json.loads(line))
-            self.lines[found.number, found.task] = found
-        self._file = path.open("ab")
-        self._file.truncate(len(whole) + bool(whole))  # without the half line that a killed run left
-
-    def add(self, line: Line) -> None:
-        self.lines[line.number, line.task] = line
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def caption(engine: Engine, what: Captions, quiet: bool = False) -> Prepared:
+def caption(what: Captions, each: Each) -> Prepared:
     """Ask about every picture and write what is said; killed anywhere, the same call goes on with the next picture.
 
     Items carry what their source carried, and of each task `likelihood`, by which `tools/prepare_data.py` can choose.
@@ -116,20 +39,15 @@ def caption(engine: Engine, what: Captions, quiet: bool = False) -> Prepared:
     made_from = what.as_json()
     with making(what.out, made_from) as to_do:
         if to_do:
-            _caption(engine, what, made_from, quiet)
+            _caption(what, made_from, each)
     return Prepared(what.out)
 
 
-def _caption(engine: Engine, what: Captions, made_from: Mapping[str, Any], quiet: bool) -> None:
-    folder, done = what.out / WORK / "said", []
-    with progress(desc="captions", unit="answer", disable=quiet) as bar:
-        for number, file in enumerate(what.inputs):
-            # what was said is of the file as it is
-            name = sha256(json.dumps([number, state(file)]).encode()).hexdigest()[:16]
-            done.append(folder / f"{name}.json")
-            if not done[-1].exists():
-                told = _of_file(engine, what, number, Source(file, what.root), folder / f"{name}.jsonl", bar)
-                write_whole(done[-1], json.dumps(told).encode())
+def _caption(what: Captions, made_from: Mapping[str, Any], each: Each) -> None:
+    given = pieces(what)
+    if left := [piece for piece in given if not what.done(piece).exists()]:
+        each(what, left)
+    done = [what.done(piece) for piece in given]
     dropped: collections.Counter[str] = collections.Counter()
     bars = np.zeros(len(EDGES) - 1, int)
     for told in map(_read, done):
@@ -143,102 +61,40 @@ def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def _of_file(engine: Engine, what: Captions, number: int, source: Source, said: Path, bar: Any) -> dict[str, Any]:
-    """Ask about the pictures of one file and write its shards; what was said before is not asked."""
-    before = state(source.file)
-    record = _Record(said)
-    _ask(engine, what, source, record, bar)
-    record.close()
-    samples, dropped = Samples(), collections.Counter[str]()
-    shards = write_shards(what.out, number, _kept(what, source, record, dropped, samples))
-    if state(source.file) != before:
-        raise BadData(f"{source.file} has changed while it was read; run the same command again")
-    likelihoods = [line.likelihood for line in record.lines.values() if line.text]
-    bars = np.histogram(np.clip(likelihoods, EDGES[0], EDGES[-1]), EDGES)[0].tolist()
-    return {"shards": shards, "samples": samples.found, "dropped": dict(dropped), "likelihoods": bars}
+def engine_of(folder: str | Path, quantize: str | None, slots: int) -> Engine:
+    """The engine that asks, with `functools.partial` a thing that workers can be sent."""
+    return Engine(from_pretrained(folder, quantize=quantize), slots=slots)
 
 
-def _prompt(task: str) -> str:
-    return render([(instruct(task), None)], SYSTEM)[0]
+class Here:
+    """Each in this process."""
+
+    def __init__(self, engine: Engine, quiet: bool = False):
+        self.engine, self.quiet = engine, quiet
+
+    def __call__(self, what: Captions, given: Sequence[Piece]) -> None:
+        with progress(desc="captions", unit="answer", disable=self.quiet) as bar:
+            for piece in given:
+                say(what, piece, self.engine, bar.update)
 
 
-class _Asked(NamedTuple):
-    number: int
-    tasks: Sequence[str]
-    image: ImageSource
+class ByRunInference:
+    """Each by Apache Beam's RunInference, on machines that all see the model, the files and the folder that is made
+    under the same paths.
 
+    Only names of files, and numbers of their shards, travel: pictures and answers are read and written by the workers.
 
-def _ask(engine: Engine, what: Captions, source: Source, record: _Record, bar: Any) -> None:
-    prompts = {task: _prompt(task) for task in what.tasks}
-    waiting: dict[int, tuple[int, str]] = {}
+    Args:
+      load: gives the engine, one a machine; it is sent to the workers.
+    """
 
-    def left() -> Iterator[_Asked]:
-        for number, found in enumerate(found_in(what.format, source)):
-            tasks = [task for task in what.tasks if (number, task) not in record.lines]
-            if isinstance(found, Found) and found.item.image is not None and tasks:
-                yield _Asked(number, tasks, found.item.image)
+    def __init__(self, load: Callable[[], Engine], on: OnBeam):
+        self.load, self.on = load, on
 
-    def look(one: _Asked) -> tuple[_Asked, Picture | BadImage]:
-        try:
-            return one, engine.pictures.picture(one.image)
-        except BadImage as error:
-            return one, error
+    def __call__(self, what: Captions, given: Sequence[Piece]) -> None:
+        from apache_beam.ml.inference.base import RunInference
 
-    def requests() -> Iterator[Request]:
-        place = 0
-        for done in read_ahead(look, left()):
-            one, picture = done.result()
-            if isinstance(picture, BadImage):
-                _log.warning("item %d of %s: %s", one.number, source.file, picture)
-                continue
-            for task in one.tasks:
-                try:
-                    request = Request(prompts[task], picture, **(what.sampling or {}))
-                    engine.fitted(request.prompt, True, request.max_new_tokens)
-                except BadArgument as error:
-                    raise ConfigError(f"task {task}: {error}") from None
-                waiting[place] = one.number, task
-                place += 1
-                yield request
+        from sphinx_jax.generate.caption_handler import Handler
 
-    for place, (said,) in engine.as_completed(requests()):
-        number, task = waiting.pop(place)
-        likelihood = float(np.mean(said.logprobs)) if said.logprobs else 0.0
-        record.add(Line(number, task, said.text.strip(), likelihood))
-        bar.update()
-
-
-def _kept(
-    what: Captions, source: Source, record: _Record, dropped: collections.Counter[str], samples: Samples
-) -> Iterator[Kept]:
-    for number, found in enumerate(found_in(what.format, source)):
-        reason = ""
-        said = [record.lines[number, task] for task in what.tasks if (number, task) in record.lines]
-        if isinstance(found, Dropped):
-            reason = found.reason
-        elif found.item.image is None:
-            reason = "item has no picture"
-        elif not said:
-            reason = "picture is missing or damaged"
-        elif not any(line.text for line in said):
-            reason = "answer is empty"
-        if reason or isinstance(found, Dropped):
-            dropped[reason] += 1
-            continue
-        item = _said(found.item, [line for line in said if line.text], what.domain)
-        samples.add("kept", item)
-        yield Kept(item, {**found.carried, **_likelihoods(said)})
-
-
-def _likelihoods(said: Sequence[Line]) -> Mapping[str, float]:
-    """By task; of one alone `likelihood`."""
-    if len(said) == 1:
-        return {"likelihood": said[0].likelihood}
-    return {f"likelihood_{line.task}": line.likelihood for line in said}
-
-
-def _said(item: Item, said: Sequence[Line], domain: str) -> Item:
-    image = Path(item.image).read_bytes() if isinstance(item.image, str) else item.image
-    turns = tuple((instruct(line.task), line.text) for line in said)
-    tasks = tuple(line.task for line in said)
-    return replace(item, image=image, turns=turns, tasks=tasks, kinds=(), text="", system=None, domain=domain)
+        handler = Handler(self.load, dataclasses.replace(what, inputs=()))
+        self.on.apply(RunInference(handler), given, "captions")

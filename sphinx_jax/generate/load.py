@@ -83,11 +83,7 @@ def from_pretrained(
         raise ValueError(
             f"{named[0]}= applies to published folders; {folders[0]} stores its own config: leave {named[0]} out"
         )
-    found = folders[0] if store.is_complete(folders[0]) else last_checkpoint(folders[0])
-    if found is None:
-        raise store.BadCheckpoint(
-            f"{folders[0]} holds no model: no checkpoint, workdir with one, consolidated.*.pth or safetensors"
-        )
+    found = _checkpoint(folders[0])
     words = store.read_tokenizer(found) if tokenizer is None else load_tokenizer(tokenizer)
     held = _held(store.read_config(found), compute, cache)
     mesh = mesh or serving_mesh(held.decoder)
@@ -97,6 +93,22 @@ def from_pretrained(
     if quantize is None:
         return Sphinx(held, apart(store.restore(found, mesh, plan, dtypes=dtypes)), words, mesh)
     return Sphinx(held, apart(restore_quantised(found, mesh, plan, quantize, dtypes)), words, mesh)
+
+
+def check_holds_model(folder: str | os.PathLike) -> None:
+    """Raises BadCheckpoint, in one line, where `from_pretrained` would find no model; loads none."""
+    (found,) = _folders(folder)
+    if not is_foreign(found):
+        _checkpoint(found)
+
+
+def _checkpoint(folder: Path) -> Path:
+    found = folder if store.is_complete(folder) else last_checkpoint(folder)
+    if found is None:
+        raise store.BadCheckpoint(
+            f"{folder} holds no model: no checkpoint, workdir with one, consolidated.*.pth or safetensors"
+        )
+    return found
 
 
 def place(found: Foreign, mesh: Mesh, dtypes: Mapping[str, str] | None = None) -> dict[str, jax.Array]:

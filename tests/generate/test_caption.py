@@ -17,7 +17,8 @@ from sphinx_jax.data.prepare.choose import Filters
 from sphinx_jax.data.prepare.pipeline import InProcesses, Order, prepare
 from sphinx_jax.data.tasks import instruct
 from sphinx_jax.generate.batching.pictures import Picture
-from sphinx_jax.generate.caption import Captions, caption
+from sphinx_jax.generate.caption import Here, caption
+from sphinx_jax.generate.caption_piece import Captions
 from sphinx_jax.generate.engine import Said
 
 TASKS = ("short_caption", "detailed_caption")
@@ -83,12 +84,16 @@ def what(tars, out, checkpoint, **changes) -> Captions:
     return Captions(**values | changes)
 
 
+def told(engine, captions: Captions):
+    return caption(captions, Here(engine, quiet=True))
+
+
 def shards(folder: Path) -> list[bytes]:
     return [file.read_bytes() for file in sorted(folder.glob("part-*"))]
 
 
 def test_each_picture_has_its_own_answers(tars, tmp_path):
-    items = caption(Teller(), what(tars, tmp_path / "out", tmp_path), quiet=True)
+    items = told(Teller(), what(tars, tmp_path / "out", tmp_path))
     assert items.manifest["dropped"]["picture is missing or damaged"] == 2
     assert len(items) + sum(items.manifest["dropped"].values()) == 28
     assert items.manifest["domains"] == {"synthetic": len(items)}
@@ -96,39 +101,48 @@ def test_each_picture_has_its_own_answers(tars, tmp_path):
         name = name_of(item.image)
         assert item.turns == tuple((instruct(task), f"{name} {task}") for task in TASKS) and item.tasks == TASKS
         assert item.text == "" and int(name[0], 16) != 0
-        told = {"likelihood_short_caption": -0.75, "likelihood_detailed_caption": -1.25}
-        assert items.kept(i).carried.items() >= told.items()
+        likelihoods = {"likelihood_short_caption": -0.75, "likelihood_detailed_caption": -1.25}
+        assert items.kept(i).carried.items() >= likelihoods.items()
     made = items.manifest["made_from"]
     assert instruct("short_caption") in made["prompts"]["short_caption"] and made["checkpoint"] == str(tmp_path)
 
 
 @pytest.mark.parametrize("until", [0, 1, 4, 5, 27, 51, 52])
 def test_a_killed_run_asks_nothing_twice_and_writes_the_same(tars, tmp_path, until):
-    caption(Teller(), what(tars, tmp_path / "whole", tmp_path), quiet=True)
+    told(Teller(), what(tars, tmp_path / "whole", tmp_path))
     engines = [Teller(until), Teller()]
     try:
-        caption(engines[0], what(tars, tmp_path / "cut", tmp_path), quiet=True)
+        told(engines[0], what(tars, tmp_path / "cut", tmp_path))
     except KeyboardInterrupt:
         for record in (tmp_path / "cut" / ".work" / "said").glob("*.jsonl"):
             record.write_bytes(record.read_bytes() + b'[7, "short_cap')  # the half line of a kill
-    items = caption(engines[1], what(tars, tmp_path / "cut", tmp_path), quiet=True)
+    items = told(engines[1], what(tars, tmp_path / "cut", tmp_path))
     asked = engines[0].asked + engines[1].asked
     assert len(asked) == len(set(asked)) == 26 * 2
     assert shards(tmp_path / "cut") == shards(tmp_path / "whole")
-    assert caption(Teller(0), what(tars, tmp_path / "cut", tmp_path), quiet=True)[0] == items[0]
+    assert told(Teller(0), what(tars, tmp_path / "cut", tmp_path))[0] == items[0]
     with pytest.raises(ConfigError, match="another domain"):
-        caption(Teller(), what(tars, tmp_path / "cut", tmp_path, domain="real"), quiet=True)
+        told(Teller(), what(tars, tmp_path / "cut", tmp_path, domain="real"))
 
 
 def test_captions_are_chosen_by_likelihood_and_captioned_again(tars, tmp_path):
-    first = caption(Teller(), what(tars, tmp_path / "first", tmp_path, tasks=TASKS[:1]), quiet=True)
+    first = told(Teller(), what(tars, tmp_path / "first", tmp_path, tasks=TASKS[:1]))
     assert {first.kept(i).carried["likelihood"] for i in range(len(first))} == {-0.75}
     order = Order("prepared", [tmp_path / "first"], tmp_path / "chosen", filters=Filters(at_least={"likelihood": -0.7}))
     assert len(prepare(order, each=InProcesses(1, quiet=True))) == 0
     order = Order("prepared", [tmp_path / "first"], tmp_path / "all", filters=Filters(at_least={"likelihood": -0.8}))
     assert [*prepare(order, each=InProcesses(1, quiet=True))] == [*first]
     prepared = what([tmp_path / "first"], tmp_path / "second", tmp_path, format="prepared", tasks=TASKS[1:])
-    second = caption(Teller(), prepared, quiet=True)
+    names = [shard["name"] for shard in first.manifest["shards"]]
+    assert len(names) == 2
+    half = Teller(first.manifest["shards"][0]["items"] + 1)  # killed in the second shard
+    with pytest.raises(KeyboardInterrupt):
+        told(half, prepared)
+    rest = Teller()
+    second = told(rest, prepared)
+    asked = half.asked + rest.asked
+    assert len(asked) == len(set(asked)) == len(first)
+    assert [shard["name"] for shard in second.manifest["shards"]] == names
     assert [item.image for item in second] == [item.image for item in first]
     assert {item.tasks for item in open_prepared(tmp_path / "second")} == {TASKS[1:]}
 
@@ -139,13 +153,13 @@ def test_answers_go_with_the_file_they_are_about(tars, tmp_path):
     for file, tar in zip(files, tars, strict=True):
         file.write_bytes(tar.read_bytes())
     with pytest.raises(KeyboardInterrupt):
-        caption(Teller(30), what(files, tmp_path / "out", tmp_path), quiet=True)
+        told(Teller(30), what(files, tmp_path / "out", tmp_path))
     with pytest.raises(ConfigError, match="other files"):
-        caption(Teller(), what(files[::-1], tmp_path / "out", tmp_path), quiet=True)
+        told(Teller(), what(files[::-1], tmp_path / "out", tmp_path))
     for file, tar in zip(files, tars[::-1], strict=True):
         file.write_bytes(tar.read_bytes())
         os.utime(file, (1, 1))
-    items = caption(Teller(), what(files, tmp_path / "out", tmp_path), quiet=True)
+    items = told(Teller(), what(files, tmp_path / "out", tmp_path))
     for item in items:
         assert item.turns[0][1] == f"{name_of(item.image)} {TASKS[0]}"
     assert len({item.id for item in items}) == len(items)

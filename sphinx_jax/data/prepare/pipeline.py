@@ -245,9 +245,15 @@ class OnBeam:
 
     def __call__(self, function: Callable[[Given], Any], given: Sequence[Given], title: str) -> None:
         import apache_beam as beam
+
+        self.apply(beam.Map(lambda one: (function(one), None)[1]), given, title)
+
+    def apply(self, transform: Any, given: Sequence[Given], title: str) -> None:
+        """One of Beam's transforms on each; what it returns is dropped."""
+        import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
 
         options = PipelineOptions(self.options)
         with beam.Pipeline(runner=self.runner, options=options) as pipeline:
             things = pipeline | title >> beam.Create(list(given), reshuffle=True)
-            _ = things | f"{title} each" >> beam.Map(lambda one: (function(one), None)[1])
+            _ = things | f"{title} each" >> transform
