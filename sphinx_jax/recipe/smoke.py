@@ -41,6 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "mix": {"betas": (0.0, 0.5, 1.0), "batch": ROWS, "pictures": ROWS, "turns": 2},
     "evaluate": {"limit": ROWS},
+    "benchmarks": {"limit": 2, "names": None},
 }
 
 
