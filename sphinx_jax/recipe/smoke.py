@@ -110,4 +110,6 @@ def nano(model: ModelConfig) -> ModelConfig:
         dinov2=model.dinov2 and dinov2_config(16, 2, 2, patch=8, view_size=16, position_grid=2),
         blip2=model.blip2 and blip2_config(16, 2, 2, 32, patch=8, view_size=16),
         qformer=model.qformer and QFormerConfig(16, 2, 2, 32, queries=2),
+        pool_overview=min(model.pool_overview, 2),
+        pool_crops=min(model.pool_crops, 2),
     )
