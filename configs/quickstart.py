@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     c.model = to_dict(family("sphinx_nano"))
     c.data = {"playground": "quick"}
     c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
-    c.stages = ("pretrain_real", "continue_synthetic", "mix", "finetune", "evaluate", "show")
+    c.stages = ("pretrain_real", "continue_synthetic", "mix", "finetune", "evaluate", "benchmarks", "show")
     shared = {  # copied for each stage, so that a setting on the command line changes that stage alone
         "kind": "train",
         "batch": 16,
@@ -78,7 +78,15 @@ def get_config() -> ConfigDict:
             "tasks": dict(TASKS),
         },
         "evaluate": {"kind": "evaluate", "start": "finetune", "limit": 500},
-        "show": {"kind": "show"},
+        # one at a time: what asks many at once takes longer to compile than these take to answer
+        "benchmarks": {
+            "kind": "benchmarks",
+            "start": "finetune",
+            "names": ("vqav2", "pope", "docvqa", "chartqa", "refcoco", "coco_caption"),
+            "limit": 64,
+            "batch": 1,
+        },
+        "show": {"kind": "show", "card": "benchmarks"},
         "chat": {"kind": "chat"},
     }
     return c

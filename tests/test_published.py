@@ -1,4 +1,4 @@
-"""The published recipes: their numbers, and that each runs from end to end at nano size."""
+"""The published recipes: their numbers, and that each, and the quickstart, runs from end to end at nano size."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def test_the_recipes_hold_the_published_numbers(name):
         assert (first.rate, first.floor, first.warmup, first.weight_decay) == (5e-5, 5e-6, 2000, 0.1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, "quickstart"))
 def test_the_nano_form_has_the_same_parts(name):
     small = smoke(values(name))
     parse(small)
@@ -46,7 +46,7 @@ def test_the_nano_form_has_the_same_parts(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, "quickstart"))
 def test_each_recipe_runs_from_end_to_end(name, tmp_path):
     command = [sys.executable, "-m", "sphinx_jax.main", "--config", f"configs/{name}.py", "--smoke"]
     done = subprocess.run(

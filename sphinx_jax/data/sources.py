@@ -19,17 +19,19 @@ from sphinx_jax.data.joined import Chosen, Joined, Ranges, counted, mask_of
 from sphinx_jax.data.rows import Source
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.distributed import one_first
+from sphinx_jax.paths import remove
 from sphinx_jax.settings import Name, Positive, Seed, Settings
 
 SPLITS = ("train", "validation", "test")
 PLAYGROUNDS = ("nano", "quick", "full")
+HELD_OUT = SPLITS[-1]  # whose questions are in the files of public benchmarks
 OTHER = "other"  # the domain of items that name none
 
 
 @dataclass(frozen=True)
 class DataConfig(Settings):
     """`playground` names a size of the embedded world; `meta` a published data config per split instead; `benchmarks`
-    a folder of public benchmarks, which are asked and never trained on."""
+    a folder of public benchmarks, which are asked and never trained on: of the playground they are made."""
 
     playground: Literal[PLAYGROUNDS] | None = "quick"
     seed: Seed = 0
@@ -104,6 +106,31 @@ class Data:
             return told["pictures"] if domain == "*" or len(names) == 1 else None
 
         return self._chosen(split, wanted, count)
+
+    @functools.cached_property
+    def benchmarks(self) -> Path:
+        """The folder of public benchmarks; of the playground, its test split in their files, written when first asked
+        for.
+
+        Raises ConfigError where the data is people's own list.
+        """
+        if self.config.benchmarks:
+            return Path(self.config.benchmarks).absolute()
+        size = self.config.playground
+        if size is None:
+            raise ConfigError(
+                "data.meta has no public benchmarks; give data.benchmarks, a folder of them, in its place"
+            )
+        folder = self.folder.absolute() / "benchmarks" / size
+        with one_first(f"benchmarks of the playground {size}"):
+            if not folder.exists():
+                from sphinx_jax.data.playground import public
+
+                draft = folder.with_name(f"{size}.draft")
+                remove(draft)  # what a killed process left
+                public.write((item for domain in DOMAINS for item in self.items(HELD_OUT, domain)), draft)
+                draft.rename(folder)
+        return folder
 
     def domains(self, split: str) -> Mapping[str, int]:
         """How many pictures of people's own list each domain has."""

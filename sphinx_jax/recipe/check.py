@@ -26,6 +26,8 @@ def check_names(recipe: Recipe, name: str, kind: str) -> None:
             check_fit(frozen, leaves)
         if all(matches(path, frozen) for path in leaves):
             raise ConfigError("frozen: these patterns leave nothing to train")
+    if kind == "benchmarks" and data.meta and name in recipe.stages:
+        raise ConfigError("kind benchmarks asks data.benchmarks, a folder of them, or data.playground, not data.meta")
     split = getattr(stage, "split", None)
     if not data.playground:  # people's own data has domains and tasks of their own
         both = ("validation", "test") if kind == "mix" and not stage.benchmarks else ()

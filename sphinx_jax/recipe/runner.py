@@ -54,7 +54,7 @@ STAGE_KINDS = {
 }
 
 # settings that name another stage or a checkpoint
-ORIGINS = ("start", "real", "synthetic", "encoders", "decoder", "evaluate", "mix")
+ORIGINS = ("start", "real", "synthetic", "encoders", "decoder", "evaluate", "mix", "card")
 
 
 def parse(values: dict[str, Any], *, origins: bool = True) -> Recipe:

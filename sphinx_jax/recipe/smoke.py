@@ -41,6 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "mix": {"betas": (0.0, 0.5, 1.0), "batch": ROWS, "pictures": ROWS, "turns": 2},
     "evaluate": {"limit": ROWS},
+    "benchmarks": {"limit": 2, "names": None},
 }
 
 
@@ -109,4 +110,6 @@ def nano(model: ModelConfig) -> ModelConfig:
         dinov2=model.dinov2 and dinov2_config(16, 2, 2, patch=8, view_size=16, position_grid=2),
         blip2=model.blip2 and blip2_config(16, 2, 2, 32, patch=8, view_size=16),
         qformer=model.qformer and QFormerConfig(16, 2, 2, 32, queries=2),
+        pool_overview=min(model.pool_overview, 2),
+        pool_crops=min(model.pool_crops, 2),
     )

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sphinx_jax.evaluate.card import Line
 
 HEADS = ("benchmark", "split", "questions", "protocol", "score", "95 %", "published", "difference")
+LEGEND = (
+    "Scores in percent, of captions CIDEr's, which may pass 100, of MME its own points; intervals of a bootstrap over "
+    "pictures."
+)
+
+
+class Card(NamedTuple):
+    """A card as a report shows it; `page` has answers too, named from where the report lies."""
+
+    lines: Sequence[Line]
+    page: str
 
 
 def cells(line: Line) -> tuple[str, ...]:
@@ -25,8 +36,8 @@ def cells(line: Line) -> tuple[str, ...]:
 def markdown(card: Sequence[Line]) -> str:
     rows = [HEADS, ("---",) * len(HEADS), *map(cells, card)]
     legend = (
-        "Scores in percent, MME's in its own points; intervals of a bootstrap over pictures. ▼ and ▲: what was "
-        "published lies outside. Questions without an answer are counted as missing, and no score is over them.\n"
+        f"{LEGEND} ▼ and ▲: what was published lies outside. Questions without an answer are counted as missing, and "
+        "no score is over them.\n"
     )
     return "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n" + legend
 

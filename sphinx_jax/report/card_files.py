@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,21 @@ from sphinx_jax.config import ConfigError
 from sphinx_jax.evaluate.card import ITEMS, Line, compare
 
 STAGE = "benchmarks"
+CARD, PAGE = "card.json", "card.html"  # of a stage: the numbers, and a page with answers too
 
 
 def read_card(workdir: Path) -> list[Line]:
     """Raises ConfigError where there is none."""
-    file = workdir / STAGE / "card.json"
+    file = workdir / STAGE / CARD
     if not file.is_file():
         raise ConfigError(f"there is no {file}; run configs/benchmarks.py with this workdir first")
+    return lines_of(json.loads(file.read_text()))
+
+
+def lines_of(rows: Iterable[Mapping[str, Any]]) -> list[Line]:
+    """What a file with a card holds, as its lines."""
     known = Line.__dataclass_fields__
-    return [Line(**{key: value for key, value in row.items() if key in known}) for row in json.loads(file.read_text())]
+    return [Line(**{key: value for key, value in row.items() if key in known}) for row in rows]
 
 
 def differences(first: Path, second: Path) -> dict[str, dict[str, Any]]:

@@ -9,12 +9,14 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.paths import write_whole
+from sphinx_jax.report.card import HEADS, Card, cells
+from sphinx_jax.report.card import LEGEND as CARD_LEGEND
 from sphinx_jax.report.drawing import PARTLY, RIGHT, WRONG, Sample, annotate, encoded, readable, verdict, verdict_text
 from sphinx_jax.report.drawing import grid as draw_grid
 from sphinx_jax.report.mix_figures import gain_figure
@@ -46,6 +48,13 @@ __all__ = ["ReportError", "Sample", "format_table", "markdown_table", "write_rep
 HEADLINES = ("vqa", "rec")
 
 
+class Beside(NamedTuple):
+    """What a recipe may have beside its scores: what each training stage has seen of its data, a card of benchmarks."""
+
+    seen: Mapping[str, Seen] = {}
+    card: Card | None = None
+
+
 def write_report(
     folder: Path,
     *,
@@ -55,31 +64,31 @@ def write_report(
     scores: Mapping[str, Any],
     samples: Sequence[Sample],
     timings: Mapping[str, float],
-    seen: Mapping[str, Seen] | None = None,
+    beside: Beside | None = None,
 ) -> Path:
     """Write `report.html` and its figures as PNGs (loss, beta, scores, seen, grid) into `folder`; returns its path.
 
     intro: its first text opens the report, the others say at its end how the run was made (one with line
     breaks, such as a config, is set as code that folds away under its first line); histories: the log rows of
     each training stage; scores: the content of `scores.json` (see `score_table`); samples: pictures of the
-    test split not picked by outcome, shown in order; timings: seconds of each stage; seen: what each
-    training stage has seen of its data. What there is no data for is left out, and its PNG of an
-    earlier run is removed.
+    test split not picked by outcome, shown in order; timings: seconds of each stage. What there is no data for
+    is left out, and its PNG of an earlier run is removed.
     ReportError if the scores cannot be read; the report of an earlier run then stays.
     """
-    rows = score_rows(scores)
+    rows, beside = score_rows(scores), beside or Beside()
     beta = scores.get("beta")
     figures: dict[str, Callable[[bool], bytes | None]] = {
         "loss": lambda dark: loss_figure(histories, dark),
         "beta": lambda dark: _beta_figure(beta, dark),
         "scores": lambda dark: score_figure(rows, dark),
-        "seen": lambda dark: seen_figure(seen or {}, dark),
+        "seen": lambda dark: seen_figure(beside.seen, dark),
     }
     drawn = {name: (draw(False), draw(True)) for name, draw in figures.items()}
     sections = [
         _headlines(rows, scores),
         _beta_section(scores, drawn["beta"]),
         _scores_section(rows, drawn["scores"]),
+        _card_section(beside.card),
         _loss_section(histories, drawn["loss"]),
         _seen_section(drawn["seen"]),
         _samples_section(samples),
@@ -235,6 +244,24 @@ def _score_cells(cell: Cell | None) -> str:
     state = "" if cell.beats_baseline else " bad"
     baselines = "".join(f'<td class="muted">{number(value)}</td>' for value in (cell.majority, cell.blind))
     return f'<td class="group score{state}">{number(cell.value)}{_mark(cell)}</td>{baselines}'
+
+
+def _card_section(card: Card | None) -> str:
+    if card is None or not card.lines:
+        return ""
+    columns = [column for column in zip(HEADS, *map(cells, card.lines), strict=True) if any(column[1:])]
+    heads, *body = zip(*columns, strict=True)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    lines = "".join(
+        f"<tr><th>{_words(name)}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in rest)}</tr>"
+        for name, *rest in body
+    )
+    note = (
+        "<p>Held-out questions in the files of public benchmarks, put and scored as those are. "
+        f'{html.escape(CARD_LEGEND)} <a href="{html.escape(card.page)}">Answers, with their pictures</a>.</p>'
+    )
+    table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    return _section("Score card", note, table)
 
 
 def _loss_section(histories: Mapping[str, History], drawn: tuple[bytes | None, bytes | None]) -> str:

@@ -1,6 +1,7 @@
 """Benchmarks asked through the engine: prompts, pictures, a run that is killed, and the card."""
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -20,6 +21,9 @@ from sphinx_jax import paths
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, DecoderConfig, to_dict
 from sphinx_jax.data.conversation import SYSTEM, render
+from sphinx_jax.data.playground import public
+from sphinx_jax.data.sources import Data, DataConfig
+from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.evaluate import card
 from sphinx_jax.evaluate.answers import FILE, Answers
@@ -247,6 +251,31 @@ def test_a_folder_without_benchmarks_is_told(tmp_path, model):
     values["stage"]["benchmarks"]["names"] = ("vqa2",)
     with pytest.raises(ConfigError, match="did you mean 'vqav2'"):
         runner.run(runner.parse(values), tmp_path / "other", quiet=True)
+    with pytest.raises(ConfigError, match=r"stage.benchmarks.kind benchmarks asks data.benchmarks.* not data.meta"):
+        runner.parse(values | {"data": {"playground": None, "meta": {"test": "list.yaml"}}})
+    with pytest.raises(ConfigError, match="data.meta has no public benchmarks"):
+        Data(DataConfig(None, meta={"test": "list.yaml"}), tmp_path).benchmarks  # noqa: B018 (asked for)
+
+
+def test_a_playground_whose_benchmarks_were_half_written_is_written_anew(tmp_path, monkeypatch):
+    write = public.write
+
+    def killed(items, folder):
+        write(itertools.islice(items, 3), folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(public, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Data(DataConfig("nano"), tmp_path).benchmarks  # noqa: B018 (written when it is asked for)
+    monkeypatch.setattr(public, "write", write)
+    data = Data(DataConfig("nano"), tmp_path)
+    folder = data.benchmarks
+    assert [path.name for path in folder.parent.iterdir()] == ["nano"]
+    asked = [BENCHMARKS[name].read(folder / name).questions for name in ("vqav2", "refcoco")]
+    turns = [task for domain in DOMAINS for item in data.items("test", domain) for task in item.tasks]
+    assert list(map(len, asked)) == [turns.count("vqa"), turns.count("rec")]
+    before = folder.stat().st_mtime_ns
+    assert Data(DataConfig("nano"), tmp_path).benchmarks == folder and folder.stat().st_mtime_ns == before
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says():

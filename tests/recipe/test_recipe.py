@@ -20,11 +20,16 @@ from configs.finetune import get_config
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import to_dict
 from sphinx_jax.data.image import load_image
+from sphinx_jax.data.tasks import DOMAINS
+from sphinx_jax.evaluate.benchmarks import BENCHMARKS
+from sphinx_jax.evaluate.forms.pictures import Pictures
+from sphinx_jax.generate.engine import Engine
 from sphinx_jax.generate.load import last_checkpoint
 from sphinx_jax.recipe import runner
 from sphinx_jax.recipe.run import Run
-from sphinx_jax.recipe.stages import mix_choice
+from sphinx_jax.recipe.stages import benchmarks, mix_choice
 from sphinx_jax.recipe.suggest import things_to_try
+from sphinx_jax.report.card_files import read_card
 from sphinx_jax.train.tally import seen_by
 from sphinx_jax.weight_mix.write import write as write_mix
 
@@ -52,7 +57,7 @@ def values() -> dict:
     return {
         "model": model,
         "data": {"playground": "nano"},
-        "stages": ("real", "synthetic", "mix", "finetune", "evaluate", "show"),
+        "stages": ("real", "synthetic", "mix", "finetune", "evaluate", "benchmarks", "show"),
         "stage": {
             "real": SHARED | {"start": "fresh", "steps": 4, "domains": {"real": 1.0}, "tasks": CAPTIONS},
             "synthetic": SHARED | {"start": "real", "steps": 2, "domains": {"synthetic": 1.0}, "tasks": CAPTIONS},
@@ -69,7 +74,8 @@ def values() -> dict:
             | {"start": "mix", "steps": 4, "domains": {"real": 1.0, "synthetic": 1.0}}
             | {"evaluate_every": 2, "held_out_items": 6, "keep": "best"},
             "evaluate": {"kind": "evaluate", "start": "finetune", "limit": 2, "batch": 16},
-            "show": {"kind": "show", "samples": 4},
+            "benchmarks": {"kind": "benchmarks", "start": "finetune", "names": ("pope", "mmbench"), "limit": 2},
+            "show": {"kind": "show", "samples": 4, "card": "benchmarks"},
             "chat": {"kind": "chat", "question": "What is the red thing?", "max_new_tokens": 4},
         },
     }
@@ -138,6 +144,29 @@ def test_the_results_are_there_and_of_the_documented_form(workdir):
     assert beta["chosen"] == beta["values"][int(mean.argmin())]
     assert beta["test"].keys() == {"chosen", "0", "1"}
     assert scores["seconds"] > 0
+
+
+def test_the_playgrounds_questions_are_asked_as_benchmarks_and_their_card_is_in_the_report(workdir):
+    lines = {line.benchmark: line for line in read_card(workdir)}
+    assert lines.keys() == {"pope", "mmbench"} and all(line.count + line.missing == 2 for line in lines.values())
+    report = (workdir / "report.html").read_text()
+    _, _, section = report.partition("<h2>Score card</h2>")
+    assert "<th>pope</th>" in section and 'href="benchmarks/card.html"' in section
+    assert (workdir / "benchmarks" / "card.html").read_text().count("<figure") == 4
+    # a picture in a file is the one that was encoded before, and of another model it is looked at
+    run = Run(runner.parse(values()), workdir, quiet=True)
+    stage, data = run.recipe.settings["benchmarks"], run.data.benchmarks
+    engine = Engine(sphinx_jax.from_pretrained(workdir / "finetune"))
+    encoded = benchmarks._encoded(run, stage, engine)
+    for name in ("pope", "mmbench"):
+        look = benchmarks._looking(engine, Pictures(data / name), encoded)
+        for question in BENCHMARKS[name].read(data / name).questions[:4]:
+            picture = look(question)
+            domain, number = picture.name.split("/")
+            assert picture.pixels is None and len(encoded) == sum(len(run.data.items("test", d)) for d in DOMAINS)
+            image = run.data.items("test", domain)[int(number)].image
+            np.testing.assert_array_equal(load_image(Pictures(data / name).find(question.picture)), load_image(image))
+    assert benchmarks._encoded(run, dataclasses.replace(stage, start=str(workdir / "finetune")), engine) == {}
 
 
 def test_any_stage_of_a_workdir_loads(workdir):
@@ -227,7 +256,7 @@ def test_a_workdir_may_be_named_from_where_one_stands(workdir, tmp_path, monkeyp
 def test_a_second_run_says_it_is_done(workdir, capsys):
     before = {p: p.stat().st_mtime for p in workdir.rglob("*") if p.is_file()}
     runner.run(runner.parse(values()), workdir)
-    assert "All 6 stages are done" in capsys.readouterr().out
+    assert "All 7 stages are done" in capsys.readouterr().out
     assert {p: p.stat().st_mtime for p in workdir.rglob("*") if p.is_file()} == before
 
 

@@ -3,6 +3,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,8 +23,10 @@ from sphinx_jax.data.tasks import (
     format_grounded,
     ground,
 )
+from sphinx_jax.evaluate.card import Line
+from sphinx_jax.report.card import Card
 from sphinx_jax.report.drawing import EXPECTED, PREDICTED, annotate, grid, readable, verdict, wrap
-from sphinx_jax.report.page import ReportError, Sample, duration, format_table, markdown_table, write_report
+from sphinx_jax.report.page import Beside, ReportError, Sample, duration, format_table, markdown_table, write_report
 from sphinx_jax.report.plots import beta_figure, curves, loss_figure, score_figure, smooth
 from sphinx_jax.report.score_table import NOT_BETTER, Cell, score_rows
 
@@ -175,6 +178,21 @@ def test_report_has_the_numbers_and_stands_alone(tmp_path):
     assert names == {"report.html", "loss.png", "beta.png", "scores.png", "grid.png"}
     for name in names - {"report.html"}:
         assert is_drawn((tmp_path / "made" / "here" / name).read_bytes())
+
+
+def test_a_card_of_benchmarks_is_a_section_with_what_it_has(tmp_path):
+    lines = [
+        Line("vqav2", "", "reference", "accuracy", 60, 4, 64.1, 52.2, 75.9),
+        Line("coco_detection", "", "official", "average precision", 32, 0, 82.9),
+    ]
+    page = Reader(write(tmp_path, beside=Beside(card=Card(lines, "benchmarks/card.html"))))
+    assert "score 95 % vqav2 60 (4 missing) reference 64.1 52.2 to 75.9 coco detection 32 official 82.9" in page.text
+    assert "published" not in page.text.partition("Score card")[2].partition("Losses")[0]
+    published = [replace(lines[0], published=80.2)]
+    text = Reader(write(tmp_path, beside=Beside(card=Card(published, "benchmarks/card.html")))).text
+    assert "published difference vqav2 60 (4 missing) reference 64.1 52.2 to 75.9 80.2 -16.1 ▼" in text
+    for none in (None, Card([], "benchmarks/card.html")):
+        assert "Score card" not in write(tmp_path, beside=Beside(card=none))
 
 
 def test_report_escapes_everything(tmp_path):

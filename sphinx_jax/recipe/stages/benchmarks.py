@@ -1,11 +1,12 @@
-"""The benchmarks stage: public benchmarks that lie in a folder, asked and scored, and a card of all."""
+"""The benchmarks stage: public benchmarks that lie in a folder, or the playground's questions in their files, asked and
+scored, and a card of all."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,9 @@ import jax
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, need, unknown
 from sphinx_jax.data.formats.files import BadData
+from sphinx_jax.data.image import ImageSource
+from sphinx_jax.data.sources import HELD_OUT
+from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.distributed import agree, gather_json
 from sphinx_jax.evaluate.answers import Answers, put_together
 from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, own, tell_of_joined, worded
@@ -24,15 +28,18 @@ from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, item, items, lines
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
 from sphinx_jax.evaluate.question import Joined, Question
+from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import blueprint, held_dtypes
+from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.paths import as_path, write_whole
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.recipe.stages.evaluate import check_room
 from sphinx_jax.report.benchmark_page import Shown, write_page
 from sphinx_jax.report.card import markdown, terminal
+from sphinx_jax.report.card_files import CARD, PAGE
 from sphinx_jax.settings import Count, Name, Settings
 from sphinx_jax.sharding import serving_mesh
 
@@ -57,14 +64,15 @@ def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
     out, all about a picture to one of them, each with a model of its own on its devices and a file of answers of its
     own; the first puts them together and scores.
     """
-    s, data = settings, Path(need(run.recipe.data.benchmarks)).absolute()
+    s, data = settings, run.data.benchmarks
     found = folders(data, s.names)
     engine = Engine(_model(run, s), slots=s.batch)
+    encoded = _encoded(run, s, engine)
     card: list[Line] = []
     shown: list[Shown] = []
     for benchmark, folder in found.items():
         try:
-            asked = _ask(run, s, name, engine, benchmark, folder)
+            asked = _ask(run, s, name, engine, encoded, benchmark, folder)
             if jax.process_index() > 0:
                 continue
             scores, of_it = _score(run, name, asked)
@@ -77,12 +85,13 @@ def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
     agree(f"none of the benchmarks in {data} could be scored; the log says why" if none else None)
     if jax.process_index() > 0:
         return
-    write_whole(run.folder(name) / "card.json", json.dumps([line.as_json() for line in card], indent=1).encode())
+    write_whole(run.folder(name) / CARD, json.dumps([line.as_json() for line in card], indent=1).encode())
     write_whole(run.folder(name) / "card.md", markdown(card).encode())
-    page = run.folder(name) / "card.html"
+    page = run.folder(name) / PAGE
     write_whole(page, write_page(run.recipe.title, card, shown).encode())
     if not run.quiet:
-        print(f"{terminal(card)}\n\n{page}")
+        reported = any(getattr(stage, "card", None) == name for stage in run.recipe.settings.values())
+        print(page if reported else f"{terminal(card)}\n\n{page}")
 
 
 def folders(data: Path, names: tuple[str, ...] | None) -> dict[str, Path]:
@@ -126,13 +135,21 @@ class _Asked(NamedTuple):
     pictures: Pictures
 
 
-def _ask(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, folder: Path) -> _Asked:
+def _ask(
+    run: Run,
+    s: BenchmarksStage,
+    stage: str,
+    engine: Engine,
+    encoded: Mapping[ImageSource, Picture],
+    name: str,
+    folder: Path,
+) -> _Asked:
     """Ask what is this process's to ask, and wait for the others."""
     benchmark, process = BENCHMARKS[name], jax.process_index()
     rules = benchmark.rules if benchmark.for_judge is None else PROTOCOLS
     protocol, how = asked_by(name, benchmark.title, rules, s.protocol)
     questions = _read(benchmark, folder)
-    notes = counted(benchmark, questions)
+    notes = counted(benchmark, questions) if run.recipe.data.benchmarks else []
     questions = limited(questions, s.limit, by_category=name == "mme")
     if process == 0:
         for note in notes:
@@ -143,7 +160,8 @@ def _ask(run: Run, s: BenchmarksStage, stage: str, engine: Engine, name: str, fo
     bar = "" if run.quiet else name
     pictures = Pictures(folder)
     mine = own(questions, process, jax.process_count())
-    ask(engine, mine, worded(how, SAMPLING[protocol]), in_files(engine, pictures), answers, bar)
+    look = _looking(engine, pictures, encoded)
+    ask(engine, mine, worded(how, SAMPLING[protocol]), look, answers, bar)
     put_together(f"answered {stage} {name}", answers)
     return _Asked(name, protocol, questions, answers.texts, pictures)
 
@@ -164,6 +182,35 @@ def _score(run: Run, stage: str, asked: _Asked) -> tuple[list[Line], Shown]:
     rows = items(score, answered, texts)
     write_whole(run.folder(stage) / name / ITEMS, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return lines(name, protocol, score, answered, missing, model), Shown(name, rows, pictures.find)
+
+
+def _encoded(run: Run, s: BenchmarksStage, engine: Engine) -> dict[ImageSource, Picture]:
+    """The playground's pictures by their bytes, as the encoders of this recipe see them, where that is kept."""
+    if run.recipe.data.benchmarks or s.start not in run.recipe.settings or s.quantize or jax.process_count() > 1:
+        return {}
+    found = dict[ImageSource, Picture]()
+    for domain in DOMAINS:
+        features = need(run.features(engine.pictures.leaves, HELD_OUT, domain))
+        for number, shown in enumerate(run.data.items(HELD_OUT, domain)):
+            row = features[number]
+            seen = Features(*(row.get(name) for name in Features._fields))
+            found[need(shown.image)] = Picture(f"{domain}/{number}", None, seen)
+    return found
+
+
+def _looking(
+    engine: Engine, pictures: Pictures, encoded: Mapping[ImageSource, Picture]
+) -> Callable[[Question], Picture]:
+    """What finds the picture of a question; raises BadImage."""
+    if not encoded:
+        return in_files(engine, pictures)
+
+    def look(question: Question) -> Picture:
+        found = pictures.find(question.picture)
+        content = found.read_bytes() if isinstance(found, Path) else found
+        return encoded.get(content) or engine.pictures.picture(found)
+
+    return look
 
 
 def _read(benchmark: Benchmark, folder: Path) -> Sequence[Question]:

@@ -15,8 +15,10 @@ from sphinx_jax.data.image import load_image
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.paths import write_whole
 from sphinx_jax.recipe.run import Run, seconds
+from sphinx_jax.report.card import Card
+from sphinx_jax.report.card_files import CARD, PAGE, lines_of
 from sphinx_jax.report.drawing import encoded
-from sphinx_jax.report.page import Sample, format_table, write_report
+from sphinx_jax.report.page import Beside, Sample, format_table, write_report
 from sphinx_jax.settings import Count, Name, Settings
 from sphinx_jax.train.history import read_history
 from sphinx_jax.train.tally import seen_by
@@ -28,6 +30,7 @@ EXAMPLE = "example.png"  # a held-out picture, to ask about
 class ShowStage(Settings):
     evaluate: Name = "evaluate"  # the stage whose scores are shown
     mix: Name | None = "mix"  # the stage whose β curve is shown
+    card: Name | None = None  # the stage whose card of benchmarks is shown
     split: Name = "test"
     samples: Count = 24  # held-out questions in the picture grid
 
@@ -37,6 +40,9 @@ def show(run: Run, name: str, settings: ShowStage) -> None:
     scores = _result(run, s.evaluate, "scores.json")
     if s.mix is not None:
         scores["beta"] = _result(run, s.mix, "beta.json")
+    card = None
+    if s.card is not None:
+        card = Card(lines_of(_result(run, s.card, CARD)), f"{s.card}/{PAGE}")
     timings = seconds(run)
     scores["seconds"] = sum(timings.values())
     histories = {n: read_history(run.folder(n)) for n in run.recipe.stages}
@@ -50,14 +56,15 @@ def show(run: Run, name: str, settings: ShowStage) -> None:
         scores=scores,
         samples=drawn,
         timings=timings,
-        seen={n: found for n in run.recipe.stages if (found := seen_by(run.folder(n)))},
+        beside=Beside({n: found for n in run.recipe.stages if (found := seen_by(run.folder(n)))}, card),
     )
     (run.workdir / "scores.json").write_text(json.dumps(scores, indent=2))
     if drawn:
         write_whole(run.workdir / EXAMPLE, encoded(drawn[0].image, "PNG"))
     if not run.quiet:
         print(format_table(scores, colour=sys.stdout.isatty(), width=shutil.get_terminal_size((120, 24)).columns))
-        print(f"\n{report}")
+        for page in (report, *((run.workdir / card.page,) if card else ())):
+            print(f"\n{page}")
 
 
 def _result(run: Run, stage: str, file: str) -> dict[str, Any]:
