@@ -69,9 +69,12 @@ class Data:
         """Items with pictures of people's own list; empty where none is of that domain."""
         return _one([items for _, items in self._pictures(split, domain)])
 
-    def sets(self, split: str, domain: str) -> list[Source]:
+    def sets(self, split: str, domain: str, own: Mapping[str, float] | None = None) -> list[Source]:
         """The data sets with pictures of one split and domain: the playground is one, and so is each entry of people's
         own list.  Their weights are of one domain, among each other.
+
+        Args:
+          own: weights of a stage in place of the list's, 0 of what it does not name.
 
         Raises ConfigError where there is none.
         """
@@ -80,7 +83,7 @@ class Data:
         if not (found := self._pictures(split, domain)):
             raise self._none(split, domain)
         within = "" if domain == "*" else f"{domain}/"
-        return [Source(within + entry.name, items, _share(entry, items)) for entry, items in found]
+        return [Source(within + entry.name, items, _share(entry, items, own)) for entry, items in found]
 
     def weighted(self, split: str) -> bool:
         """Whether people's own list gives its data sets weights; else each item counts alike."""
@@ -139,7 +142,7 @@ class Data:
             told = _manifest(entry.items)
             if told and len(told["domains"]) == 1 and told["pictures"] == told["items"]:
                 found[next(iter(told["domains"])) or OTHER] += len(entry.items)
-            elif told and told["pictures"] == len(entry.items):
+            elif told and isinstance(entry.items, Prepared) and told["pictures"] == told["items"]:
                 found.update({name or OTHER: n for name, n in told["domains"].items()})
             else:
                 for item, count in counted(entry.items):
@@ -171,12 +174,19 @@ class Data:
             found.append((entry, items if mask.all() else Chosen(items, np.flatnonzero(mask))))
         return [(entry, items) for entry, items in found if len(items)]
 
+    def texts(self, split: str, own: Mapping[str, float] | None = None) -> list[Source]:
+        """The data sets of text-only conversations and documents of one split; their weights, `own` as in `sets`, are
+        among each other."""
+        if self.config.playground:
+            return self._playground_texts(split)
+        return [Source(entry.name, items, _share(entry, items, own)) for entry, items in self._texts(split)]
+
     @functools.cache  # noqa: B019
-    def texts(self, split: str) -> list[Source]:
-        """The data sets of text-only conversations and documents of one split; their weights are among each other."""
-        if not self.config.playground:
-            found = self._chosen(split, lambda i: i.image is None, lambda told: told["items"] - told["pictures"])
-            return [Source(entry.name, items, _share(entry, items)) for entry, items in found]
+    def _texts(self, split: str) -> list[tuple[MetaEntry, Sequence[Item]]]:
+        return self._chosen(split, lambda i: i.image is None, lambda told: told["items"] - told["pictures"])
+
+    @functools.cache  # noqa: B019
+    def _playground_texts(self, split: str) -> list[Source]:
         from sphinx_jax.data.playground import text, told
 
         pictures = [item for domain in DOMAINS for item in self.items(split, domain)]
@@ -214,9 +224,10 @@ def _manifest(items: Sequence[Item]) -> Mapping[str, Any]:
     return whole.manifest if isinstance(whole, Prepared) else {}
 
 
-def _share(entry: MetaEntry, items: Sequence[Item]) -> float:
+def _share(entry: MetaEntry, items: Sequence[Item], own: Mapping[str, float] | None = None) -> float:
     """The part of an entry's weight that is of these items of it."""
-    return len(items) if entry.weight is None else entry.weight * len(items) / len(entry.items)
+    weight = entry.weight if own is None else own.get(entry.name, 0.0)
+    return len(items) if weight is None else weight * len(items) / len(entry.items)
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

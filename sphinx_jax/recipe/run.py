@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import jax
 from jax.sharding import Mesh
@@ -127,7 +128,7 @@ class Run:
             return None
         items = self.data.items(split, domain) if items is None else items
         chosen = "" if only is None else f"-{hashlib.sha256(str(list(only)).encode()).hexdigest()[:8]}"
-        folder = self.local / "features" / f"{domain.replace('/', '-')}-{split}{chosen}"
+        folder = self.local / "features" / f"{quote(domain, safe='*')}-{split}{chosen}"
         return cache_features(
             folder, items, leaves, self.recipe.model, f"encoding {domain} {split} pictures", only=only
         )

@@ -214,6 +214,8 @@ def _settle(recipe: Recipe, workdir: Path) -> None:
     # a setting that the workdir does not know came with a newer version: from now on it counts
     changed = {k for k, value in before.items() if value != now_flat.get(k)}
     changed = sorted(k for k in changed if not k.startswith(asked))
+    if set(before.get("stages") or ()) <= set(now["stages"]):  # a stage may be added to what was made
+        ahead.append("stages")
     refused = [key for key in changed if not key.startswith(tuple(ahead))]
     if refused:
         key = refused[0]

@@ -39,7 +39,7 @@ def seen_figure(seen: Mapping[str, Seen], dark: bool = False) -> bytes | None:
             tokens.set_yticklabels([])
             for axes in (of_sets, items, tokens):  # bars of one height, be they few or many
                 axes.set_ylim(bars[place] - 0.5, -0.5)
-            of_sets.set_title(f"{stage.replace('_', ' ')}: rows")
+            of_sets.set_title(f"{stage.replace('_', ' ')}: rows", parse_math=False)
             items.set_title("items")
             tokens.set_title("tokens learnt")
         domains = [domain for domain in tones if domain in shown]
@@ -81,7 +81,7 @@ def _draw_sets(axes: Axes, sets: Mapping[str, tuple[int, int]], colour: str, gro
     used, skipped = [sets[name][0] for name in names], [sets[name][1] for name in names]
     axes.barh(range(len(names)), used, color=colour, alpha=0.75)
     axes.barh(range(len(names)), skipped, left=used, color="#b3001b")
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set_yticks(range(len(names)), [_short(name) for name in names], parse_math=False)
     most = max(map(sum, sets.values()))
     for place, (rows, lost) in enumerate(zip(used, skipped, strict=True)):
         text = f"{rows:,}" + (f", {lost:,} skipped" if lost else "")
@@ -106,7 +106,7 @@ def _draw_tasks(axes: Axes, tasks: Mapping[str, Any], key: str, tones: Mapping[s
             shown.add(domain)
             axes.barh(range(len(tasks)), values, left=starts, color=tone)
             starts = [a + b for a, b in zip(starts, values, strict=True)]
-    axes.set_yticks(range(len(tasks)), [name.replace("_", " ") for name in tasks])
+    axes.set_yticks(range(len(tasks)), [name.replace("_", " ") for name in tasks], parse_math=False)
     _as_lines(axes)
     return shown
 

@@ -73,6 +73,7 @@ class TrainJob:
       rate: number of a step, from 0 -> its learning rate, and what else the step takes.
       data: number of a step -> batches from there on, this process's share of the rows.
       sets: kind of batch -> what its data sets are called, by the numbers that rows carry.
+      place: number of a step -> what its checkpoint says of where the data is, as JSON.
       config, tokenizer, recipe: what checkpoints say of themselves.
       throughput: what a step is worth.
       held_out: (state, what places an array's rows on the mesh) -> the history's entries of held-out data, which are
@@ -94,6 +95,7 @@ class TrainJob:
     recipe: dict[str, Any]
     throughput: Throughput
     sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    place: Callable[[int], Mapping[str, Any]] = lambda step: {}
     held_out: Callable[[TrainState, Callable[[np.ndarray], jax.Array]], dict[str, float]] = lambda state, place: {}
     identify: Callable[[int], Any] = lambda step: None
     profile: range | None = None
@@ -215,7 +217,7 @@ def run(job: TrainJob) -> TrainState:
             if saves and learnt:
                 saving = time.perf_counter()
                 loss = entry.get("held_out/loss") if looks else None
-                checkpoints.save(step + 1, state, loss, {SEEN: tally.seen(shares)})
+                checkpoints.save(step + 1, state, loss, {SEEN: tally.seen(shares), **job.place(step + 1)})
                 window.saving += time.perf_counter() - saving
             if leaving:
                 left = step + 1

@@ -11,9 +11,8 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.data.rows import Source
 from sphinx_jax.data.shares import Shares
 from sphinx_jax.data.task_mix import shares_of
-from sphinx_jax.train.tally import SEEN, position
 
-SHARES = "shares"  # in the recipe of a training checkpoint
+SHARES, ROWS = "shares", "rows"  # in the recipe of a training checkpoint
 
 
 @dataclass(frozen=True)
@@ -22,32 +21,38 @@ class Place:
 
     Attributes:
       step: of which the checkpoint is, 0 where there is none.
+      sizes: rows of a step.
       rows: taken so far; the next is the first that comes.
-      phases: the shares of the data sets, from the first row on.
+      phases: the shares of the data sets, from the first row on.  Of kinds that are no longer taken too, as `rows`.
+      earlier: whether the checkpoint is of a version that knew nothing of shares, and had another order.
     """
 
     step: int
+    sizes: Mapping[str, int]
     rows: Mapping[str, int]
     phases: Mapping[str, Sequence[Shares]]
+    earlier: bool = False
 
-    def at(self, step: int, sizes: Mapping[str, int]) -> dict[str, int]:
-        """The first row of a step, this one's or a later one's, with so many rows a step."""
-        return {kind: self.rows[kind] + (step - self.step) * size for kind, size in sizes.items()}
+    def at(self, step: int) -> dict[str, int]:
+        """The first row of a step, this one's or a later one's."""
+        return {kind: self.rows[kind] + (step - self.step) * size for kind, size in self.sizes.items()}
 
     def changed(self) -> list[str]:
         """A line for each kind whose shares are others from here on."""
-        return [
+        order = "the checkpoint is of an earlier version: from here on its items come in another order"
+        return [order] * self.earlier + [
             f"from {kind} row {self.rows[kind]} on the shares are {_told(phases[-1])}, they were {_told(phases[-2])}"
             for kind, phases in self.phases.items()
             if len(phases) > 1 and phases[-1].begin == self.rows[kind]
         ]
 
-    def as_json(self) -> dict[str, Any]:
-        """What the next checkpoint says, for `place`."""
-        return {
+    def told(self, step: int) -> dict[str, Any]:
+        """What the checkpoint of a step says, for `place`."""
+        shares = {
             kind: [{"begin": phase.begin, "of": dict(phase.of)} for phase in phases]
             for kind, phases in self.phases.items()
         }
+        return {SHARES: shares, ROWS: dict(self.rows) | self.at(step)}
 
 
 def place(checkpoint: Path | None, sources: Mapping[str, Sequence[Source]], sizes: Mapping[str, int]) -> Place:
@@ -57,17 +62,17 @@ def place(checkpoint: Path | None, sources: Mapping[str, Sequence[Source]], size
     """
     told = {} if checkpoint is None else store.read_recipe(checkpoint)
     step = 0 if checkpoint is None else int(checkpoint.name)
-    rows, phases = {}, {}
+    earlier = checkpoint is not None and ROWS not in told
+    rows: dict[str, int] = dict(told.get(ROWS, {}))
+    phases = {kind: [Shares(**phase) for phase in of_kind] for kind, of_kind in told.get(SHARES, {}).items()}
     for kind, of_kind in sources.items():
-        taken = position(told.get(SEEN, {}), kind)
-        rows[kind] = step * sizes[kind] if taken is None else taken  # which older checkpoints do not say
-        now = shares_of(of_kind)
-        before = [Shares(**phase) for phase in told.get(SHARES, {}).get(kind, ())]
+        # a kind that joins begins with its first row
+        rows.setdefault(kind, step * sizes[kind] if earlier else 0)
+        now, before = shares_of(of_kind), phases.get(kind, [])
         alike = bool(before) and before[-1].alike(now)
         # what was there before shares were kept had those of now
-        begin = rows[kind] if before else 0
-        phases[kind] = before if alike else [*before, Shares(begin, now)]
-    return Place(step, rows, phases)
+        phases[kind] = before if alike else [*before, Shares(rows[kind] if before else 0, now)]
+    return Place(step, sizes, rows, phases, earlier)
 
 
 def _told(shares: Shares) -> str:

@@ -28,7 +28,7 @@ from sphinx_jax.train.settings import TrainStage
 _log = logging.getLogger(__name__)
 
 TRIED = 256  # items of each kind that are tried before a stage begins
-LEAST = 16  # of each source
+LEAST = 4  # of each source
 READERS = 16  # of their pictures, which may lie far away
 
 
@@ -56,10 +56,7 @@ def with_rows(s: TrainStage, data: Data, unit: int) -> TrainStage:
         return s
     if data.config.playground or "*" not in s.domains:
         return dataclasses.replace(s, text_batch=0)
-    pictures, texts = (
-        sum(one.weight for one in _weighted(s, sets, [1.0] * len(sets)))
-        for sets in (_own(s, data), data.texts(s.split))
-    )
+    pictures, texts = (sum(one.weight for one in sets) for sets in (_own(s, data), data.texts(s.split, s.sets)))
     if not texts:
         return dataclasses.replace(s, text_batch=0)
     if not pictures:
@@ -77,7 +74,7 @@ def with_rows(s: TrainStage, data: Data, unit: int) -> TrainStage:
 
 def _own(s: TrainStage, data: Data) -> Sequence[Source]:
     """The data sets of people's own list that have pictures."""
-    return data.sets(s.split, "*") if data.pictures(s.split) else ()
+    return data.sets(s.split, "*", s.sets) if data.pictures(s.split) else ()
 
 
 def with_steps(s: TrainStage, sources: Mapping[str, Sequence[Source]], every: bool = False) -> TrainStage:
@@ -114,37 +111,27 @@ def sources_of(s: TrainStage, data: Data) -> dict[str, list[Source]]:
             one for domain, share in s.domains.items() for one in _of_domain(s, data, domain, share, weights)
         ]
     if s.text_batch:
-        found["text"] = _weighted(s, data.texts(s.split), [1.0] * len(data.texts(s.split)))
-        if not any(len(source.items) for source in found["text"]):
-            raise ConfigError(f"text_batch: data.meta.{s.split} has no text alone; leave it out")
+        found["text"] = [one for one in data.texts(s.split, s.sets) if one.weight > 0 and len(one.items)]
+        if not found["text"]:
+            others = [one.name for one in data.texts(s.split)]
+            lacks = f"; sets names none of {some(others)}, which has some" if others else "; leave it out"
+            raise ConfigError(f"text_batch: data.meta.{s.split} has no text alone that the stage takes{lacks}")
     return found
 
 
 def _of_domain(s: TrainStage, data: Data, domain: str, share: float, weights: Mapping[str, float]) -> list[Source]:
     """The data sets of one domain, whose shares sum to the domain's."""
-    sets = [dataclasses.replace(one, task_weights=weights) for one in data.sets(s.split, domain)]
+    sets = [dataclasses.replace(one, task_weights=weights) for one in data.sets(s.split, domain, s.sets)]
     if not any(len(one.eligible) for one in sets):
         tasks = sorted({task or "none" for one, _ in counted(data.items(s.split, domain)) for task in one.tasks})
         raise ConfigError(f"tasks: no picture of domain {domain!r} has one of them; its tasks are {some(tasks)}")
-    # where no weights are given each item counts alike: of those that have one of the tasks
-    used = [1.0 if data.weighted(s.split) else len(one.eligible) / len(one.items) for one in sets]
-    kept = _weighted(s, sets, used)
+    if s.sets is None and not data.weighted(s.split):  # each item counts alike, of those that have one of the tasks
+        sets = [dataclasses.replace(one, weight=float(len(one.eligible))) for one in sets]
+    kept = [one for one in sets if one.weight > 0 and len(one.eligible)]
     if not kept:
         raise ConfigError(f"sets: none of these data sets has pictures of domain {domain!r} with one of the tasks")
     total = sum(one.weight for one in kept)
     return [dataclasses.replace(one, weight=share * one.weight / total) for one in kept]
-
-
-def _weighted(s: TrainStage, sets: Sequence[Source], used: Sequence[float]) -> list[Source]:
-    """The data sets that the stage takes something of, with its own weights where it has some.
-
-    `used`: of each, what its own weight is to be taken times.
-    """
-    own = {one.name: one.weight * part for one, part in zip(sets, used, strict=True)}
-    if s.sets is not None:
-        own = {name: s.sets.get(name.rpartition("/")[2], 0.0) for name in own}
-    kept = [dataclasses.replace(one, weight=own[one.name]) for one in sets if own[one.name] > 0]
-    return [one for one in kept if len(one.eligible)]
 
 
 def whole(sources: Mapping[str, Sequence[Source]], s: TrainStage) -> dict[str, list[Source]]:
@@ -153,7 +140,7 @@ def whole(sources: Mapping[str, Sequence[Source]], s: TrainStage) -> dict[str, l
     for kind, of_kind in sources.items():
         names = s.domains if kind == "image" else ("text",)
         groups = {
-            n: [one for one in of_kind if kind == "text" or n in ("*", one.name.rpartition("/")[0])] for n in names
+            n: [one for one in of_kind if kind == "text" or one.name.rpartition("/")[0] == n.strip("*")] for n in names
         }
         for name, parts in groups.items():
             items = Joined([cast(Sequence[Item], one.items) for one in parts])
@@ -274,10 +261,14 @@ def _tried(
     """The first look at each source, with its kind.  Raises ConfigError where too much of one is of no use."""
     looks = []
     for kind, of_kind in sources.items():
-        for source in of_kind:
-            found = tried(source, tokenizer, shapes[kind], max(LEAST, TRIED // len(of_kind)))
-            _enough(name, s, found.items, found.unusable, f"{how} of {source.name!r}", found.first)
-            looks.append((kind, source, found))
+        most = max(LEAST, TRIED // len(of_kind))
+        found = [(kind, source, tried(source, tokenizer, shapes[kind], most)) for source in of_kind]
+        # of many sets a few items each: what cannot be used is judged of all together
+        _, worst, first = max(found, key=lambda one: one[2].unusable)
+        of = f"{how} of {worst.name!r}" + (f" and {len(found) - 1} more data sets" if len(found) > 1 else "")
+        total, unusable = (sum(counts) for counts in zip(*(one[:2] for *_, one in found), strict=True))
+        _enough(name, s, total, unusable, of, first.first)
+        looks += found
     return looks
 
 

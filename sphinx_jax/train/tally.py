@@ -42,10 +42,11 @@ class Tally:
         group = rows["group"][row, place]
         tokens = np.bincount(sets[row] * GROUPS + group, minlength=self._of[kind].shape[0] * GROUPS)
         self._of[kind][..., 1] += tokens.reshape(-1, GROUPS)
-        # of a packed row each document is an item
-        document = rows["documents"][row, place] if "documents" in rows else np.zeros_like(row)
-        items = np.unique(np.stack([row, document, group]), axis=1)
-        np.add.at(self._of[kind], (sets[items[0]], items[2], 0), 1)
+        # of a packed row each document, or the part of one that is there, is an item
+        documents = rows["documents"][row, place] if "documents" in rows else 0
+        items = np.unique((row * (rows["loss_mask"].shape[1] + 1) + documents) * GROUPS + group)
+        item_row, item_group = items // ((rows["loss_mask"].shape[1] + 1) * GROUPS), items % GROUPS
+        np.add.at(self._of[kind][..., 0], (sets[item_row], item_group), 1)
 
     def seen(self, shares: int) -> Seen:
         """The counts of all processes; asked for by all of them at once.
@@ -53,7 +54,7 @@ class Tally:
         Args:
           shares: that the processes feed of a batch; those that feed the same one see the same.
         """
-        found: dict[str, dict[str, dict[str, Any]]] = {}
+        found: dict[str, Any] = dict(self.before)  # kinds that are no longer taken too
         for kind, names in self.sets.items():
             rows, of = (_total(counts, shares) for counts in (self._rows[kind], self._of[kind]))
             now = {name: _told(rows[n], of[n]) for n, name in enumerate(names)}
@@ -90,12 +91,6 @@ def seen_by(stage: Path) -> Seen:
     """What a training stage, by its folder, has seen up to its newest checkpoint; nothing where that does not say."""
     newest = store.newest(stage / "checkpoints")
     return store.read_recipe(newest).get(SEEN, {}) if newest is not None else {}
-
-
-def position(seen: Seen, kind: str) -> int | None:
-    """How many rows of the stream of a kind have been taken; None where that was not counted."""
-    of_kind = seen.get(kind)
-    return None if of_kind is None else sum(one["rows"] + one["skipped"] for one in of_kind.values())
 
 
 def by_set(seen: Seen) -> dict[str, float]:

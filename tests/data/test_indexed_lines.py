@@ -259,7 +259,7 @@ def test_two_that_make_an_index_at_once_and_one_that_is_killed_do_no_harm(tmp_pa
     with file.open("a") as more:
         more.write('\n{"text": "more"}')
     assert len(open_list(file)) == count + 1
-    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "a.jsonl.index"]
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "a.jsonl.sphinx_jax.index"]
 
 
 MEMORY = """

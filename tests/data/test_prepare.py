@@ -195,7 +195,11 @@ def test_a_command_that_is_killed_anywhere_ends_with_the_same_bytes(tmp_path):
 def test_items_are_chosen_by_words_that_files_carry(tmp_path):
     said = ["UNLIKELY", "NSFW", "Likely", "unsure", None, "a word of more than sixteen letters", 3]
     samples = {
-        f"{i}": (picture(i), f"thing number {i}", {"LANGUAGE": ["en", "de"][i % 2]} | ({"NSFW": w} if w else {}))
+        f"{i}": (
+            picture(i),
+            f"thing number {i}",
+            {"LANGUAGE": ["en", "de"][i % 2], "CLEAN": not i % 2} | ({"NSFW": w} if w else {}),
+        )
         for i, w in enumerate(said)
     }
     write_tar(tmp_path / "0.tar", samples)
@@ -208,6 +212,9 @@ def test_items_are_chosen_by_words_that_files_carry(tmp_path):
     assert kept("a", without=unsafe) == ([0, 3, 4, 5, 6], {"NSFW is NSFW or likely": 2})
     assert kept("b", only={"LANGUAGE": ("EN",)}, without=unsafe)[0] == [0, 4, 6]
     assert kept("c", only={"NSFW": ("unlikely", "unsure", "3")})[0] == [0, 3, 6]
+    assert kept("e", without={"CLEAN": ("false",)})[0] == [0, 2, 4, 6] == kept("f", only={"CLEAN": ("1",)})[0]
+    with pytest.raises(ConfigError, match="is longer than 16 letters"):
+        Filters(without={"licence": ("Creative Commons Attribution",)})
     # no number, though it is there
     assert kept("d", at_least={"NSFW": 2})[1] == {"has no NSFW": 6}
 

@@ -173,6 +173,15 @@ def test_a_stage_goes_on_from_its_own_checkpoint_alone(values, start, tmp_path, 
     assert not (tmp_path / "new").exists()
 
 
+def test_a_stage_may_be_added_to_what_was_made_and_none_taken_away(values, tmp_path):
+    more = values | {"stage": values["stage"] | {"again": values["stage"]["tune"] | {"start": "tune", "steps": 1}}}
+    runner.run(runner.parse(values), tmp_path / "w", quiet=True)
+    runner.run(runner.parse(more), tmp_path / "w", quiet=True)
+    assert store.newest(tmp_path / "w" / "again" / "checkpoints").name == "1"
+    with pytest.raises(ConfigError, match="was made with "):
+        runner.run(runner.parse(values), tmp_path / "w", quiet=True)
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path

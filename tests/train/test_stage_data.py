@@ -15,7 +15,7 @@ from sphinx_jax.data.sources import Data, DataConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.recipe.stages.evaluate import EvaluateStage, questions
 from sphinx_jax.train.settings import TrainStage, shapes
-from sphinx_jax.train.stage_data import check_usable, fitted, left_out, sources_of, with_rows, with_steps
+from sphinx_jax.train.stage_data import check_usable, fitted, left_out, sources_of, whole, with_rows, with_steps
 
 TALK = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "This."}]
 STAGE = TrainStage(start="fresh", epochs=1.0, batch=10, length=200, domains={"*": 1.0})
@@ -183,7 +183,10 @@ def test_items_without_the_tasks_of_a_stage_do_not_count(tmp_path):
         ([{"weight": 1}, {}], "entry 1 has no weight"),
         ([{"weight": 0}], "weight must be a number above 0, not 0"),
         ([{"weight": True}], "weight must be"),
-        ([{"name": "a/b"}], "without a slash"),
+        ([{"name": "a/b"}], "without slash and dot"),
+        ([{"name": "v1.5"}], "without slash and dot"),
+        ([{"weight": float("inf")}], "weight must be a number above 0"),
+        ([{"count": float("nan")}], "count must be a whole number"),
         ([{"name": "a"}, {"name": "a"}], 'two data sets have the name "a"'),
         ([{"count": 0}], "count must be a whole number"),
         ([{"count": 99}], "count is 99, and there are 4 items"),
@@ -198,5 +201,40 @@ def test_an_entry_that_makes_no_sense_is_named(tmp_path, entries, says):
 
 def test_data_sets_of_one_file_name_are_told_apart(tmp_path):
     data = sets(tmp_path, *[{"file": "a", "pictures": 4}] * 3, {"file": "a", "pictures": 4, "name": "a-2", "count": 3})
-    assert data.names("train") == ["a", "a-3", "a-4", "a-2"]
+    folder = tmp_path.name
+    assert data.names("train") == [f"{folder}-a", f"{folder}-a-2", f"{folder}-a-3", "a-2"]
     assert [len(one.items) for one in data.sets("train", "*")] == [4, 4, 4, 3]
+
+
+def test_weights_of_a_stage_are_split_among_the_pictures_and_texts_of_a_data_set(tmp_path):
+    data = sets(tmp_path, {"file": "mixed", "pictures": 99, "texts": 1}, {"file": "texts", "texts": 50})
+    s = with_rows(dataclasses.replace(STAGE, batch=100, sets={"mixed": 1}), data, 1)
+    assert s.rows() == {"image": 99, "text": 1} and shares(s, data, "text") == {"mixed": 1.0}
+    with pytest.raises(ConfigError, match="sets names none of mixed, texts, which has some"):
+        sources_of(
+            dataclasses.replace(STAGE, sets={"none": 1, "mixed": 0}, text_batch=2),
+            sets(
+                tmp_path,
+                {"file": "mixed", "pictures": 99, "texts": 1},
+                {"file": "texts", "texts": 50},
+                {"file": "none", "pictures": 3},
+            ),
+        )
+
+
+def test_all_domains_and_one_of_them_are_held_out_once_each(tmp_path):
+    data = sets(tmp_path, {"file": "a", "pictures": 30, "domain": "real"}, {"file": "b", "pictures": 10})
+    s = dataclasses.replace(STAGE, domains={"*": 1.0, "real": 1.0}, text_batch=0)
+    assert [len(one.items) for one in whole(sources_of(s, data), s)["image"]] == [40, 30]
+
+
+def test_what_cannot_be_used_is_judged_of_all_data_sets_together(tmp_path):
+    data = sets(tmp_path, *({"file": f"s{n}", "pictures": 4} for n in range(20)))
+    for n in (3, 9):
+        items = json.loads((tmp_path / f"s{n}.json").read_text())
+        (tmp_path / f"s{n}.json").write_text(json.dumps([items[0] | {"image": "nowhere.png"}, *items[1:]]))
+    s = with_rows(STAGE, data, 1)
+    check_usable("finetune", s, data, sources_of(s, data), shapes(tiny_config(), s), TOKENIZER)
+    strict = dataclasses.replace(s, unusable=0.0)
+    with pytest.raises(ConfigError, match="finetune: 2 of 80 items tried of 's[39]' and 19 more data sets"):
+        check_usable("finetune", strict, data, sources_of(s, data), shapes(tiny_config(), s), TOKENIZER)

@@ -19,6 +19,8 @@ from sphinx_jax.data.joined import Chosen, counted, some_of_each
 from sphinx_jax.data.messages import short
 from sphinx_jax.paths import joined, located, shortened
 
+LONGEST = 100  # letters of a name
+MOST = 1e15  # of any number
 LISTS = (".json", ".jsonl")
 KEYS = ("path", "type", "root", "ratio", "count", "name", "weight")
 
@@ -78,18 +80,24 @@ def read_meta(path: str | PathLike[str], seed: int = 0) -> list[MetaEntry]:
 
 
 def _told_apart(found: list[MetaEntry], entries: Sequence[Mapping[str, Any]], name: str) -> list[MetaEntry]:
-    """The entries, each with a name of its own: those that no key names are told apart by a number.
+    """The entries, each with a name of its own: those that no key names, and that would be called alike, are told
+    apart by their folders, or else by a number.
 
     Raises ValueError where two are given one name.
     """
     taken = [raw["name"] for raw in entries if "name" in raw]
+    alike = [entry.name for entry in found]
     if twice := [one for one in taken if taken.count(one) > 1]:
         raise ValueError(f'{name}: two data sets have the name "{shortened(twice[0], 60)}"')
     named = []
     for entry, raw in zip(found, entries, strict=True):
         given, number = entry.name, 1
+        if "name" not in raw and alike.count(given) > 1:
+            given = _called(f"{Path(entry.path).parent.name}-{given}")
+        first = given
         while "name" not in raw and given in taken:
-            given, number = f"{entry.name}-{number + 1}", number + 1
+            number += 1
+            given = f"{first}-{number}"
         taken.append(given)
         named.append(dataclasses.replace(entry, name=given))
     return named
@@ -105,14 +113,16 @@ def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> Meta
     for key in ("type", "root", "name"):
         if not isinstance(raw.get(key), str | None):
             raise ValueError(f"{name}: {key} must be a text, not {short(raw[key])}")
-    if "name" in raw and (not raw["name"] or "/" in raw["name"]):
-        raise ValueError(f"{name}: name must be a text without a slash, not {short(raw['name'])}")
+    if "name" in raw and (not raw["name"] or _called(raw["name"]) != raw["name"]):
+        raise ValueError(
+            f"{name}: name must be a text of at most {LONGEST} letters without slash and dot, not {short(raw['name'])}"
+        )
     ratio, count, weight = raw.get("ratio", 1.0), raw.get("count"), raw.get("weight")
     if not _is_number(ratio) or not 0 < ratio <= 1:
         raise ValueError(f"{name}: ratio must be a number above 0 and at most 1, not {short(ratio)}")
     if "count" in raw and (not _is_number(count) or count != int(count) or count < 1 or "ratio" in raw):
         raise ValueError(f"{name}: count must be a whole number above 0, without a ratio, not {short(count)}")
-    if "weight" in raw and (not _is_number(weight) or not 0 < weight < math.inf):
+    if "weight" in raw and (not _is_number(weight) or not weight > 0):
         raise ValueError(f"{name}: weight must be a number above 0, not {short(weight)}")
     try:
         file, root = _found(raw["path"], folders), raw.get("root")
@@ -131,7 +141,7 @@ def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> Meta
         raise ValueError(f"{name}: count is {most}, and there are {len(items)} items")
     most = max(1, int(most * ratio))
     stem = file.name.removesuffix(file.suffix) if file.suffix in LISTS else file.name
-    called = raw.get("name") or stem or str(file)
+    called = raw.get("name") or _called(stem or str(file))
     chosen = items if most == len(items) else _some(items, most, seed)
     return MetaEntry(str(file), kind, root, float(ratio), chosen, called, None if weight is None else float(weight))
 
@@ -142,12 +152,25 @@ def _some(items: Sequence[Item], count: int, seed: int) -> Sequence[Item]:
         return some_of_each(items, count, seed)
     numbers = np.sort(np.random.default_rng(seed).permutation(len(items))[:count])
     if isinstance(items, Items):  # and those that were not chosen need not be kept
-        return Items([items[i] for i in numbers], items.skipped)
-    return Chosen(items, numbers)
+        return Items([items[i] for i in numbers], items.skipped[: _part(items, count)])
+    chosen = Chosen(items, numbers)
+    if (part := _part(items, count)) < len(chosen.skipped):
+        chosen.skipped = chosen.skipped[:part]
+    return chosen
+
+
+def _part(items: Sequence[Item], count: int) -> int:
+    """How many of the items that cannot be used go with so many of those that can."""
+    return math.ceil(len(getattr(items, "skipped", ())) * count / len(items))
+
+
+def _called(text: str) -> str:
+    """A name for a data set: settings have no dots in their names, and a slash parts a domain from a data set."""
+    return text.replace("/", "_").replace(".", "_")[:LONGEST]
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
 
 
 def _found(path: str, folders: Sequence[Path]) -> Path:

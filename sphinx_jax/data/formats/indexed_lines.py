@@ -36,7 +36,7 @@ from sphinx_jax.data.conversation import (
 from sphinx_jax.data.formats.files import open_binary
 from sphinx_jax.data.joined import Indexed
 from sphinx_jax.data.messages import BadItem, Remarks
-from sphinx_jax.disk import told_when_full
+from sphinx_jax.disk import DiskFull, told_when_full
 from sphinx_jax.distributed import one_first
 from sphinx_jax.paths import CACHE, located, shortened
 from sphinx_jax.progress import progress
@@ -183,7 +183,7 @@ def _key(file: BinaryIO) -> dict[str, Any]:
 def places(path: Path) -> tuple[Path, Path]:
     """Where the index of a list may lie."""
     kept = CACHE / "lines" / f"{sha256(os.fsencode(path.absolute())).hexdigest()[:16]}.index"
-    return path.with_name(f"{path.name}.index"), kept
+    return path.with_name(f"{path.name}.sphinx_jax.index"), kept
 
 
 def _found(path: Path, key: Mapping[str, Any]) -> _Index | None:
@@ -218,15 +218,21 @@ def _example(picture: bool, text: bool, domain: str, tasks: Sequence[str]) -> It
 
 
 def _made(path: Path, file: BinaryIO, key: Mapping[str, Any]) -> _Index:
-    """Makes the index of a list and keeps it in the first place that can be written."""
+    """Makes the index of a list and keeps it in the first place that can be written and has room."""
+    full: DiskFull | None = None
     for place in places(path):
-        with told_when_full(place.parent):
-            with _draft(place) as draft:
-                if draft is None:
-                    continue
-                _write(draft, path, file, key)
-            if index := _read(place, key):
-                return index
+        try:
+            with told_when_full(place.parent):
+                with _draft(place) as draft:
+                    if draft is None:
+                        continue
+                    _write(draft, path, file, key)
+                if index := _read(place, key):
+                    return index
+        except DiskFull as error:
+            full = error
+    if full is not None:
+        raise full
     raise ValueError(f"{shortened(path)}: its index can be written neither beside it nor to {places(path)[1].parent}")
 
 

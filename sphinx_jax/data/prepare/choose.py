@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sphinx_jax.data.prepare.look import read_looks
+from sphinx_jax.config import ConfigError
+from sphinx_jax.data.prepare.look import WORD, read_looks
 
 # DataComp's basic filter, but for its language (arXiv 2304.14108, appendix)
 WORDS, CHARACTERS, SHORTER, ASPECT = 3, 6, 200, 3.0
@@ -41,6 +42,11 @@ class Filters:
     alike: bool = False
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for words in (*self.only.values(), *self.without.values()):
+            if long := [word for word in words if len(word) > WORD]:
+                raise ConfigError(f"{long[0]!r} is longer than {WORD} letters: items are chosen by shorter words alone")
 
 
 class Known(NamedTuple):
@@ -174,15 +180,21 @@ def _judged(batch: Mapping[str, Any], filters: Filters, known: Known, reasons: _
             drop(beyond, f"{name} is {'above' if over else 'below'} {bound:g}")
     for words, wanted in ((filters.only, True), (filters.without, False)):
         for name, known_words in words.items():
-            said = np.array([_word(one.get(name)) in {word.lower() for word in known_words} for one in carried], bool)
+            asked_for = {_word(word) for word in known_words}
+            said = np.array([_word(one.get(name)) in asked_for for one in carried], bool)
             drop(said != wanted, f"{name} is {'not ' if wanted else ''}{' or '.join(known_words)}")
     if known.contents or len(known.looks) or known.numbers:
         drop(picture & _of_benchmark(batch, column, known), "picture of a benchmark")
     return code
 
 
-def _word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _word(value: Any) -> float | str:
+    """A word in small letters, or the number that it is: true is 1."""
+    word = str(value).lower()
+    try:
+        return float({"true": 1, "false": 0}.get(word, word))
+    except ValueError:
+        return word
 
 
 def _of_benchmark(batch: Mapping[str, Any], column: Mapping[str, np.ndarray], known: Known) -> np.ndarray:

@@ -152,6 +152,8 @@ def is_done(out: Path, made_from: Mapping[str, Any]) -> bool:
         write_whole(begun, json.dumps(now).encode())
         before = now
     before = before or {}
+    if "filters" in before:  # what a folder was prepared without before there was such a filter
+        before = before | {"filters": json.loads(json.dumps(dataclasses.asdict(Filters()))) | before["filters"]}
     files = [[tuple(one[: 3 if done else 1]) for one in of.get("inputs", ())] for of in (now, before)]
     if files[0] != files[1]:  # what has changed under way is looked at again
         name = next((one[0] for one, other in zip(*files, strict=False) if one != other), files[0][-1][0])

@@ -21,7 +21,7 @@ from sphinx_jax.sharding import row_share, row_ways
 from sphinx_jax.train import held_out, loop
 from sphinx_jax.train.optimizer import learning_rate
 from sphinx_jax.train.program import program, start
-from sphinx_jax.train.resumed import SHARES, place
+from sphinx_jax.train.resumed import place
 from sphinx_jax.train.settings import TrainStage, shapes, throughput
 from sphinx_jax.train.stage_data import (
     check_features,
@@ -84,14 +84,14 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
 
     def identify(step: int) -> dict[str, list[str]]:
         """What the rows of a batch are made of."""
-        begins = at.at(step, sizes)
+        begins = at.at(step)
         return {k: [named(k)[begins[k] + i] for i in range(size)] for k, size in sizes.items()}
 
     process, processes = row_share(mesh)
     look = functools.partial(held_out.look, looked_at, held_out.make_sums(model), process, processes)
 
     def data(step: int) -> Iterator[Any]:
-        return task_mix(streams, start=at.at(step, sizes), process=process, processes=processes, workers=s.workers)
+        return task_mix(streams, start=at.at(step), process=process, processes=processes, workers=s.workers)
 
     job = loop.TrainJob(
         name,
@@ -104,14 +104,9 @@ def train(run: Run, name: str, settings: TrainStage) -> None:
         config=model,
         tokenizer=run.tokenizer,
         mesh=mesh,
-        recipe={
-            "made_by": "train",
-            "stage": name,
-            "start": s.start,
-            "settings": dataclasses.asdict(s),
-            SHARES: at.as_json(),
-        },
+        recipe={"made_by": "train", "stage": name, "start": s.start, "settings": dataclasses.asdict(s)},
         throughput=throughput(model, s),
+        place=at.told,
         sets={kind: [one.name for one in of_kind] for kind, of_kind in sources.items()},
         held_out=look,
         identify=identify,
