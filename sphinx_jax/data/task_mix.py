@@ -7,7 +7,6 @@ slice the stream afterwards: the number of workers or processes changes nothing,
 from __future__ import annotations
 
 import sys
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -72,10 +71,11 @@ def rows(
       kept: the folder where packing keeps the lengths of texts, which take long to count.
       phases: the shares of the data sets, by name, where they changed on the way; None: they are those of the sources.
     """
+    phases = phases or [Shares(0, shares_of(sources))]
     if shape.packed:
-        streams = [grain.MapDataset.source(p) for p in _packed(sources, tokenizer, shape, seed, kept)]
+        streams = [grain.MapDataset.source(p) for p in _packed(sources, tokenizer, shape, seed, kept, phases)]
     else:
-        streams = [i.random_map(Rows(s, tokenizer, shape)) for i, s in _shuffled(sources, seed)]
+        streams = [i.random_map(Rows(s, tokenizer, shape)) for i, s in _shuffled(sources, seed, phases)]
     return _mixed(sources, [stream.map(_From(n)) for n, stream in enumerate(streams)], phases)
 
 
@@ -88,26 +88,37 @@ def names(
     phases: Sequence[Shares] | None = None,
 ) -> grain.MapDataset:
     """What the rows at the same positions of the stream are made of."""
+    phases = phases or [Shares(0, shares_of(sources))]
     if shape.packed:
-        packed = _packed(sources, tokenizer, shape, seed, kept)
+        packed = _packed(sources, tokenizer, shape, seed, kept, phases)
         return _mixed(sources, [grain.MapDataset.range(sys.maxsize).map(p.names) for p in packed], phases)
-    return _mixed(sources, [items.map(_Name(source)) for items, source in _shuffled(sources, seed)], phases)
+    return _mixed(sources, [items.map(_Name(source)) for items, source in _shuffled(sources, seed, phases)], phases)
 
 
 def _packed(
-    sources: Sequence[Source], tokenizer: Tokenizer, shape: Shape, seed: int, kept: Path | None
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    shape: Shape,
+    seed: int,
+    kept: Path | None,
+    phases: Sequence[Shares],
 ) -> list[PackedRows]:
-    return [PackedRows(source, tokenizer, shape, _own(seed, source), kept) for source in _usable(sources)]
+    seeds = _seeds(seed, phases)
+    return [PackedRows(source, tokenizer, shape, seeds[source.name], kept) for source in _usable(sources)]
 
 
-def _own(seed: int, source: Source) -> int:
-    """A seed for one data set, whichever others it is mixed with."""
-    return zlib.crc32(f"{seed} {source.name}".encode())
+def _seeds(seed: int, phases: Sequence[Shares]) -> dict[str, int]:
+    """A seed for each data set, by when it joined, which stays so whichever others join and leave."""
+    joined = dict.fromkeys(name for phase in phases for name in phase.of)
+    return {name: seed + 1000 * number for number, name in enumerate(joined)}
 
 
-def _shuffled(sources: Sequence[Source], seed: int) -> Iterator[tuple[grain.MapDataset, Source]]:
+def _shuffled(
+    sources: Sequence[Source], seed: int, phases: Sequence[Shares]
+) -> Iterator[tuple[grain.MapDataset, Source]]:
+    seeds = _seeds(seed, phases)
     for source in _usable(sources):
-        count, own = len(source.eligible), _own(seed, source)
+        count, own = len(source.eligible), seeds[source.name]
         if (block := getattr(source.items, "block", 1)) > 1:
             whole = count == len(source.items)  # and the pieces of all are those of these
             order = Order(edges_of(source.items) if whole else even(count), own, block)
@@ -123,10 +134,7 @@ def _usable(sources: Sequence[Source]) -> Sequence[Source]:
     return sources
 
 
-def _mixed(
-    sources: Sequence[Source], streams: list[grain.MapDataset], phases: Sequence[Shares] | None
-) -> grain.MapDataset:
-    phases = phases or [Shares(0, shares_of(sources))]
+def _mixed(sources: Sequence[Source], streams: list[grain.MapDataset], phases: Sequence[Shares]) -> grain.MapDataset:
     if len(streams) == len(phases) == 1:
         return streams[0]
     return grain.MapDataset.select_from_datasets(streams, Schedule(phases, [source.name for source in sources]))

@@ -39,8 +39,8 @@ class Place:
 
     def changed(self) -> list[str]:
         """A line for each kind whose shares are others from here on."""
-        order = "the checkpoint is of an earlier version: from here on its items come in another order"
-        return [order] * self.earlier + [
+        order = "the checkpoint is of an earlier version: from here on items of several data sets come in another order"
+        return [order] * (self.earlier and any(len(phases[-1].of) > 1 for phases in self.phases.values())) + [
             f"from {kind} row {self.rows[kind]} on the shares are {_told(phases[-1])}, they were {_told(phases[-2])}"
             for kind, phases in self.phases.items()
             if len(phases) > 1 and phases[-1].begin == self.rows[kind]

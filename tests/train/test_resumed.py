@@ -51,7 +51,9 @@ def test_a_kind_that_joins_begins_and_one_that_left_goes_on_when_it_is_back(save
 
 
 def test_a_checkpoint_of_an_earlier_version_is_told_of_and_its_rows_are_those_of_its_steps(saved):
-    first = place(saved(100, {"made_by": "train"}), {"image": [source("a")]}, {"image": 4})
+    alone = place(saved(90, {"made_by": "train"}), {"image": [source("a")]}, {"image": 4})
+    assert alone.at(90) == {"image": 360} and not alone.changed()
+    first = place(saved(100, {"made_by": "train"}), {"image": [source("a"), source("b")]}, {"image": 4})
     assert first.at(100) == {"image": 400} and "of an earlier version" in first.changed()[0]
-    second = place(saved(110, first.told(110)), {"image": [source("a")]}, {"image": 4})
+    second = place(saved(110, first.told(110)), {"image": [source("b"), source("a")]}, {"image": 4})
     assert second.at(110) == {"image": 440} and not second.changed()
