@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 # position in these tuples is the number that batches carry
 TASKS = ("other", "text", *INSTRUCTIONS)
 DOMAIN_NUMBERS = ("other", *DOMAINS)
+GROUPS = len(TASKS) * len(DOMAIN_NUMBERS)  # of which a position is one
 
 Row = dict[str, np.ndarray]
 

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from sphinx_jax.config import ModelConfig
-from sphinx_jax.data.rows import Row, Rows, Shape, Source
+from sphinx_jax.data.rows import GROUPS, Row, Rows, Shape, Source
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.sharding import constrain
-from sphinx_jax.train.step import GROUPS, Batch, Sums, TrainState, batch_sums, by_group, cross_entropy
+from sphinx_jax.train.step import Batch, Sums, TrainState, batch_sums, by_group, cross_entropy
 
 THREADS = 8  # that read pictures
 

@@ -134,18 +134,14 @@ def _of_domain(s: TrainStage, data: Data, domain: str, share: float, weights: Ma
     return [dataclasses.replace(one, weight=share * one.weight / total) for one in kept]
 
 
-def whole(sources: Mapping[str, Sequence[Source]], s: TrainStage) -> dict[str, list[Source]]:
+def whole(sources: Mapping[str, Sequence[Source]], s: TrainStage, data: Data) -> dict[str, list[Source]]:
     """The data sets of people's own list put together: one for each domain, and one of texts."""
     found: dict[str, list[Source]] = {}
-    for kind, of_kind in sources.items():
-        names = s.domains if kind == "image" else ("text",)
-        groups = {
-            n: [one for one in of_kind if kind == "text" or one.name.rpartition("/")[0] == n.strip("*")] for n in names
-        }
-        for name, parts in groups.items():
-            items = Joined([cast(Sequence[Item], one.items) for one in parts])
-            one = dataclasses.replace(parts[0], name=name, items=items, weight=sum(one.weight for one in parts))
-            found.setdefault(kind, []).append(one)
+    if images := sources.get("image"):
+        weights = images[0].task_weights
+        found["image"] = [Source(d, data.items(s.split, d), share, weights) for d, share in s.domains.items()]
+    if texts := sources.get("text"):
+        found["text"] = [Source("text", Joined([cast(Sequence[Item], one.items) for one in texts]))]
     return found
 
 
@@ -172,7 +168,7 @@ def held_out_sources(
         )
         found = sources_of(dataclasses.replace(asked, sets=None), data)
         if not data.config.playground:
-            found = whole(found, asked)
+            found = whole(found, asked, data)
             first_checks(lambda: _tried(name, s, found, shapes, tokenizer, "held out"))
     return found
 

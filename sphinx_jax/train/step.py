@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Float32, Int
 
 from sphinx_jax.config import need
-from sphinx_jax.data.rows import DOMAIN_NUMBERS, TASKS
+from sphinx_jax.data.rows import DOMAIN_NUMBERS, GROUPS, TASKS
 from sphinx_jax.model.blueprint import Blueprint, Leaves
 from sphinx_jax.model.decoder import Decoder
 from sphinx_jax.model.embedding_mix import Features
@@ -23,7 +23,6 @@ from sphinx_jax.model.sphinx import SphinxModel
 from sphinx_jax.model.views import normalise
 from sphinx_jax.sharding import constrain
 
-GROUPS = len(TASKS) * len(DOMAIN_NUMBERS)
 LOGITS_BYTES = 2**28  # of float32 logits that a device holds at a time
 
 Batch = dict[str, jax.Array]

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.data.rows import DOMAIN_NUMBERS, TASKS
+from sphinx_jax.data.rows import DOMAIN_NUMBERS, GROUPS, TASKS
 from sphinx_jax.distributed import gather
 
 SEEN = "seen"  # in the recipe of a training checkpoint
-GROUPS = len(TASKS) * len(DOMAIN_NUMBERS)
 
 # kind of row -> data set -> {"rows", "skipped", "tasks": task -> domain -> {"items", "tokens"}}
 Seen = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -44,9 +43,9 @@ class Tally:
         self._of[kind][..., 1] += tokens.reshape(-1, GROUPS)
         # of a packed row each document, or the part of one that is there, is an item
         documents = rows["documents"][row, place] if "documents" in rows else 0
-        items = np.unique((row * (rows["loss_mask"].shape[1] + 1) + documents) * GROUPS + group)
-        item_row, item_group = items // ((rows["loss_mask"].shape[1] + 1) * GROUPS), items % GROUPS
-        np.add.at(self._of[kind][..., 0], (sets[item_row], item_group), 1)
+        of_row = (rows["loss_mask"].shape[1] + 1) * GROUPS  # numbers that a row's items may have
+        items = np.unique(row * of_row + documents * GROUPS + group)
+        np.add.at(self._of[kind][..., 0], (sets[items // of_row], items % GROUPS), 1)
 
     def seen(self, shares: int) -> Seen:
         """The counts of all processes; asked for by all of them at once.

@@ -225,7 +225,7 @@ def test_weights_of_a_stage_are_split_among_the_pictures_and_texts_of_a_data_set
 def test_all_domains_and_one_of_them_are_held_out_once_each(tmp_path):
     data = sets(tmp_path, {"file": "a", "pictures": 30, "domain": "real"}, {"file": "b", "pictures": 10})
     s = dataclasses.replace(STAGE, domains={"*": 1.0, "real": 1.0}, text_batch=0)
-    assert [len(one.items) for one in whole(sources_of(s, data), s)["image"]] == [40, 30]
+    assert [len(one.items) for one in whole(sources_of(s, data), s, data)["image"]] == [40, 30]
 
 
 def test_what_cannot_be_used_is_judged_of_all_data_sets_together(tmp_path):

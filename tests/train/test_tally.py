@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from sphinx_jax.data.rows import DOMAIN_NUMBERS, TASKS
+from sphinx_jax.data.rows import DOMAIN_NUMBERS, GROUPS, TASKS
 from sphinx_jax.report.seen_figure import seen_figure, told
 from sphinx_jax.train import tally
-from sphinx_jax.train.tally import GROUPS, Tally, by_set
+from sphinx_jax.train.tally import Tally, by_set
 
 SETS = {"image": ["a", "b"], "text": ["a"]}
 

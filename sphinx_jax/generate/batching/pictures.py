@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -37,6 +37,12 @@ class Picture(NamedTuple):
     features: Features | None = None
     views: tuple[int, ...] | None = None  # None: all
     full: bool = False  # known to have no empty one
+
+    @classmethod
+    def encoded(cls, name: str, row: Mapping[str, Any], pixels: np.ndarray | None = None) -> Picture:
+        """One that a cache of features has this row of."""
+        seen: dict[str, Any] = {field: row.get(field) for field in Features._fields}
+        return cls(name, pixels, Features(**seen))
 
     @property
     def as_read(self) -> str:

@@ -33,7 +33,6 @@ from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import blueprint, held_dtypes
-from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.paths import as_path, write_whole
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.recipe.stages.evaluate import check_room
@@ -192,9 +191,7 @@ def _encoded(run: Run, s: BenchmarksStage, engine: Engine) -> dict[ImageSource, 
     for domain in DOMAINS:
         features = need(run.features(engine.pictures.leaves, HELD_OUT, domain))
         for number, shown in enumerate(run.data.items(HELD_OUT, domain)):
-            row = features[number]
-            seen = Features(*(row.get(name) for name in Features._fields))
-            found[need(shown.image)] = Picture(f"{domain}/{number}", None, seen)
+            found[need(shown.image)] = Picture.encoded(f"{domain}/{number}", features[number])
     return found
 
 

@@ -34,7 +34,6 @@ from sphinx_jax.generate.batching.pictures import Detail, Picture
 from sphinx_jax.generate.engine import Engine, Request
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import blueprint, held_dtypes
-from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.paths import remove, write_whole
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.settings import Count, Name, Settings
@@ -141,7 +140,7 @@ def looking(
             return engine.pictures.picture(image or b"")
         row = cache[number]
         pixels = engine.pictures.picture(image or b"").pixels if s.detail == "auto" else None
-        return Picture(str(q.picture), pixels, Features(*(row.get(n) for n in Features._fields)))
+        return Picture.encoded(str(q.picture), row, pixels)
 
     return look
 

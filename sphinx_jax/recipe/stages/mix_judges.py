@@ -34,7 +34,6 @@ from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import Leaves, blueprint
-from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.recipe.stages.benchmarks import folders, limited
 from sphinx_jax.report.drawing import encoded
@@ -330,7 +329,7 @@ class ScoreJudge(Judge):
         def look(question: Question) -> Picture:
             row = features[number[question.key]]
             name = f"{part.name} {features.at[number[question.key]]}"
-            return Picture(name, None, Features(*(row.get(n) for n in Features._fields)))
+            return Picture.encoded(name, row)
 
         # of two mixes the one with the likelier answers is better, not the one that was luckier
         ask(engine, part.questions, worded(part.how, SAMPLING["official"]), look, said)
