@@ -1,7 +1,7 @@
 """Prepares data that people have on disk for training: looks at every item, chooses, and copies into shards.
 
   python tools/prepare_data.py --format laion --input 'laion400m/*.tar' --out data/laion --domain real \\
-      --basic --at-least similarity=0.3 --one-a-picture
+      --basic --language en --at-least similarity=0.3 --one-a-picture
   python tools/prepare_data.py --format coco-instances --input annotations/instances_train2017.json --root coco \\
       --out data/coco --benchmarks benchmarks
 
@@ -41,7 +41,8 @@ def arguments() -> argparse.Namespace:
         "--root", type=Path, metavar="FOLDER", help="where paths of pictures begin; default: by each file"
     )
     parser.add_argument("--domain", default="", help="of the items, e.g. real or synthetic")
-    parser.add_argument("--basic", action="store_true", help="DataComp's basic filter, but for its language")
+    parser.add_argument("--basic", action="store_true", help="DataComp's basic filter; its language is --language en")
+    parser.add_argument("--language", nargs="+", default=[], metavar="en", help="keep texts in these languages")
     for name, what in (("at-least", "drop items whose number NAME is below"), ("at-most", "… above")):
         parser.add_argument(f"--{name}", nargs="+", action="extend", default=[], metavar="NAME=NUMBER", help=what)
     for name, what in (
@@ -74,6 +75,7 @@ def run(given: argparse.Namespace) -> None:
         at_most=bounds(given.at_most),
         only=words(given.only),
         without=words(given.without),
+        language=tuple(given.language),
         same=not given.keep_same,
         pictures=given.one_a_picture,
         alike=given.drop_alike,

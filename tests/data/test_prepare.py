@@ -219,6 +219,27 @@ def test_items_are_chosen_by_words_that_files_carry(tmp_path):
     assert kept("d", at_least={"NSFW": 2})[1] == {"has no NSFW": 6}
 
 
+def test_items_are_chosen_by_the_language_that_their_text_is_in(tmp_path):
+    said = [
+        "two people riding a horse on the beach",
+        "Zwei Hunde spielen zusammen im Schnee",
+        "un chat noir qui dort sur le canapé",
+        "1920 x 1080",
+        "老人在公园里散步",
+    ]
+    write_tar(tmp_path / "0.tar", {f"{i}": (picture(i), text, {}) for i, text in enumerate(said)})
+
+    def kept(name, *language):
+        items = prepare(order([tmp_path / "0.tar"], tmp_path / name, filters=Filters(language=language)), each=HERE)
+        return [int(item.id) for item in items], items.manifest["dropped"]
+
+    assert kept("all")[0] == [0, 1, 2, 3, 4]
+    assert kept("en", "en") == ([0], {"language is not en": 4})
+    assert kept("two", "zh", "de") == ([1, 4], {"language is not zh or de": 3})
+    with pytest.raises(ConfigError, match="unknown language 'english'.*, en, "):
+        Filters(language=("english",))
+
+
 def test_a_second_run_does_nothing_and_another_one_is_refused(tars, tmp_path):
     out = tmp_path / "out"
     prepare(order(tars, out), each=HERE)

@@ -13,7 +13,7 @@ import numpy as np
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.prepare.look import WORD, read_looks
 
-# DataComp's basic filter, but for its language (arXiv 2304.14108, appendix)
+# DataComp's basic filter, whose language is a filter of its own here (arXiv 2304.14108, appendix)
 WORDS, CHARACTERS, SHORTER, ASPECT = 3, 6, 200, 3.0
 KEPT = 0
 ALIKE = 4  # bits of 64 in which a picture may differ from one of a benchmark that it looks like
@@ -25,13 +25,14 @@ class Filters:
 
     Attributes:
       basic: DataComp's: captions of more than 2 words and 5 characters, pictures whose shorter side has 200 pixels and
-        whose longer is at most 3 times as long.
+        whose longer is at most 3 times as long.  With `language=("en",)` it is whole.
       at_least, at_most: bounds of numbers that the files carry; an item that lacks one is dropped.
       same: of items that are the same, picture and all that is said of it, the first is kept.
       pictures: one item of each picture is kept, the first.
       alike: and one of those that look the same.
       only: words that the files carry, such as `{"LANGUAGE": ("en",)}`; an item that says another or none is dropped.
       without: and items that say these are, `{"NSFW": ("nsfw", "likely")}`.
+      language: items whose text is in one of these, as py3langid finds out, such as `("en",)`.
     """
 
     basic: bool = False
@@ -42,8 +43,16 @@ class Filters:
     alike: bool = False
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    language: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.language:
+            import py3langid
+
+            known = sorted({name for name, _ in py3langid.rank("a")})
+            for name in self.language:
+                if name not in known:
+                    raise ConfigError(f"unknown language {name!r}, where en is English; known: {', '.join(known)}")
         for words in (*self.only.values(), *self.without.values()):
             if long := [word for word in words if len(word) > WORD]:
                 raise ConfigError(f"{long[0]!r} is longer than {WORD} letters: items are chosen by shorter words alone")
@@ -94,11 +103,12 @@ COLUMNS = [
     "number",
     "characters",
     "words",
+    "language",
     "carried",
 ]
 
 
-PLAIN = [name for name in COLUMNS if name not in ("reason", "content", "whole", "carried")]  # numbers
+PLAIN = [name for name in COLUMNS if name not in ("reason", "content", "whole", "language", "carried")]  # numbers
 
 
 def choose(sidecars: Sequence[Path], filters: Filters, known: Known) -> Choice:
@@ -170,6 +180,9 @@ def _judged(batch: Mapping[str, Any], filters: Filters, known: Known, reasons: _
         longer = np.maximum(column["width"], column["height"])
         drop(picture & (shorter < SHORTER), "picture is too small")
         drop(picture & (longer > ASPECT * shorter), "picture is too elongated")
+    if filters.language:
+        said = np.isin(batch["language"].to_numpy(zero_copy_only=False), filters.language)
+        drop(~said, f"language is not {' or '.join(filters.language)}")
     asked = filters.at_least or filters.at_most or filters.only or filters.without
     carried = [json.loads(text) for text in batch["carried"].to_pylist()] if asked else []
     for bounds, over in ((filters.at_least, False), (filters.at_most, True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -27,7 +28,8 @@ from sphinx_jax.data.seen import coco_number, seen
 
 _log = logging.getLogger(__name__)
 
-VERSION = 3  # of the rows of a sidecar
+VERSION = 4  # of the rows of a sidecar
+HEARD = 1000  # letters of a text by which its language is found
 WORD = 16  # letters of what a file says that can be chosen by
 # whose answers, or questions, are of places in the picture
 PLACED = {
@@ -55,12 +57,14 @@ class Task:
       format: its name in the table of formats.
       root: folder in which paths of pictures begin.
       sidecar: the parquet file that is written: a row for each item of the file, in its order.
+      language: whether the language of what is learnt is found out.
     """
 
     format: str
     file: Path
     root: Path | None
     sidecar: Path
+    language: bool = False
 
     @property
     def source(self) -> Source:
@@ -82,6 +86,7 @@ class Look:
     number: int = -1  # of the picture in COCO
     characters: int = 0  # of what is learnt
     words: int = 0
+    language: str = ""  # of what is learnt, "" where it was not asked for or there are no letters
     carried: str = "{}"
 
 
@@ -105,7 +110,8 @@ def look(task: Task) -> None:
     try:
         with parquet.ParquetWriter(begun, schema) as writer:
             rows: list[dict[str, Any]] = []
-            for done in read_ahead(looked, found_in(task.format, task.source)):
+            one_by_one = functools.partial(looked, language=task.language)
+            for done in read_ahead(one_by_one, found_in(task.format, task.source)):
                 rows.append(asdict(done.result()))
                 if len(rows) == ROWS:
                     writer.write_table(pyarrow.Table.from_pylist(rows, schema))
@@ -144,7 +150,7 @@ def stamp(task: Task) -> bytes:
     """Which file was looked at, as it was then, and what lies beside an annotation file and may belong to it."""
     beside = sorted(task.file.parent.glob("*.json")) if task.file.suffix in (".json", ".p") else []
     files = [state(file) for file in dict.fromkeys([task.file, *beside])]
-    return json.dumps([VERSION, task.format, str(task.root), files]).encode()
+    return json.dumps([VERSION, task.format, str(task.root), task.language, files]).encode()
 
 
 def state(file: Path) -> list[Any]:
@@ -156,7 +162,7 @@ def state(file: Path) -> list[Any]:
     return [str(file), found.st_size, found.st_mtime_ns]
 
 
-def looked(found: Found | Dropped) -> Look:
+def looked(found: Found | Dropped, language: bool = False) -> Look:
     """One item: its picture is decoded here, so that whatever is kept can be used."""
     if isinstance(found, Dropped):
         return Look(found.name, found.reason)
@@ -168,6 +174,7 @@ def looked(found: Found | Dropped) -> Look:
         picture=item.image is not None,
         characters=len(text),
         words=len(text.split()),
+        language=language_of(text) if language else "",
         carried=json.dumps(facts(found.carried), sort_keys=True),
     )
     if item.image is None:
@@ -219,6 +226,14 @@ def unusable(image: str | bytes) -> str:
     except Exception:  # what Pillow raises for files that are not pictures
         return "picture is damaged"
     return "picture is too large" if limit and pixels > limit else ""
+
+
+def language_of(text: str) -> str:
+    """The likeliest language of a text as py3langid knows it, such as "en"; "" of a text without letters."""
+    import py3langid
+
+    text = text[:HEARD]
+    return str(py3langid.classify(text)[0]) if any(map(str.isalpha, text)) else ""
 
 
 def learnt(item: Item) -> str:

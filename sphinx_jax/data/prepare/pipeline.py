@@ -104,7 +104,8 @@ def prepare(order: Order, known: Callable[[], Known] = Known, each: Each | None 
 def _prepare(order: Order, made_from: Mapping[str, Any], known: Callable[[], Known], each: Each) -> None:
     out, work = order.out, order.out / WORK
     files = [part for file in order.inputs for part in FORMATS[order.format].parts(file)]
-    tasks = [Task(order.format, f, order.root, work / "looks" / f"{i:05d}") for i, f in enumerate(files)]
+    heard = bool(order.filters.language)
+    tasks = [Task(order.format, f, order.root, work / "looks" / f"{i:05d}", heard) for i, f in enumerate(files)]
     left_out = known()  # first, as the tokenizer
     each(look, tasks, "looking")
     choice = choose([task.sidecar for task in tasks], order.filters, left_out)
