@@ -72,6 +72,9 @@ def arguments() -> argparse.Namespace:
     generate.add_argument(
         "--requests", type=int, default=64, help="that arrive together; 0 leaves that out (default: %(default)s)"
     )
+    generate.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of both sides (default: %(default)s)"
+    )
     questions = kinds.add_parser("questions", help="about one picture, at once beside one after the other")
     questions.add_argument("--layers", type=int, default=4, help="of the decoder (default: %(default)s)")
     questions.add_argument("--rounds", type=int, default=3, help="of which the best counts (default: %(default)s)")
@@ -142,7 +145,7 @@ def compare_train(args: argparse.Namespace) -> Iterator[str]:
 def compare_generate(args: argparse.Namespace) -> Iterator[str]:
     from sphinx_jax.measure.peers import generate
 
-    yield from generate.measure(args.folder, args.rounds, args.requests)
+    yield from generate.measure(args.folder, args.rounds, args.requests, dtype=args.dtype)
 
 
 def compare_evaluations(args: argparse.Namespace) -> Iterator[str]:

@@ -6,6 +6,7 @@ holds the scores.  What a kernel does not do (masks that are data, float32), or 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import einops
@@ -78,7 +79,8 @@ def attend_cached(
     batch, length, heads, width = q.shape
     kv_heads = jax.tree.leaves(keys)[0].shape[1]
     dtype = q.dtype
-    if isinstance(keys, Rounded) and dtype == jnp.float16:  # in which shares times scales may round to nothing
+    # of float16, shares times scales may round to nothing; a CPU has no small products in bfloat16
+    if (isinstance(keys, Rounded) and dtype == jnp.float16) or (platform() == "cpu" and dtype == jnp.bfloat16):
         q = q.astype(jnp.float32)
     q = einops.rearrange(q * width**-0.5, "b t (k g) h -> b k (g t) h", k=kv_heads)
     nothing = jnp.zeros(q.shape[:3], jnp.float32)
@@ -131,11 +133,12 @@ def _attend_some(q: jax.Array, keys: Layer, values: Layer, limits: jax.Array, st
         k, v = _part((keys, values), start, block, axis=2)
         at = start + jnp.arange(block)
         seen = (at < limits[..., None]) & (at >= first)  # (B, M, S)
-        scores = _scaled(jnp.einsum("bkmh,bksh->bkms", q, _whole(k, q.dtype)).astype(jnp.float32), k)
+        whole = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        scores = _scaled(whole("bkmh,bksh->bkms", q, _whole(k, q.dtype)), k)
         scores = jnp.where(seen[:, None], scores, MASKED)
         highest = jnp.maximum(so_far.highest, scores.max(-1))
         exponents, kept = jnp.exp(scores - highest[..., None]), jnp.exp(so_far.highest - highest)
-        out = jnp.einsum("bkms,bksh->bkmh", _scaled(exponents, v).astype(q.dtype), _whole(v, q.dtype))
+        out = whole("bkms,bksh->bkmh", _scaled(exponents, v).astype(q.dtype), _whole(v, q.dtype))
         return Attended(
             highest,
             so_far.total * kept + exponents.sum(-1),
@@ -152,7 +155,7 @@ def _part(of: Any, start: jax.Array, count: int, axis: int) -> Any:
 
 
 def _whole(x: Layer, dtype: DTypeLike) -> jax.Array:
-    return x.steps.astype(dtype) if isinstance(x, Rounded) else x
+    return (x.steps if isinstance(x, Rounded) else x).astype(dtype)
 
 
 def _scaled(by_position: jax.Array, x: Layer) -> jax.Array:
@@ -235,7 +238,7 @@ def _attend_matrices(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, mas
     shared = heads // k.shape[2]
     q = einops.rearrange(q, "b t (k g) h -> (b k) (g t) h", g=shared)
     k, v = (einops.rearrange(x, "b s k h -> (b k) s h") for x in (k, v))
-    scores = jnp.einsum("bth,bsh->bts", q * width**-0.5, k).astype(jnp.float32)
+    scores = jnp.einsum("bth,bsh->bts", q * width**-0.5, k, preferred_element_type=jnp.float32)
     if causal:
         before = jnp.tril(jnp.ones((length, k.shape[1]), bool))[None, None]
         mask = before if mask is None else mask & before

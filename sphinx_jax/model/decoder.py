@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int
 from sphinx_jax.config import DecoderConfig
 from sphinx_jax.model.attention import attend, attend_cached
 from sphinx_jax.model.cache import Cache, Common, Grouping, Layer, of_layers, pinned, write
-from sphinx_jax.model.layers import RMSNorm, by_rows, param, run_stack, stack
+from sphinx_jax.model.layers import RMSNorm, by_rows, contract, param, run_stack, stack
 from sphinx_jax.model.lora import Dims, Maps
 from sphinx_jax.model.moe import Moe
 from sphinx_jax.model.rope import Rotation, rotate, rotation
@@ -180,4 +180,4 @@ class Decoder(nnx.Module):
         if self.output is None:
             table, rows = self.embedding[...].astype(hidden.dtype), hidden.reshape(-1, hidden.shape[-1])
             return by_rows(rows, table).reshape(*hidden.shape[:-1], -1).astype(jnp.float32)
-        return (hidden @ self.output[...].astype(hidden.dtype)).astype(jnp.float32)
+        return contract(hidden, self.output[...]).astype(jnp.float32)

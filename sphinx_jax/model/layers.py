@@ -62,10 +62,22 @@ def is_quantised(leaf: Any) -> bool:
     return hasattr(leaf, "qvalue")  # asked of every leaf of every model: qwix takes long to import
 
 
+def product(x: jax.Array, matrix: jax.Array, of: int = 0) -> jax.Array:
+    """x (M, K) · matrix (K, N) -> (M, N), or · matrix (N, K)ᵀ with `of` 1, in the dtype of x.
+
+    A CPU is two to ten times as fast in bfloat16 where it may sum up in float32, and with two rows than with one.
+    """
+    numbers = (((1,), (of,)), ((), ()))
+    if x.dtype != jnp.bfloat16 or platform() != "cpu":
+        return jax.lax.dot_general(x, matrix, numbers)
+    rows = jnp.broadcast_to(x, (2, x.shape[1])) if len(x) == 1 else x
+    return jax.lax.dot_general(rows, matrix, numbers, preferred_element_type=jnp.float32)[: len(x)].astype(x.dtype)
+
+
 def by_rows(x: jax.Array, matrix: jax.Array) -> jax.Array:
     """x (M, inputs) · matrix (outputs, inputs)ᵀ -> (M, outputs)."""
-    if len(x) > FEW_ROWS or platform() != "cpu":
-        return x @ matrix.T
+    if len(x) > FEW_ROWS or x.dtype == jnp.bfloat16 or platform() != "cpu":
+        return product(x, matrix, of=1)
     # without the barrier XLA would turn the product around again
     return jax.lax.optimization_barrier(matrix @ x.T).T
 
@@ -86,7 +98,7 @@ def contract(x: jax.Array, kernel: Any, dims: int = 1) -> jax.Array:
         y = by_rows(rows, kernel.matrix.astype(x.dtype)) if kernel.turned else contract(rows, kernel.matrix)
         return y.reshape(*x.shape[: x.ndim - dims], *kernel.outputs)
     matrix = _matrix(kernel.astype(x.dtype), dims)
-    y = x.reshape(-1, len(matrix)) @ matrix
+    y = product(x.reshape(-1, len(matrix)), matrix)
     return y.reshape(*x.shape[: x.ndim - dims], *kernel.shape[dims:])
 
 

@@ -12,7 +12,7 @@ from sphinx_jax.data.image import load_image, preprocess
 from sphinx_jax.model import views
 from sphinx_jax.model.embedding_mix import pool_patches
 from sphinx_jax.model.encoders.vit import Vit
-from sphinx_jax.model.layers import RMSNorm
+from sphinx_jax.model.layers import RMSNorm, contract, flat
 from sphinx_jax.model.rope import rotate, rotation
 
 
@@ -82,6 +82,19 @@ def test_rotations_are_the_references(units, monkeypatch):
         for name in "qk":
             turned = rotate(jnp.asarray(units[f"rope_{name}"]), by)
             np.testing.assert_allclose(turned, units[f"rope_{name}_out_pos3"], atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 65])
+@pytest.mark.parametrize("turn", [False, True])
+def test_products_in_bfloat16_are_summed_up_in_more(rows, turn):
+    rng = np.random.default_rng(rows)
+    x, kernel = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in ((rows, 1, 96), (96, 4, 9)))
+    exact = np.einsum("bti,iho->btho", *(np.asarray(a, np.float64) for a in (x, kernel)))
+    for given in (kernel, flat(kernel, 1, turn)):
+        found = jax.jit(contract)(x, given)
+        assert found.dtype == jnp.bfloat16 and found.shape == exact.shape
+        # each is off by its own rounding to bfloat16 alone, whatever was added up
+        np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=2**-8, atol=1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "key"), [("float32", "rms_y"), ("bfloat16", "rms_y_bf16")])

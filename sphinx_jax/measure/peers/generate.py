@@ -28,13 +28,16 @@ PEER = "transformers, sdpa"
 READ = 256 * 2**20  # bytes that are read to see how fast memory is
 
 
-def measure(folder: Path, rounds: int, requests: int, decoder: DecoderConfig = DECODER) -> Iterator[str]:
+def measure(
+    folder: Path, rounds: int, requests: int, decoder: DecoderConfig = DECODER, dtype: str = "float32"
+) -> Iterator[str]:
     """Lines of the table; `folder` takes the weights, in our form and in theirs.
 
-    `requests` arrive together, of prompts and answers of many lengths.
+    `requests` arrive together, of prompts and answers of many lengths; both sides hold the weights, and compute, in
+    `dtype`.
     """
     _make(folder, decoder)
-    sides = {name: Side(answering, name, str(folder)) for name in SIDES}
+    sides = {name: Side(answering, name, str(folder), dtype) for name in SIDES}
     try:
         yield from _compare(sides, rounds, requests, decoder.vocab_size)
     finally:
@@ -103,14 +106,14 @@ def _make(folder: Path, decoder: DecoderConfig) -> None:
 
 
 class Ours:
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, dtype: str):
         from sphinx_jax import from_pretrained
         from sphinx_jax.generate.batching.batch import Batch
         from sphinx_jax.generate.batching.pictures import Pictures
         from sphinx_jax.generate.batching.sizes import Sizes
         from sphinx_jax.generate.batching.stops import Stops
 
-        model = from_pretrained(folder / "ours")
+        model = from_pretrained(folder / "ours", dtype=dtype)
         positions = model.config.decoder.max_positions
         self.leaves, self.stops = model.leaves, Stops(_Wordless(), ())
         pictures = Pictures(model.config, model.leaves)
@@ -156,7 +159,7 @@ class Ours:
 
 
 class Theirs:
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, dtype: str):
         import os
 
         import torch
@@ -164,7 +167,7 @@ class Theirs:
 
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self.torch, self.batches = torch, BATCHES
-        self.model = LlamaForCausalLM.from_pretrained(folder / "theirs", attn_implementation="sdpa", dtype="float32")
+        self.model = LlamaForCausalLM.from_pretrained(folder / "theirs", attn_implementation="sdpa", dtype=dtype)
 
     def answer(self, prompts: Sequence[Sequence[int]], most: int) -> tuple[float, list[list[int]]]:
         longest = max(map(len, prompts))
@@ -196,5 +199,5 @@ class _Wordless:
         return []
 
 
-def answering(side: str, folder: str) -> Ours | Theirs:
-    return {OURS: Ours, THEIRS: Theirs}[side](Path(folder))
+def answering(side: str, folder: str, dtype: str) -> Ours | Theirs:
+    return {OURS: Ours, THEIRS: Theirs}[side](Path(folder), dtype)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from sphinx_jax.config import ConvNextConfig, need
 from sphinx_jax.model.encoders.vit import Mlp
-from sphinx_jax.model.layers import LayerNorm, constant, param, run_stack, stack
+from sphinx_jax.model.layers import LayerNorm, constant, contract, param, run_stack, stack
 from sphinx_jax.sharding import constrain, platform
 
 KERNEL = 7
@@ -110,8 +110,8 @@ class Patchify(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = einops.rearrange(x, "i (h p) (w q) c -> i h w (p q c)", p=self.size, q=self.size)
-        kernel = self.kernel[...].astype(x.dtype)
-        return x @ kernel.reshape(-1, kernel.shape[-1]) + self.bias[...].astype(x.dtype)
+        kernel = self.kernel[...]
+        return contract(x, kernel.reshape(-1, kernel.shape[-1])) + self.bias[...].astype(x.dtype)
 
 
 class Stage(nnx.Module):

@@ -9,7 +9,7 @@ from flax import nnx
 
 from sphinx_jax.config import VitConfig
 from sphinx_jax.model.attention import attend
-from sphinx_jax.model.layers import ACTIVATIONS, LayerNorm, Linear, constant, param, run_stack, stack
+from sphinx_jax.model.layers import ACTIVATIONS, LayerNorm, Linear, constant, contract, param, run_stack, stack
 from sphinx_jax.model.views import cubic_taps, interpolate
 
 # DINOv2 resizes its position grid by scale factor (grid + 0.1) / stored grid: its `interpolate_offset`.
@@ -74,8 +74,8 @@ class PatchEmbedding(nnx.Module):
 
     def __call__(self, views: jax.Array) -> jax.Array:
         patches = einops.rearrange(views, "i (r p) (s q) d -> i (r s) (p q d)", p=self.size, q=self.size)
-        kernel = self.kernel[...].astype(views.dtype)
-        out = patches @ kernel.reshape(-1, kernel.shape[-1])
+        kernel = self.kernel[...]
+        out = contract(patches, kernel.reshape(-1, kernel.shape[-1]))
         return out if self.bias is None else out + self.bias[...].astype(views.dtype)
 
 
