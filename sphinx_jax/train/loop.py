@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 DATA_WAIT = 0.5  # share of the time between two log lines above which data, not steps, set the pace
+AHEAD = 2  # steps that have begun and not ended: the devices always have work, and few batches are held
 UNUSABLE_ROWS = 16  # one after the other, and nothing between them: no data set has so many bad items in a row
 
 
@@ -108,8 +109,7 @@ def run(job: TrainJob) -> TrainState:
     Writes `history.jsonl` (one line a log step), TensorBoard events and checkpoints into the job's folder; a
     checkpoint holds the state after its step, whose number is also the position in the data, so a resumed run repeats
     and skips nothing.  Checkpoints are written while training goes on.  Batches are on their way to the devices while
-    these work on the step before: nothing here waits for a step but a log line and a look at
-    held-out data.
+    these work on the steps before, of which there are `AHEAD`.
 
     Raises:
       TrainingStopped: after too many steps in a row that are not finite, whose batches `bad_steps.json` names, or
@@ -149,6 +149,7 @@ def run(job: TrainJob) -> TrainState:
             if profile and step in profile and leader and not tracing:  # a resumed run may begin among them
                 jax.profiler.start_trace(folder / "profile")
                 tracing = True
+            window.hold(AHEAD)
             waited = time.perf_counter()
             batches = next(data)
             waited = time.perf_counter() - waited
@@ -258,6 +259,15 @@ class _Window:
         self.skipped: collections.Counter[str] = collections.Counter()
         self.finite: list[bool] = []  # of each step, once they are read
         self.usable: dict[str, int] = {}  # rows of each kind in all processes, once they are read
+
+    def hold(self, ahead: int) -> None:
+        """Wait until no more than so many steps are on their way.
+
+        Without it the host would begin all steps up to the next log line as fast as it gets their batches, and the time
+        for which it then waits for batches would say nothing of the devices.
+        """
+        if len(self.metrics) >= ahead:
+            jax.block_until_ready(self.metrics[-ahead])
 
     def add(self, metrics: dict[str, Any], rows: dict[str, int], skipped: dict[str, int], waited: float) -> None:
         self.metrics.append(metrics)

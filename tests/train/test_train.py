@@ -258,6 +258,35 @@ def test_slow_data_is_named_once_and_chosen_steps_are_traced(tmp_path, mesh, mon
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+def test_a_batch_is_asked_for_when_few_steps_are_on_their_way(tmp_path, mesh, monkeypatch):
+    monkeypatch.setattr(loop.store, "save_async", lambda folder, *_, **__: lambda: folder.mkdir(parents=True))
+    taken, ended, ahead = [], [], []
+
+    def batches(start):
+        for number in range(12):
+            taken.append(number)
+            ahead.append(number - len(ended))  # steps that began, less those that ended
+            yield {"image": {"tokens": np.full((1, 1), number, np.int32)}}
+
+    def work(number):
+        time.sleep(0.02)
+        ended.append(int(number))
+        return np.float32(1)
+
+    @jax.jit
+    def step(state, batches, rate):
+        shape = jax.ShapeDtypeStruct((), np.float32)
+        loss = jax.pure_callback(work, shape, batches["image"]["tokens"].max())
+        return state, {"loss": loss, "norm": loss, "finite": loss > 0}
+
+    settings, worth = loop.LoopSettings(12, log_every=12), loop.Throughput(1, 1.0, 1.0)
+    begin = lambda found: TrainState({}, None, {})  # noqa: E731
+    parts = (begin, step, lambda step: 0.1, batches, CONFIG, None, mesh)
+    loop.run(loop.TrainJob("stage", tmp_path, settings, *parts, recipe={}, throughput=worth, quiet=True))
+    assert ended == taken == list(range(12))
+    assert max(ahead) <= loop.AHEAD
+
+
 def test_rate_warms_up_and_falls_to_the_floor():
     rates = [learning_rate(s, peak=1.0, steps=100, warmup=10, floor=0.1) for s in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[9] == pytest.approx(1.0)
