@@ -51,7 +51,7 @@ def show(run: Run, name: str, settings: ShowStage) -> None:
     report = write_report(
         run.workdir,
         title=run.recipe.title,
-        intro=[*run.recipe.about, f"config.json\n{config}"],
+        intro=[" ".join(run.recipe.about), f"config.json\n{config}"],
         histories={n: h for n, h in histories.items() if h},
         scores=scores,
         samples=drawn,
