@@ -78,13 +78,11 @@ def get_config() -> ConfigDict:
             "tasks": dict(TASKS),
         },
         "evaluate": {"kind": "evaluate", "start": "finetune", "limit": 500},
-        # one at a time: what asks many at once takes longer to compile than these take to answer
         "benchmarks": {
             "kind": "benchmarks",
             "start": "finetune",
             "names": ("vqav2", "pope", "docvqa", "chartqa", "refcoco", "coco_caption"),
             "limit": 64,
-            "batch": 1,
         },
         "show": {"kind": "show", "card": "benchmarks"},
         "chat": {"kind": "chat"},

@@ -6,6 +6,8 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
+
 from sphinx_jax.data.conversation import SYSTEM, render
 from sphinx_jax.data.image import BadImage
 from sphinx_jax.data.read_ahead import read_ahead
@@ -17,10 +19,14 @@ from sphinx_jax.evaluate.question import Joined, Question
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import Engine, Request, Settings
+from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.progress import progress
+from sphinx_jax.sharding import platform
 
 _log = logging.getLogger(__name__)
 
+MANY = 64  # answers at once, where a stage does not say
+CACHED = 2**24  # bytes of weights that stay in a processor's caches
 TOLD = 20  # pictures whose questions are not asked that are named in the log one by one
 # how each protocol chooses tokens: the authors' evaluation draws them, lmms-eval takes the likeliest
 SAMPLING: dict[str, Settings] = {
@@ -29,6 +35,16 @@ SAMPLING: dict[str, Settings] = {
 }
 # a question, with its picture or without, as the engine takes it
 Worded = Callable[[Question, Picture | None], Request]
+
+
+def slots_for(model: Sphinx) -> int:
+    """How many answers are given at once where a stage does not say.
+
+    One where a CPU's caches hold all weights: to read them once for several answers saves nothing then, and programs
+    for many rows take longer to compile than to run.
+    """
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.leaves))
+    return 1 if platform() == "cpu" and size <= CACHED else MANY
 
 
 def in_files(engine: Engine, pictures: Pictures) -> Callable[[Question], Picture]:

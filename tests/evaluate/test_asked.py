@@ -11,6 +11,7 @@ from conftest import Parrot
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import SYSTEM, Item
 from sphinx_jax.data.image import BadImage
+from sphinx_jax.evaluate import asked
 from sphinx_jax.evaluate.answers import FILE, Answers
 from sphinx_jax.evaluate.asked import TOLD, ask, own
 from sphinx_jax.evaluate.question import Question
@@ -87,6 +88,13 @@ def test_processes_share_the_pictures_out(count):
     of = [{q.picture for q in each} for each in shares]
     sizes = list(map(len, shares))
     assert sum(map(len, of)) == 18 and max(sizes) - min(sizes) <= 4
+
+
+@pytest.mark.parametrize(("where", "size", "slots"), [("cpu", 2**24, 1), ("cpu", 2**24 + 1, 64), ("tpu", 4, 64)])
+def test_one_at_a_time_where_a_processors_caches_hold_the_model(where, size, slots, monkeypatch):
+    monkeypatch.setattr(asked, "platform", lambda: where)
+    leaves = {"a": np.zeros(size // 2, np.uint8), "b": {"c": np.zeros(size - size // 2, np.uint8)}}
+    assert asked.slots_for(SimpleNamespace(leaves=leaves)) == slots
 
 
 def test_a_model_that_a_process_has_no_room_for_is_told(tiny, mesh):

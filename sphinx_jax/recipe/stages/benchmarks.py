@@ -21,7 +21,7 @@ from sphinx_jax.data.sources import HELD_OUT
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.distributed import agree, gather_json
 from sphinx_jax.evaluate.answers import Answers, put_together
-from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, own, tell_of_joined, worded
+from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, own, slots_for, tell_of_joined, worded
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark, Benchmark
 from sphinx_jax.evaluate.benchmarks.asking import asked_by
 from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, item, items, lines
@@ -29,7 +29,7 @@ from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
 from sphinx_jax.evaluate.question import Joined, Question
 from sphinx_jax.generate.batching.pictures import Picture
-from sphinx_jax.generate.engine import SLOTS, Engine
+from sphinx_jax.generate.engine import Engine
 from sphinx_jax.generate.load import from_pretrained
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import blueprint, held_dtypes
@@ -51,7 +51,7 @@ class BenchmarksStage(Settings):
     names: tuple[Name, ...] | None = None  # None: all that the folder has
     protocol: Literal[PROTOCOLS] = "reference"  # of a benchmark that has not this one the other
     limit: Count | None = None  # questions of each, the first ones; those that count together are one
-    batch: Count = SLOTS
+    batch: Count | None = None  # answers at once; None: as suits the model and the device
     quantize: Literal["int8", "nf4"] | None = None
 
 
@@ -65,7 +65,8 @@ def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
     """
     s, data = settings, run.data.benchmarks
     found = folders(data, s.names)
-    engine = Engine(_model(run, s), slots=s.batch)
+    model = _model(run, s)
+    engine = Engine(model, slots=s.batch or slots_for(model))
     encoded = _encoded(run, s, engine)
     card: list[Line] = []
     shown: list[Shown] = []

@@ -25,7 +25,7 @@ from sphinx_jax.data.sources import some
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.distributed import agree
 from sphinx_jax.evaluate.answers import Answers, put_together
-from sphinx_jax.evaluate.asked import Worded, ask, own
+from sphinx_jax.evaluate.asked import Worded, ask, own, slots_for
 from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.evaluate.question import Question
@@ -65,7 +65,7 @@ class EvaluateStage(Settings):
     split: Name = "test"
     tasks: Annotated[tuple[Name, ...], MinLen(1)] | None = None  # None: all that occur
     limit: Count | None = None  # questions per task and domain
-    batch: Count = 64
+    batch: Count | None = None  # answers at once; None: as suits the model and the device
     detail: Detail = "high"
     constrained: bool = False  # answers whose task has a form keep to it
 
@@ -111,7 +111,8 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     # pictures were encoded on the recipe's mesh
     shardings = blueprint(run.recipe.model).shardings(mesh)
     placed = {path: jax.device_put(leaves.pop(path), shardings[path]) for path in list(leaves)}
-    engine = Engine(Sphinx(run.recipe.model, placed, run.tokenizer, mesh), slots=s.batch)
+    model = Sphinx(run.recipe.model, placed, run.tokenizer, mesh)
+    engine = Engine(model, slots=s.batch or slots_for(model))
 
     folder, about, mine = run.folder(name), fingerprint(run, s, asked), own(asked, process, count)
     seen, blind = (Answers(folder / ANSWERS / which, about, process) for which in ("seen", "blind"))
