@@ -19,6 +19,7 @@ import numpy as np
 from sphinx_jax.config import ModelConfig, need, to_dict
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.image import BadImage, load_image, padded_resize
+from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.disk import told_when_full
 from sphinx_jax.model.blueprint import FROZEN, Leaves, make_encode, matches
 from sphinx_jax.model.embedding_mix import Features
@@ -134,13 +135,21 @@ def _fill(
     bad: dict[int, str] = {}
     size, arrays, encode = need(config.views).image_size, {}, make_encode(config)
     encoders = {path: leaf for path, leaf in leaves.items() if matches(path, FROZEN)}
-    for start in progress(range(0, len(numbers), batch), desc=description, unit="batch"):
-        pixels = np.zeros((batch, size, size, 3), np.uint8)
+
+    def read(start: int) -> tuple[np.ndarray, dict[int, str]]:
+        pixels, damaged = np.zeros((batch, size, size, 3), np.uint8), {}
         for row, index in enumerate(numbers[start : start + batch]):
             try:
                 pixels[row] = padded_resize(load_image(items[index].image or b""), size)
             except BadImage as error:
-                bad[index] = str(error)
+                damaged[index] = str(error)
+        return pixels, damaged
+
+    starts = range(0, len(numbers), batch)
+    batches = zip(starts, read_ahead(read, starts), strict=True)
+    for start, found in progress(batches, total=len(starts), desc=description, unit="batch"):
+        pixels, damaged = found.result()
+        bad |= damaged
         for name, value in encode(encoders, pixels)._asdict().items():
             if value is None:
                 continue
