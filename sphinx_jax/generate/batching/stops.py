@@ -97,8 +97,9 @@ class Stops:
         return [token for token in going if 0 <= token < len(self.pieces)]
 
     def _found(self, spelt: bytes) -> int | None:
-        """Where the first stop text begins."""
-        return min((at for text in self.texts if (at := spelt.find(text)) >= 0), default=None)
+        """Where the stop text begins that is whole first: of one that begins before it, the rest would come later."""
+        found = ((at + len(text), at) for text in self.texts if (at := spelt.find(text)) >= 0)
+        return min(found, default=(0, None))[1]
 
     def text(self, tokens: Iterable[int], whole: bool = True) -> str:
         """What tokens say before the first stop, without blanks around it.

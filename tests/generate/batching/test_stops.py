@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_tokenizer import KINDS, TEXTS, kinds  # noqa: F401  (a fixture)
 
@@ -54,6 +54,7 @@ def test_the_table_ends_where_the_text_does(tokens, texts):
 
 @settings(max_examples=400)
 @given(TOKENS, STOPS)
+@example([4, 2, 1], ["\n###", "##"])  # the one that begins later is whole before
 def test_streamed_text_only_grows_and_ends_as_the_whole(tokens, texts):
     stops = Stops(Merging(), texts)
     whole = stops.text(tokens)
