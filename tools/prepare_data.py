@@ -13,6 +13,7 @@ Formats: {formats}.
 """
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from sphinx_jax.config import ConfigError
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.prepare.choose import Filters, Known
 from sphinx_jax.data.prepare.pipeline import Each, InProcesses, OnBeam, Order, prepare
+from sphinx_jax.data.prepare.told import TOLD
 from sphinx_jax.data.seen import coco_number
 from sphinx_jax.paths import matching
 from sphinx_jax.progress import progress
@@ -32,7 +34,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__.replace("{formats}", "; ".join(f"{n} ({f.title})" for n, f in FORMATS.items())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--format", required=True, choices=FORMATS, metavar="NAME")
+    parser.add_argument("--format", required=True, metavar="NAME", help="of those below")
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="GLOB", help="files, or folders that are a data set"
     )
@@ -41,8 +43,10 @@ def arguments() -> argparse.Namespace:
         "--root", type=Path, metavar="FOLDER", help="where paths of pictures begin; default: by each file"
     )
     parser.add_argument("--domain", default="", help="of the items, e.g. real or synthetic")
-    parser.add_argument("--basic", action="store_true", help="DataComp's basic filter; its language is --language en")
-    parser.add_argument("--language", nargs="+", default=[], metavar="en", help="keep texts in these languages")
+    parser.add_argument("--basic", action="store_true", help="DataComp's basic filter, but for its language")
+    parser.add_argument(
+        "--language", nargs="+", default=[], metavar="en", help="keep texts in these languages, found out by py3langid"
+    )
     for name, what in (("at-least", "drop items whose number NAME is below"), ("at-most", "… above")):
         parser.add_argument(f"--{name}", nargs="+", action="extend", default=[], metavar="NAME=NUMBER", help=what)
     for name, what in (
@@ -57,7 +61,10 @@ def arguments() -> argparse.Namespace:
         "--benchmarks", type=Path, metavar="FOLDER", help="drop pictures of the benchmarks there (docs/benchmarks.md)"
     )
     parser.add_argument(
-        "--tokenizer", type=Path, metavar="FOLDER", help="count the tokens of each item, for packed rows; later too"
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="or a checkpoint's, a stage's: count the tokens of each item, for packed rows",
     )
     parser.add_argument("--workers", type=int, default=0, help="processes on this machine; default: one a core")
     parser.add_argument("--runner", help="Apache Beam's, whose workers see all paths: FnApiRunner is this machine")
@@ -82,7 +89,7 @@ def run(given: argparse.Namespace) -> None:
     )
     inputs = matching(given.input)
     root, benchmarks = given.root and given.root.absolute(), given.benchmarks and given.benchmarks.absolute()
-    tokenizer = given.tokenizer and given.tokenizer.absolute()
+    tokenizer = given.tokenizer and words_of(given.tokenizer.absolute())
     order = Order(given.format, inputs, given.out.absolute(), root, given.domain, filters, benchmarks, tokenizer)
     each: Each = InProcesses(given.workers, given.quiet)
     if given.runner:
@@ -90,8 +97,10 @@ def run(given: argparse.Namespace) -> None:
     items = prepare(order, lambda: known(benchmarks), each)
     total = len(items) + sum(items.manifest["dropped"].values())
     print(f"{given.out}: {len(items)} of {total} items in {len(items.manifest['shards'])} shards")
+    some = json.loads((given.out / TOLD).read_text())["samples"]
     for reason, count in items.manifest["dropped"].items():
-        print(f"  {count} dropped: {reason}")
+        name = next((one["name"] for one in some.get(reason, ()) if one.get("name")), "")
+        print(f"  {count} dropped: {reason}" + (f", such as {name}" if name else ""))
     for digest, tokens in items.manifest.get("tokens", {}).items():
         print(f"  {tokens:,} tokens of tokenizer {digest}")
     print(write_page(given.out))
@@ -118,6 +127,13 @@ def words(given: list[str]) -> dict[str, tuple[str, ...]]:
             raise ConfigError(f"{text} is not NAME=WORD")
         found[name] = (*found.get(name, ()), word)
     return found
+
+
+def words_of(folder: Path) -> Path:
+    """A tokenizer's folder: of a stage, its chosen checkpoint."""
+    from sphinx_jax.checkpoint.store import chosen_in
+
+    return chosen_in(folder)
 
 
 def known(folder: Path | None) -> Known:

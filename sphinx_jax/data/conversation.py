@@ -41,6 +41,7 @@ SYSTEM = (
 )
 HUMAN, ASSISTANT = " Human:", " Assistant:"
 STOP = "\n###"
+PREPARED_FIRST = (".tar", ".parquet", ".tsv", ".csv")  # no list, but of a format that can be prepared
 """Ends every message; a model that writes it has finished its answer."""
 
 PAD = 0
@@ -364,7 +365,8 @@ def read_text(path: Path, name: str, fix: str = "") -> str:
 def _read_raw(path: Path) -> list[Any]:
     name = shortened(path)
     if path.suffix.lower() not in (".json", ".jsonl"):
-        raise ValueError(f"{name} is neither .json nor .jsonl")
+        hint = "; tools/prepare_data.py makes of it what a list can name" if path.suffix in PREPARED_FIRST else ""
+        raise ValueError(f"{name} is neither .json nor .jsonl, nor a folder of prepared data that is there{hint}")
     content = read_text(path, name, "; check the path in the data config")
     if path.suffix.lower() == ".jsonl":
         # Not splitlines(): it also breaks at U+2028 and others that JSON strings may hold.

@@ -25,7 +25,6 @@ from sphinx_jax.sharding import platform
 
 _log = logging.getLogger(__name__)
 
-MANY = 64  # answers at once, where a stage does not say
 CACHED = 2**24  # bytes of weights that stay in a processor's caches
 TOLD = 20  # pictures whose questions are not asked that are named in the log one by one
 # how each protocol chooses tokens: the authors' evaluation draws them, lmms-eval takes the likeliest
@@ -37,14 +36,14 @@ SAMPLING: dict[str, Settings] = {
 Worded = Callable[[Question, Picture | None], Request]
 
 
-def slots_for(model: Sphinx) -> int:
-    """How many answers are given at once where a stage does not say.
+def slots_for(model: Sphinx, many: int) -> int:
+    """How many answers are given at once where a stage does not say: `many`, or one.
 
     One where a CPU's caches hold all weights: to read them once for several answers saves nothing then, and programs
     for many rows take longer to compile than to run.
     """
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.leaves))
-    return 1 if platform() == "cpu" and size <= CACHED else MANY
+    return 1 if platform() == "cpu" and size <= CACHED else many
 
 
 def in_files(engine: Engine, pictures: Pictures) -> Callable[[Question], Picture]:

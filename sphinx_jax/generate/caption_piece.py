@@ -252,7 +252,7 @@ def _kept(
             dropped[reason] += 1
             continue
         item = _said(found.item, [line for line in said if line.text], what.domain)
-        samples.add("kept", item)
+        samples.add("kept", item.id, item)
         yield Kept(item, {**found.carried, **_likelihoods(said)})
 
 

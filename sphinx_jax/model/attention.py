@@ -6,7 +6,6 @@ holds the scores.  What a kernel does not do (masks that are data, float32), or 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import einops
@@ -133,12 +132,11 @@ def _attend_some(q: jax.Array, keys: Layer, values: Layer, limits: jax.Array, st
         k, v = _part((keys, values), start, block, axis=2)
         at = start + jnp.arange(block)
         seen = (at < limits[..., None]) & (at >= first)  # (B, M, S)
-        whole = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        scores = _scaled(whole("bkmh,bksh->bkms", q, _whole(k, q.dtype)), k)
+        scores = _scaled(jnp.einsum("bkmh,bksh->bkms", q, _whole(k, q.dtype)).astype(jnp.float32), k)
         scores = jnp.where(seen[:, None], scores, MASKED)
         highest = jnp.maximum(so_far.highest, scores.max(-1))
         exponents, kept = jnp.exp(scores - highest[..., None]), jnp.exp(so_far.highest - highest)
-        out = whole("bkms,bksh->bkmh", _scaled(exponents, v).astype(q.dtype), _whole(v, q.dtype))
+        out = jnp.einsum("bkms,bksh->bkmh", _scaled(exponents, v).astype(q.dtype), _whole(v, q.dtype))
         return Attended(
             highest,
             so_far.total * kept + exponents.sum(-1),
@@ -248,5 +246,6 @@ def _attend_matrices(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, mas
         grouped = scores.reshape(-1, shared, length, k.shape[1])
         scores = (grouped + bias).reshape(scores.shape)
     exponents = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    out = jnp.einsum("bts,bsh->bth", exponents.astype(v.dtype), v) / exponents.sum(-1, keepdims=True).astype(v.dtype)
+    out = jnp.einsum("bts,bsh->bth", exponents.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = (out / exponents.sum(-1, keepdims=True)).astype(v.dtype)
     return einops.rearrange(out, "(b k) (g t) h -> b t (k g) h", b=batch, g=shared)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sphinx_jax.data.formats.prepared import read_manifest
+from sphinx_jax.data.prepare.choose import Filters
 from sphinx_jax.data.prepare.told import TOLD
 from sphinx_jax.paths import write_whole
 from sphinx_jax.report.page import as_figure
@@ -55,12 +57,13 @@ def _counts(manifest: Mapping[str, Any]) -> str:
         f"<td>{100 * count / max(total, 1):.1f} %</td></tr>"
         for name, count in rows
     )
-    tasks = ", ".join(f"{html.escape(task)} {count:,}" for task, count in manifest["tasks"].items())
+    tasks = ", ".join(f"{html.escape(task or 'no task')} {count:,}" for task, count in manifest["tasks"].items())
     made = manifest["made_from"]
     about = (
-        f"{len(made['inputs'])} files of format {html.escape(made['format'])}, {manifest['bytes'] / 1e6:,.1f} MB in "
-        f"{len(manifest['shards'])} shards; domain {html.escape(manifest['domain'] or 'none')}; turns by task: "
-        f"{tasks or 'none'}"
+        f"{_many(len(made['inputs']), 'file')} of format {html.escape(made['format'])}, "
+        f"{manifest['bytes'] / 1e6:,.1f} MB in {_many(len(manifest['shards']), 'shard')}; "
+        f"domain {html.escape(manifest['domain'] or 'none')}; turns by task: "
+        f"{tasks or 'none'}{_given(made)}"
     )
     return (
         f'<section><p>{about}</p><div class="wide"><table><thead><tr><th>items</th><th>count</th><th>share</th></tr>'
@@ -73,10 +76,28 @@ def _sheet(reason: str, some: Sequence[Mapping[str, str]]) -> str:
     figures = "".join(
         "<figure>"
         + (f'<img alt="" src="data:image/jpeg;base64,{one["picture"]}">' if one["picture"] else "")
-        + f"<figcaption>{html.escape(one['text'])}</figcaption></figure>"
+        + f"<figcaption>{_name(one)}{html.escape(one['text'])}</figcaption></figure>"
         for one in shown
     )
     return f'<section><h2>{html.escape(reason.capitalize())}</h2><div class="sheet">{figures}</div></section>'
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def _name(one: Mapping[str, str]) -> str:
+    return f"<b>{html.escape(name)}</b><br>" if (name := one.get("name", "")) else ""
+
+
+def _given(made: Mapping[str, Any]) -> str:
+    """What was asked for, where it is not what is done by itself."""
+    usual = asdict(Filters())
+    filters = {k: v for k, v in made.get("filters", {}).items() if v != json.loads(json.dumps(usual.get(k)))}
+    told = [f"{name.replace('_', ' ')} {json.dumps(value)}" for name, value in filters.items()]
+    if made.get("benchmarks"):
+        told.append(f"without the pictures of the benchmarks in {made['benchmarks']}")
+    return "; filters: " + html.escape(", ".join(told)) if told else ""
 
 
 def histogram_figure(found: Mapping[str, Mapping[str, Sequence[float]]], dark: bool = False) -> bytes:
@@ -92,7 +113,9 @@ def histogram_figure(found: Mapping[str, Mapping[str, Sequence[float]]], dark: b
             axes.bar(at, kept, 0.9, color=paint["real"], label="kept")
             axes.bar(at, dropped, 0.9, bottom=kept, color=paint["synthetic"], label="dropped")
             ticks = np.unique(np.linspace(0, len(kept) - 1, 4).astype(int))
-            axes.set_xticks(ticks - 0.45, [f"{edges[tick]:.3g}" for tick in ticks])
+            axes.set_xticks(
+                ticks - 0.45, [f"{edges[tick]:,.0f}" if edges[tick] >= 100 else f"{edges[tick]:.3g}" for tick in ticks]
+            )
             axes.set_title(name, fontsize=9, loc="left")
             axes.tick_params(labelsize=8)
         for axes in panels[len(found) :]:

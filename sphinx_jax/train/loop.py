@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -140,7 +141,8 @@ def run(job: TrainJob) -> TrainState:
     def place(x: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(rows, x, (len(x) * shares, *x.shape[1:]))
 
-    with jax.set_mesh(job.mesh), Preemption() as preemption:
+    ended: collections.deque[Future[float]] = collections.deque(maxlen=AHEAD)  # of the last steps, when they have
+    with jax.set_mesh(job.mesh), Preemption() as preemption, ThreadPoolExecutor(1, "steps") as watch:
         if found is not None and _is_unseen(found, settings):  # who was told to leave did not look
             looked = job.held_out(state, place)
             history.amend(start, looked)
@@ -149,10 +151,11 @@ def run(job: TrainJob) -> TrainState:
             if profile and step in profile and leader and not tracing:  # a resumed run may begin among them
                 jax.profiler.start_trace(folder / "profile")
                 tracing = True
-            window.hold(AHEAD)
-            waited = time.perf_counter()
+            if len(ended) == AHEAD:
+                ended[0].result()
+            asked = time.perf_counter()
             batches = next(data)
-            waited = time.perf_counter() - waited
+            waited = _idle(ended[-1] if ended else None, asked)
             skipped = {}
             for kind, batch in batches.items():
                 left_out, sets = (batch.pop(name, np.zeros(1, int)) for name in ("skipped", "set"))
@@ -161,6 +164,7 @@ def run(job: TrainJob) -> TrainState:
             batches = jax.tree.map(place, batches)
             with compiling(f"{name}, a step of {job.config.name}", quiet or step > start):
                 state, metrics = job.step(state, batches, job.rate(step))
+            ended.append(watch.submit(_ended, metrics))
             window.add(metrics, {kind: len(next(iter(b.values()))) for kind, b in batches.items()}, skipped, waited)
             if profile and tracing and step in (profile[-1], settings.steps - 1):
                 jax.block_until_ready(metrics)
@@ -242,10 +246,23 @@ def _is_unseen(checkpoint: Path, settings: LoopSettings) -> bool:
     return due and math.isinf(store.held_out_loss(checkpoint))
 
 
+def _ended(metrics: Any) -> float:
+    """When a step has ended."""
+    jax.block_until_ready(metrics)
+    return time.perf_counter()
+
+
+def _idle(step: Future[float] | None, asked: float) -> float:
+    """Seconds for which the devices have had nothing to do, where `step` was their last and data was asked for then."""
+    if step is None:
+        return time.perf_counter() - asked
+    return max(0.0, time.perf_counter() - max(step.result(), asked)) if step.done() else 0.0
+
+
 class _Window:
     """Metrics between two log lines; read from the device only when a line is due.
 
-    Of the time between them the host (of many the slowest) waits for data a share of `data_wait` and for a
+    Of the time between them the devices (of many hosts the slowest's) wait for data a share of `data_wait` and for a
     checkpoint, the one before or the arrays of this one, a share of `checkpoint_wait`; the rest is compute.
     `goodput` is the share of the time that went into steps which counted: what is left of these waits, less the steps
     that were not finite.
@@ -259,15 +276,6 @@ class _Window:
         self.skipped: collections.Counter[str] = collections.Counter()
         self.finite: list[bool] = []  # of each step, once they are read
         self.usable: dict[str, int] = {}  # rows of each kind in all processes, once they are read
-
-    def hold(self, ahead: int) -> None:
-        """Wait until no more than so many steps are on their way.
-
-        Without it the host would begin all steps up to the next log line as fast as it gets their batches, and the time
-        for which it then waits for batches would say nothing of the devices.
-        """
-        if len(self.metrics) >= ahead:
-            jax.block_until_ready(self.metrics[-ahead])
 
     def add(self, metrics: dict[str, Any], rows: dict[str, int], skipped: dict[str, int], waited: float) -> None:
         self.metrics.append(metrics)

@@ -69,7 +69,10 @@ class TrainStage(Settings):
 
     def __post_init__(self):
         if bool(self.steps) == bool(self.epochs):
-            raise ConfigError("a train stage needs either steps or epochs")
+            both = (
+                f": it has {self.steps} steps and {self.epochs:g} epochs, of which one must be 0" if self.steps else ""
+            )
+            raise ConfigError(f"a train stage needs either steps or epochs{both}")
         if self.floor > self.rate:
             raise ConfigError(f"floor must be at most the rate {self.rate:g}, not {self.floor:g}")
         if self.tasks and not any(self.tasks.values()):

@@ -28,12 +28,13 @@ from PIL import Image
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data import open_prepared, task_mix
 from sphinx_jax.data.conversation import Item
+from sphinx_jax.data.formats.conversations import read_meta
 from sphinx_jax.data.formats.files import BadData
 from sphinx_jax.data.formats.found import Found, Source
 from sphinx_jax.data.formats.prepared import Kept, decode, encode
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.prepare.choose import Filters, Known, choose
-from sphinx_jax.data.prepare.look import Look
+from sphinx_jax.data.prepare.look import Look, words_in
 from sphinx_jax.data.prepare.pipeline import InProcesses, OnBeam, Order, prepare
 from sphinx_jax.data.rows import Shape
 from sphinx_jax.data.rows import Source as Rows
@@ -215,6 +216,9 @@ def test_items_are_chosen_by_words_that_files_carry(tmp_path):
     assert kept("e", without={"CLEAN": ("false",)})[0] == [0, 2, 4, 6] == kept("f", only={"CLEAN": ("1",)})[0]
     with pytest.raises(ConfigError, match="is longer than 16 letters"):
         Filters(without={"licence": ("Creative Commons Attribution",)})
+    with pytest.raises(ConfigError, match="what its LANGAUGE is; did you mean LANGUAGE"):
+        kept("g", only={"LANGAUGE": ("en",)})
+    assert kept("g", only={"LANGUAGE": ("en",)})[0] == [0, 2, 4, 6]  # the folder is not lost
     # no number, though it is there
     assert kept("d", at_least={"NSFW": 2})[1] == {"has no NSFW": 6}
 
@@ -235,6 +239,7 @@ def test_items_are_chosen_by_the_language_that_their_text_is_in(tmp_path):
 
     assert kept("all")[0] == [0, 1, 2, 3, 4]
     assert kept("en", "en") == ([0], {"language is not en": 4})
+    assert words_in("two  words") == 2 and words_in("在公园") == 3 and words_in("iPhone 手机 6") == 4
     assert kept("two", "zh", "de") == ([1, 4], {"language is not zh or de": 3})
     with pytest.raises(ConfigError, match="unknown language 'english'.*, en, "):
         Filters(language=("english",))
@@ -246,13 +251,61 @@ def test_a_second_run_does_nothing_and_another_one_is_refused(tars, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
     prepare(order(tars, out), each=Until(0))
     assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
-    for changes, name in (({"domain": "synthetic"}, "domain"), ({"filters": Filters(basic=True)}, "filters")):
-        with pytest.raises(ConfigError, match=f"another {name}"):
+    for changes, name in (({"domain": "synthetic"}, "domain"), ({"filters": Filters(basic=True)}, "filter basic")):
+        with pytest.raises(ConfigError, match=f"was prepared with {name} = "):
             prepare(order(tars, out, **changes), each=HERE)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("")
     with pytest.raises(ConfigError, match=r"holds other files \(thesis.txt\)"):
         prepare(order(tars, tmp_path / "other"), each=HERE)
+
+
+def test_a_shard_that_was_lost_or_cut_since_is_named(tars, tmp_path):
+    out = tmp_path / "out"
+    shard = out / prepare(order(tars, out), each=HERE).manifest["shards"][1]["name"]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    with pytest.raises(BadData, match=f"{shard.name} has {len(whole) - 1} bytes, manifest.json says {len(whole)}"):
+        prepare(order(tars, out), each=HERE)
+    shard.unlink()
+    with pytest.raises(BadData, match=f"{shard.name} is not there"):
+        prepare(order(tars, out), each=HERE)
+    middle = len(whole) // 2
+    shard.write_bytes(whole[:middle] + bytes(b ^ 255 for b in whole[middle : middle + 64]) + whole[middle + 64 :])
+    kept = open_prepared(out)
+    with pytest.raises(BadData, match=f"{shard.name} is damaged at block"):
+        [kept[i] for i in range(len(kept))]
+    (out / "manifest.json").write_text("{")
+    with pytest.raises(BadData, match="manifest.json is damaged"):
+        prepare(order(tars, out), each=HERE)
+
+
+def test_which_file_is_another_is_said(tars, tmp_path):
+    out = tmp_path / "out"
+    prepare(order(tars[:2], out), each=HERE)
+    for files, message in (
+        (tars[:1], f"{tars[1].name} is not among them any more"),
+        (tars[:3], f"{tars[2].name} is new"),
+        (tars[1::-1], "their order is another"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            prepare(order(files, out), each=HERE)
+
+
+def test_prepared_data_without_items_is_named_by_the_list_that_names_it(tars, tmp_path):
+    prepare(order(tars[:1], tmp_path / "none", filters=Filters(at_least={"similarity": 2})), each=HERE)
+    (tmp_path / "list.yaml").write_text("META: [{path: none}]")
+    with pytest.raises(ValueError, match="META entry 0: .*none has no items: all were dropped when it was prepared"):
+        read_meta(tmp_path / "list.yaml")
+
+
+def test_what_was_dropped_is_named(tmp_path, capsys):
+    write_tar(tmp_path / "0.tar", {"good": (picture(1), "a thing", {}), "bad": (b"no picture", "a thing", {})})
+    command = [sys.executable, "tools/prepare_data.py", "--format", "laion", "--input", str(tmp_path / "0.tar")]
+    command += ["--out", str(tmp_path / "out"), "--quiet", "--workers", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "1 dropped: picture is damaged, such as bad" in done.stdout
+    assert "<b>bad</b>" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_two_runs_do_not_work_in_one_folder(tars, tmp_path):
@@ -351,8 +404,13 @@ def test_what_is_chosen_is_what_a_plain_loop_chooses(tmp_path_factory, files, ba
         parquet.write_table(table, folder / f"{i}", row_group_size=4)
     filters = Filters(basic, {"s": 0.3}, {"s": 0.8}, same, one, alike)
     known = Known({b"d" * 8}, np.array([2**62 + 1], np.uint64), ())
-    choice = choose([folder / f"{i}" for i in range(len(files))], filters, known)
-    rows = [look for looks in files for look in looks]
+    rows, sidecars = [look for looks in files for look in looks], [folder / f"{i}" for i in range(len(files))]
+    usable = [look for look in rows if not look.reason]
+    if usable and all("s" not in json.loads(look.carried) for look in rows):
+        with pytest.raises(ConfigError, match="say of no item what its s is"):
+            choose(sidecars, filters, known)
+        return
+    choice = choose(sidecars, filters, known)
     kept = []
     for look in rows:
         score = json.loads(look.carried).get("s")
@@ -551,7 +609,7 @@ def test_benchmark_pictures_are_left_out_by_the_command(tars, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--format", "laoin", "--input", "x"], "invalid choice"),
+        (["--format", "laoin", "--input", "x"], "unknown format 'laoin'; did you mean 'laion'?"),
         (["--format", "laion", "--input", "nothing*.tar"], "match nothing"),
         (["--format", "coco-captions", "--input", __file__], "not JSON"),
         (["--format", "laion", "--input", __file__, "--at-least", "similarity"], "NAME=NUMBER"),

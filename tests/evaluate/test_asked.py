@@ -94,7 +94,7 @@ def test_processes_share_the_pictures_out(count):
 def test_one_at_a_time_where_a_processors_caches_hold_the_model(where, size, slots, monkeypatch):
     monkeypatch.setattr(asked, "platform", lambda: where)
     leaves = {"a": np.zeros(size // 2, np.uint8), "b": {"c": np.zeros(size - size // 2, np.uint8)}}
-    assert asked.slots_for(SimpleNamespace(leaves=leaves)) == slots
+    assert asked.slots_for(SimpleNamespace(leaves=leaves), 64) == slots
 
 
 def test_a_model_that_a_process_has_no_room_for_is_told(tiny, mesh):

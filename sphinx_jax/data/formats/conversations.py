@@ -120,8 +120,10 @@ def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> Meta
     ratio, count, weight = raw.get("ratio", 1.0), raw.get("count"), raw.get("weight")
     if not _is_number(ratio) or not 0 < ratio <= 1:
         raise ValueError(f"{name}: ratio must be a number above 0 and at most 1, not {short(ratio)}")
-    if "count" in raw and (not _is_number(count) or count != int(count) or count < 1 or "ratio" in raw):
-        raise ValueError(f"{name}: count must be a whole number above 0, without a ratio, not {short(count)}")
+    if "count" in raw and "ratio" in raw:
+        raise ValueError(f"{name} has a count and a ratio; give one of them")
+    if "count" in raw and (not _is_number(count) or count != int(count) or count < 1):
+        raise ValueError(f"{name}: count must be a whole number above 0, not {short(count)}")
     if "weight" in raw and (not _is_number(weight) or not weight > 0):
         raise ValueError(f"{name}: weight must be a number above 0, not {short(weight)}")
     try:
@@ -132,6 +134,8 @@ def _read_entry(raw: Any, name: str, folders: Sequence[Path], seed: int) -> Meta
         raise type(error)(f"{name}: {shortened(str(error), 288 - len(name))}") from None
     if isinstance(items, Prepared) and root is not None:
         raise ValueError(f"{name}: prepared data holds its pictures and has no root")
+    if not len(items) and isinstance(items, Prepared):
+        raise ValueError(f"{name}: {shortened(file)} has no items: all were dropped when it was prepared")
     if isinstance(items, Prepared):
         kind = raw.get("type") or ("image" if items.manifest["pictures"] else "text")
     else:

@@ -22,7 +22,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise BadData(f"{path} is not text: {error.reason}") from None
     except OSError as error:
-        raise BadData(f"{path} cannot be read: {error.strerror}") from None
+        raise _unreadable(path, error) from None
 
 
 def open_binary(path: Path) -> BinaryIO:
@@ -30,7 +30,13 @@ def open_binary(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise BadData(f"{path} cannot be read: {error.strerror}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> BadData:
+    if isinstance(error, IsADirectoryError):
+        return BadData(f"{path} is a folder; name the files in it, as {path / '*'}")
+    return BadData(f"{path} cannot be read: {error.strerror}")
 
 
 def read_json(path: Path) -> Any:

@@ -143,7 +143,7 @@ class Prepared(Indexed):
 
     def _read(self, shard: int, block: int) -> bytes:
         with self._lock:  # a reader moves in its file
-            return self._shard(shard).read([block])[0]
+            return _block(self._shard(shard), self.folder / self.manifest["shards"][shard]["name"], block)
 
     def __reduce__(self):
         return Prepared, (self.folder,)
@@ -152,16 +152,29 @@ class Prepared(Indexed):
 def _reader(folder: Path, shard: Mapping[str, Any]) -> Any:
     from array_record.python.array_record_module import ArrayRecordReader
 
-    return ArrayRecordReader(str(_whole(folder, shard)))
+    return ArrayRecordReader(str(shard_file(folder, shard)))
 
 
-def _whole(folder: Path, shard: Mapping[str, Any]) -> Path:
+def _block(reader: Any, file: Path, number: int) -> bytes:
+    try:
+        return reader.read([number])[0]
+    except RuntimeError as error:  # a sum of the file's does not fit
+        reason = str(error).splitlines()[0][:120]
+        raise BadData(
+            f"{file} is damaged at block {number}: {reason}; copy it anew, or prepare the data again"
+        ) from None
+
+
+def shard_file(folder: Path, shard: Mapping[str, Any]) -> Path:
     """The file of a shard.  Raises BadData: of a file that is cut off the library reads nothing, without a word."""
     file = folder / shard["name"]
     size = file.stat().st_size if file.is_file() else None
     if size != shard["bytes"]:
         found = "is not there" if size is None else f"has {size} bytes"
-        raise BadData(f"{file} {found}, {MANIFEST} says {shard['bytes']} bytes; copy the folder again, or prepare it")
+        raise BadData(
+            f"{file} {found}, {MANIFEST} says {shard['bytes']} bytes; copy it anew, or delete the folder and prepare "
+            "it again"
+        )
     return file
 
 
@@ -169,7 +182,7 @@ def read_shard(folder: Path, shard: Mapping[str, Any], block: int) -> Iterator[K
     """The items of a shard in their order, by what the manifest says of it.  Raises BadData."""
     reader = _reader(folder, shard)
     for number, begin in enumerate(range(0, shard["items"], block)):
-        (content,) = reader.read([number])
+        content = _block(reader, folder / shard["name"], number)
         yield from (decode(content, i) for i in range(min(block, shard["items"] - begin)))
 
 
@@ -226,7 +239,7 @@ def _shards(file: Path) -> Sequence[Path]:
     """The shards of a folder; a shard itself.  Raises BadData where one is not as the manifest says."""
     if not file.is_dir():
         return (file,)
-    return [_whole(file, shard) for shard in read_manifest(file)["shards"]]
+    return [shard_file(file, shard) for shard in read_manifest(file)["shards"]]
 
 
 @functools.lru_cache(1)

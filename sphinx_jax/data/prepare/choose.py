@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ class Filters:
 
     Attributes:
       basic: DataComp's: captions of more than 2 words and 5 characters, pictures whose shorter side has 200 pixels and
-        whose longer is at most 3 times as long.  With `language=("en",)` it is whole.
+        whose longer is at most 3 times as long; its language is a filter of its own.
       at_least, at_most: bounds of numbers that the files carry; an item that lacks one is dropped.
       same: of items that are the same, picture and all that is said of it, the first is kept.
       pictures: one item of each picture is kept, the first.
@@ -118,11 +119,13 @@ def choose(sidecars: Sequence[Path], filters: Filters, known: Known) -> Choice:
     """
     reasons = _Reasons()
     codes, wholes, contents, looks = [], [], [], []
+    said, usable = set[str](), False
     for sidecar in sidecars:
         own: list[np.ndarray] = []
         for batch in read_looks(sidecar, COLUMNS):
-            code = _judged(batch, filters, known, reasons)
+            code = _judged(batch, filters, known, reasons, said)
             own.append(code)
+            usable = usable or "" in batch["reason"].to_pylist()
             if filters.same:
                 wholes.append(_keys(batch["whole"]))
             if filters.pictures:
@@ -131,6 +134,9 @@ def choose(sidecars: Sequence[Path], filters: Filters, known: Known) -> Choice:
                 looks.append(batch["look"].to_numpy())
         codes.append(np.concatenate(own) if own else np.zeros(0, np.uint8))
     whole = np.concatenate(codes) if codes else np.zeros(0, np.uint8)
+    for name in (*filters.at_least, *filters.at_most, *filters.only, *filters.without):
+        if usable and name not in said:
+            raise _nothing_says(name, said)
     if not len(whole):
         return Choice(codes, reasons.names)
     if filters.same:
@@ -143,6 +149,14 @@ def choose(sidecars: Sequence[Path], filters: Filters, known: Known) -> Choice:
         _only_first(whole, of_look, reasons["picture looks like another"], of_look != -1)
     ends = np.cumsum([len(own) for own in codes])[:-1]
     return Choice(np.split(whole, ends), reasons.names)
+
+
+def _nothing_says(name: str, said: Collection[str]) -> ConfigError:
+    near = difflib.get_close_matches(name.lower(), [one.lower() for one in said], n=1, cutoff=0.5)
+    meant = next((one for one in sorted(said) if one.lower() in near), None)
+    rest = f"did you mean {meant}?" if meant else f"they say {', '.join(sorted(said)) or 'nothing'}"
+    own = " (the language that is found out is --language)" if name.lower() == "language" and not meant else ""
+    return ConfigError(f"the files say of no item what its {name} is; {rest}{own}")
 
 
 def _keys(hashes: Any) -> np.ndarray:
@@ -164,7 +178,8 @@ class _Reasons:
         return self.names.index(reason)
 
 
-def _judged(batch: Mapping[str, Any], filters: Filters, known: Known, reasons: _Reasons) -> np.ndarray:
+def _judged(batch: Mapping[str, Any], filters: Filters, known: Known, reasons: _Reasons, named: set[str]) -> np.ndarray:
+    """`named` takes the names of what the files say of items."""
     code = np.array([reasons[reason] if reason else KEPT for reason in batch["reason"].to_pylist()], np.uint8)
 
     def drop(where: np.ndarray, reason: str) -> None:
@@ -185,6 +200,7 @@ def _judged(batch: Mapping[str, Any], filters: Filters, known: Known, reasons: _
         drop(~said, f"language is not {' or '.join(filters.language)}")
     asked = filters.at_least or filters.at_most or filters.only or filters.without
     carried = [json.loads(text) for text in batch["carried"].to_pylist()] if asked else []
+    named.update(name for one in carried for name in one)
     for bounds, over in ((filters.at_least, False), (filters.at_most, True)):
         for name, bound in bounds.items():
             values = np.array([value if isinstance(value := one.get(name), float) else np.nan for one in carried])

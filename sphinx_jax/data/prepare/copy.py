@@ -98,9 +98,10 @@ def _kept(work: Copy, codes: np.ndarray, samples: Samples) -> Iterator[prepared.
         if isinstance(found, Dropped):
             if code == KEPT:
                 raise _changed(work.task, f"{found.name} ({found.reason})")
+            samples.add(work.reasons[code], found.name)
             continue
         item = found.item
-        samples.add(work.reasons[code], item)
+        samples.add(work.reasons[code], item.id, item)
         if code != KEPT:
             continue
         if isinstance(item.image, str):
@@ -162,11 +163,17 @@ class Samples:
     def __init__(self) -> None:
         self.found: dict[str, list[dict[str, str]]] = {}
 
-    def add(self, reason: str, item: Item) -> None:
+    def add(self, reason: str, name: str, item: Item | None = None) -> None:
+        """`item`: None where none could be made of what has this name."""
         own = self.found.setdefault(reason, [])
         if len(own) >= SAMPLES:
             return
+        if item is None:
+            own.append({"name": name, "picture": "", "text": ""})
+            return
         picture = ""
+        if isinstance(item.image, str):
+            name = f"{name}: {item.image}" if name else item.image
         if item.image is not None:
             try:
                 small = load_image(item.image)
@@ -177,4 +184,4 @@ class Samples:
             except BadImage:
                 picture = ""
         text = item.text or next((f"{question} {answer}" for question, answer in item.turns), "")
-        own.append({"picture": picture, "text": text[:200]})
+        own.append({"name": name, "picture": picture, "text": text[:200]})

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from sphinx_jax.config import ConfigError, unknown
-from sphinx_jax.data.formats.prepared import MANIFEST, VERSION, WORK, Prepared
+from sphinx_jax.data.formats.prepared import MANIFEST, VERSION, WORK, Prepared, read_manifest, shard_file
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.prepare.choose import Filters, Known, choose
 from sphinx_jax.data.prepare.copy import BLOCK, Copy, copy
@@ -96,9 +96,17 @@ def prepare(order: Order, known: Callable[[], Known] = Known, each: Each | None 
     with making(order.out, made_from) as to_do:
         if to_do:
             _prepare(order, made_from, known, each)
+        else:
+            _check_shards(order.out)
         if order.tokenizer:
             count_all(order.out, order.tokenizer, each)
     return Prepared(order.out)
+
+
+def _check_shards(folder: Path) -> None:
+    """Raises BadData where a shard has been lost or cut since it was written."""
+    for shard in read_manifest(folder)["shards"]:
+        shard_file(folder, shard)
 
 
 def _prepare(order: Order, made_from: Mapping[str, Any], known: Callable[[], Known], each: Each) -> None:
@@ -108,7 +116,11 @@ def _prepare(order: Order, made_from: Mapping[str, Any], known: Callable[[], Kno
     tasks = [Task(order.format, f, order.root, work / "looks" / f"{i:05d}", heard) for i, f in enumerate(files)]
     left_out = known()  # first, as the tokenizer
     each(look, tasks, "looking")
-    choice = choose([task.sidecar for task in tasks], order.filters, left_out)
+    try:
+        choice = choose([task.sidecar for task in tasks], order.filters, left_out)
+    except ConfigError:  # what was looked at serves another try
+        (work / SETTINGS).unlink()
+        raise
     if choice.counts() == {UNREADABLE: len(tasks)}:
         collections.deque(FORMATS[order.format].read(tasks[0].source), 0)  # raises what it is
     copies = []
@@ -133,7 +145,10 @@ def making(out: Path, made_from: Mapping[str, Any]) -> Iterator[bool]:
     with told_when_full(out):
         out.mkdir(parents=True, exist_ok=True)
         with locked(out, "--out"):
-            yield not is_done(out, made_from)
+            done = is_done(out, made_from)
+            if done:  # killed on its last step
+                shutil.rmtree(out / WORK, ignore_errors=True)
+            yield not done
 
 
 def is_done(out: Path, made_from: Mapping[str, Any]) -> bool:
@@ -142,7 +157,7 @@ def is_done(out: Path, made_from: Mapping[str, Any]) -> bool:
     done = (out / MANIFEST).exists()
     begun = out / WORK / SETTINGS
     if (out / MANIFEST).exists():
-        before = json.loads((out / MANIFEST).read_text()).get("made_from")
+        before = read_manifest(out).get("made_from")
     elif begun.exists():
         before = json.loads(begun.read_text())
     else:
@@ -155,14 +170,28 @@ def is_done(out: Path, made_from: Mapping[str, Any]) -> bool:
     before = before or {}
     if "filters" in before:  # what a folder was prepared without before there was such a filter
         before = before | {"filters": json.loads(json.dumps(dataclasses.asdict(Filters()))) | before["filters"]}
-    files = [[tuple(one[: 3 if done else 1]) for one in of.get("inputs", ())] for of in (now, before)]
-    if files[0] != files[1]:  # what has changed under way is looked at again
-        name = next((one[0] for one, other in zip(*files, strict=False) if one != other), files[0][-1][0])
-        raise ConfigError(f"{out} was prepared from other files, or {name} has changed since; give another folder")
-    changed = [key for key in now if key != "inputs" and before.get(key) != now[key]]
+    told = _other_files(*({one[0]: one[1:3] if done else None for one in of.get("inputs", ())} for of in (before, now)))
+    if told:
+        raise ConfigError(f"{out} was prepared from other files: {told}; give another folder or delete this one")
+    flat = [{**of, **{f"filter {key}": value for key, value in of.get("filters", {}).items()}} for of in (before, now)]
+    changed = [key for key in flat[1] if key not in ("inputs", "filters") and flat[0].get(key) != flat[1][key]]
     if changed:
-        raise ConfigError(f"{out} was prepared with another {changed[0]}; give another folder or delete this one")
+        key = changed[0]
+        raise ConfigError(
+            f"{out} was prepared with {key} = {flat[0].get(key)!r}, now it is {flat[1][key]!r}; give another folder or "
+            "delete this one"
+        )
     return done
+
+
+def _other_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What is not as it was with files, of which each has its size and time, or nothing where both may have changed."""
+    for name, files, others in (("is new", now, before), ("is not among them any more", before, now)):
+        if found := next((file for file in files if file not in others), None):
+            return f"{found} {name}"
+    if found := next((file for file in now if now[file] != before[file]), None):
+        return f"{found} has changed since, by its size or time"
+    return "" if list(before) == list(now) else "their order is another"
 
 
 def finish(

@@ -29,7 +29,7 @@ from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
 from sphinx_jax.evaluate.question import Joined, Question
 from sphinx_jax.generate.batching.pictures import Picture
-from sphinx_jax.generate.engine import Engine
+from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import blueprint, held_dtypes
@@ -66,7 +66,7 @@ def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
     s, data = settings, run.data.benchmarks
     found = folders(data, s.names)
     model = _model(run, s)
-    engine = Engine(model, slots=s.batch or slots_for(model))
+    engine = Engine(model, slots=s.batch or slots_for(model, SLOTS))
     encoded = _encoded(run, s, engine)
     card: list[Line] = []
     shown: list[Shown] = []

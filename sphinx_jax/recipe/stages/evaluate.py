@@ -43,6 +43,7 @@ from sphinx_jax.train.features import FeatureCache, pictures_hash
 # what an answer may take at most: the published evaluation's 10 for short answers and 30 for boxes, more where an
 # answer lists many things
 SHORT, LONG = 32, 128
+SLOTS = 64  # answers at once, where the stage does not say
 LONG_TASKS = (
     "grounded_caption",
     "detailed_caption",
@@ -112,7 +113,7 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     shardings = blueprint(run.recipe.model).shardings(mesh)
     placed = {path: jax.device_put(leaves.pop(path), shardings[path]) for path in list(leaves)}
     model = Sphinx(run.recipe.model, placed, run.tokenizer, mesh)
-    engine = Engine(model, slots=s.batch or slots_for(model))
+    engine = Engine(model, slots=s.batch or slots_for(model, SLOTS))
 
     folder, about, mine = run.folder(name), fingerprint(run, s, asked), own(asked, process, count)
     seen, blind = (Answers(folder / ANSWERS / which, about, process) for which in ("seen", "blind"))
