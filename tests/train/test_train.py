@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
@@ -284,7 +285,15 @@ def test_a_batch_is_asked_for_when_few_steps_are_on_their_way(tmp_path, mesh, mo
     loop.run(loop.TrainJob("stage", tmp_path, settings, *parts, recipe={}, throughput=worth, quiet=True))
     (entry,) = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert len(losses) == 12 and max(ahead) < loop.AHEAD
-    assert 0.3 < entry["data_wait"] * entry["seconds"] < 0.7  # what is made while steps are on their way takes nothing
+    assert entry["data_wait"] * entry["seconds"] > 0.3
+
+
+def test_devices_wait_for_data_from_the_end_of_their_last_step_on():
+    now, on_its_way, ended = time.perf_counter(), Future(), Future()
+    ended.set_result(now - 1)
+    assert loop._idle(on_its_way, now - 5) == 0
+    assert 1 <= loop._idle(ended, now - 5) < 4
+    assert loop._idle(None, now - 3) >= 3 and 0 <= loop._idle(ended, time.perf_counter()) < 0.9
 
 
 def test_rate_warms_up_and_falls_to_the_floor():
@@ -320,6 +329,7 @@ def test_unknown_optimizer_names_the_nearest():
 
 WORKER = """
 import json, sys
+from concurrent.futures import Future
 from pathlib import Path
 import numpy as np
 from conftest import DATA
