@@ -190,7 +190,7 @@ def test_items_without_the_tasks_of_a_stage_do_not_count(tmp_path):
         ([{"name": "a"}, {"name": "a"}], 'two data sets have the name "a"'),
         ([{"count": 0}], "count must be a whole number"),
         ([{"count": 99}], "count is 99, and there are 4 items"),
-        ([{"count": 2, "ratio": 0.5}], "without a ratio"),
+        ([{"count": 2, "ratio": 0.5}], "has a count and a ratio"),
     ],
 )
 def test_an_entry_that_makes_no_sense_is_named(tmp_path, entries, says):
