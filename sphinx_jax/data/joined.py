@@ -153,7 +153,9 @@ def some_of_each(items: Sequence[Item], count: int, seed: int) -> Ranges:
     Neither items nor their numbers are held, and items that are read together stay so.
     """
     edges, block = edges_of(items), getattr(items, "block", 1)
-    taken = np.diff((edges * (count / edges[-1])).round().astype(np.int64))
+    # halves up, exactly: those of numpy go to the even side, and in floats they may not be halves
+    total = int(edges[-1])
+    taken = np.diff([(2 * int(edge) * count + total) // (2 * total) for edge in edges])
     sizes = np.diff(edges)
     # a stretch begins with a block; from behind the last block that leaves room it cannot
     last = (sizes - taken) // block
