@@ -89,7 +89,7 @@ def run(given: argparse.Namespace) -> None:
     )
     inputs = matching(given.input)
     root, benchmarks = given.root and given.root.absolute(), given.benchmarks and given.benchmarks.absolute()
-    tokenizer = given.tokenizer and words_of(given.tokenizer.absolute())
+    tokenizer = given.tokenizer and tokenizer_in(given.tokenizer.absolute())
     order = Order(given.format, inputs, given.out.absolute(), root, given.domain, filters, benchmarks, tokenizer)
     each: Each = InProcesses(given.workers, given.quiet)
     if given.runner:
@@ -129,7 +129,7 @@ def words(given: list[str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def words_of(folder: Path) -> Path:
+def tokenizer_in(folder: Path) -> Path:
     """A tokenizer's folder: of a stage, its chosen checkpoint."""
     from sphinx_jax.checkpoint.store import chosen_in
 

@@ -41,8 +41,8 @@ SYSTEM = (
 )
 HUMAN, ASSISTANT = " Human:", " Assistant:"
 STOP = "\n###"
-PREPARED_FIRST = (".tar", ".parquet", ".tsv", ".csv")  # no list, but of a format that can be prepared
 """Ends every message; a model that writes it has finished its answer."""
+PREPARED_FIRST = (".tar", ".parquet", ".tsv", ".csv")  # no list, but of a format that can be prepared
 
 PAD = 0
 """The token id of padding. It may be a real token's as well (`!` in LLaMA 3): masks, not ids, say what counts."""

@@ -14,7 +14,10 @@ Found = TypeVar("Found")
 
 
 def read_ahead(
-    read: Callable[[Given], Found], given: Iterable[Given], by_threads: Callable[[Given], bool] = lambda one: True
+    read: Callable[[Given], Found],
+    given: Iterable[Given],
+    by_threads: Callable[[Given], bool] = lambda one: True,
+    readers: int | None = None,
 ) -> Iterator[Future[Found]]:
     """What `read` makes of each, in their order, by threads and a few ahead of their turn.
 
@@ -22,8 +25,10 @@ def read_ahead(
 
     Args:
       by_threads: whether one may be read by another thread than this.
+      readers: threads, and how many are read ahead; None: `READERS`.
     """
-    pool, taken = ThreadPoolExecutor(READERS, "reading"), deque[Future[Found]]()
+    readers = readers or READERS
+    pool, taken = ThreadPoolExecutor(readers, "reading"), deque[Future[Found]]()
     rest, failed = iter(given), None
     try:
         while True:
@@ -35,7 +40,7 @@ def read_ahead(
                 failed = error
                 break
             taken.append(pool.submit(read, one) if by_threads(one) else _here(read, one))
-            while taken and (taken[0].done() or len(taken) > READERS):
+            while taken and (taken[0].done() or len(taken) > readers):
                 yield taken.popleft()
         while taken:
             yield taken.popleft()

@@ -206,10 +206,9 @@ def _settle(recipe: Recipe, workdir: Path) -> None:
     before, now_flat = _flat(json.loads(path.read_text())), _flat(now)
     # words, how many answers are given at once, and the settings of chat, which asks the finished model, change nothing
     # that was made
-    asked = ["title", "about"]
-    for name, s in recipe.settings.items():
-        if _kind(s) in ("chat", "evaluate", "benchmarks"):
-            asked.append(f"settings.{name}." + ("" if _kind(s) == "chat" else "batch"))
+    free = {"chat": "", "evaluate": "batch", "benchmarks": "batch"}
+    kinds = {name: _kind(s) for name, s in recipe.settings.items()}
+    asked = ("title", "about", *(f"settings.{name}.{free[kind]}" for name, kind in kinds.items() if kind in free))
     ahead = [f"settings.{name}." for name in recipe.settings if not (workdir / name).exists()]
     # what has begun may go on with other shares of its data sets and domains
     for name, s in recipe.settings.items():
@@ -217,7 +216,7 @@ def _settle(recipe: Recipe, workdir: Path) -> None:
             ahead += [f"settings.{name}.sets", f"settings.{name}.domains"]
     # a setting that the workdir does not know came with a newer version: from now on it counts
     changed = {k for k, value in before.items() if value != now_flat.get(k)}
-    changed = sorted(k for k in changed if not k.startswith(tuple(asked)))
+    changed = sorted(k for k in changed if not k.startswith(asked))
     if set(before.get("stages") or ()) <= set(now["stages"]):  # a stage may be added to what was made
         ahead.append("stages")
     refused = [key for key in changed if not key.startswith(tuple(ahead))]

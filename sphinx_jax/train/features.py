@@ -10,16 +10,16 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from sphinx_jax.config import ModelConfig, need, to_dict
 from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.image import BadImage, load_image, padded_resize
+from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.disk import told_when_full
 from sphinx_jax.model.blueprint import FROZEN, Leaves, make_encode, matches
 from sphinx_jax.model.embedding_mix import Features
@@ -28,7 +28,6 @@ from sphinx_jax.progress import progress
 
 _log = logging.getLogger(__name__)
 BAD, CHOSEN = "bad.json", "chosen.json"
-Found = TypeVar("Found")
 
 
 class FeatureCache:
@@ -146,9 +145,10 @@ def _fill(
                 damaged[index] = str(error)
         return pixels, damaged
 
-    for start, (pixels, damaged) in progress(
-        _one_ahead(read, range(0, len(numbers), batch)), total=-(-len(numbers) // batch), desc=description, unit="batch"
-    ):
+    starts = range(0, len(numbers), batch)
+    ahead = read_ahead(read, starts, readers=1)  # one batch: many would fill the memory
+    for start, found in progress(zip(starts, ahead, strict=True), total=len(starts), desc=description, unit="batch"):
+        pixels, damaged = found.result()
         bad |= damaged
         for name, value in encode(encoders, pixels)._asdict().items():
             if value is None:
@@ -161,19 +161,6 @@ def _fill(
     for array in arrays.values():
         array.flush()
     (folder / BAD).write_text(json.dumps(bad))
-
-
-def _one_ahead(read: Callable[[int], Found], starts: Iterable[int]) -> Iterator[tuple[int, Found]]:
-    """What is read of each, by a thread, while the one before is worked on."""
-    with ThreadPoolExecutor(1, "reading") as pool:
-        before: tuple[int, Future[Found]] | None = None
-        for start in starts:
-            coming = start, pool.submit(read, start)
-            if before:
-                yield before[0], before[1].result()
-            before = coming
-        if before:
-            yield before[0], before[1].result()
 
 
 def _new_array(file: Path, shape: tuple[int, ...]) -> np.memmap:

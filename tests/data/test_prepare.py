@@ -299,7 +299,7 @@ def test_prepared_data_without_items_is_named_by_the_list_that_names_it(tars, tm
         read_meta(tmp_path / "list.yaml")
 
 
-def test_what_was_dropped_is_named(tmp_path, capsys):
+def test_what_was_dropped_is_named(tmp_path):
     write_tar(tmp_path / "0.tar", {"good": (picture(1), "a thing", {}), "bad": (b"no picture", "a thing", {})})
     command = [sys.executable, "tools/prepare_data.py", "--format", "laion", "--input", str(tmp_path / "0.tar")]
     command += ["--out", str(tmp_path / "out"), "--quiet", "--workers", "1"]

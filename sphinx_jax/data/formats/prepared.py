@@ -143,7 +143,11 @@ class Prepared(Indexed):
 
     def _read(self, shard: int, block: int) -> bytes:
         with self._lock:  # a reader moves in its file
-            return _block(self._shard(shard), self.folder / self.manifest["shards"][shard]["name"], block)
+            return _block(self._shard(shard), self.folder, self.manifest["shards"][shard], block)
+
+    def shard_files(self) -> Sequence[Path]:
+        """The files of the shards.  Raises BadData where one was lost or cut since it was written."""
+        return [_whole(self.folder, shard) for shard in self.manifest["shards"]]
 
     def __reduce__(self):
         return Prepared, (self.folder,)
@@ -152,20 +156,20 @@ class Prepared(Indexed):
 def _reader(folder: Path, shard: Mapping[str, Any]) -> Any:
     from array_record.python.array_record_module import ArrayRecordReader
 
-    return ArrayRecordReader(str(shard_file(folder, shard)))
+    return ArrayRecordReader(str(_whole(folder, shard)))
 
 
-def _block(reader: Any, file: Path, number: int) -> bytes:
+def _block(reader: Any, folder: Path, shard: Mapping[str, Any], number: int) -> bytes:
     try:
         return reader.read([number])[0]
     except RuntimeError as error:  # a sum of the file's does not fit
         reason = str(error).splitlines()[0][:120]
         raise BadData(
-            f"{file} is damaged at block {number}: {reason}; copy it anew, or prepare the data again"
+            f"{folder / shard['name']} is damaged at block {number}: {reason}; copy it anew, or prepare the data again"
         ) from None
 
 
-def shard_file(folder: Path, shard: Mapping[str, Any]) -> Path:
+def _whole(folder: Path, shard: Mapping[str, Any]) -> Path:
     """The file of a shard.  Raises BadData: of a file that is cut off the library reads nothing, without a word."""
     file = folder / shard["name"]
     size = file.stat().st_size if file.is_file() else None
@@ -182,7 +186,7 @@ def read_shard(folder: Path, shard: Mapping[str, Any], block: int) -> Iterator[K
     """The items of a shard in their order, by what the manifest says of it.  Raises BadData."""
     reader = _reader(folder, shard)
     for number, begin in enumerate(range(0, shard["items"], block)):
-        content = _block(reader, folder / shard["name"], number)
+        content = _block(reader, folder, shard, number)
         yield from (decode(content, i) for i in range(min(block, shard["items"] - begin)))
 
 
@@ -239,7 +243,7 @@ def _shards(file: Path) -> Sequence[Path]:
     """The shards of a folder; a shard itself.  Raises BadData where one is not as the manifest says."""
     if not file.is_dir():
         return (file,)
-    return [shard_file(file, shard) for shard in read_manifest(file)["shards"]]
+    return Prepared(file).shard_files()
 
 
 @functools.lru_cache(1)

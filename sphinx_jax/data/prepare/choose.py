@@ -200,7 +200,7 @@ def _judged(batch: Mapping[str, Any], filters: Filters, known: Known, reasons: _
         drop(~said, f"language is not {' or '.join(filters.language)}")
     asked = filters.at_least or filters.at_most or filters.only or filters.without
     carried = [json.loads(text) for text in batch["carried"].to_pylist()] if asked else []
-    named.update(name for one in carried for name in one)
+    named.update(*carried)
     for bounds, over in ((filters.at_least, False), (filters.at_most, True)):
         for name, bound in bounds.items():
             values = np.array([value if isinstance(value := one.get(name), float) else np.nan for one in carried])

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from sphinx_jax.config import ConfigError, unknown
-from sphinx_jax.data.formats.prepared import MANIFEST, VERSION, WORK, Prepared, read_manifest, shard_file
+from sphinx_jax.data.formats.prepared import MANIFEST, VERSION, WORK, Prepared, read_manifest
 from sphinx_jax.data.formats.table import FORMATS
 from sphinx_jax.data.prepare.choose import Filters, Known, choose
 from sphinx_jax.data.prepare.copy import BLOCK, Copy, copy
@@ -96,17 +96,11 @@ def prepare(order: Order, known: Callable[[], Known] = Known, each: Each | None 
     with making(order.out, made_from) as to_do:
         if to_do:
             _prepare(order, made_from, known, each)
-        else:
-            _check_shards(order.out)
         if order.tokenizer:
             count_all(order.out, order.tokenizer, each)
-    return Prepared(order.out)
-
-
-def _check_shards(folder: Path) -> None:
-    """Raises BadData where a shard has been lost or cut since it was written."""
-    for shard in read_manifest(folder)["shards"]:
-        shard_file(folder, shard)
+    items = Prepared(order.out)
+    items.shard_files()  # all are there, also where all was done before
+    return items
 
 
 def _prepare(order: Order, made_from: Mapping[str, Any], known: Callable[[], Known], each: Each) -> None:
