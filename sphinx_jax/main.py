@@ -20,6 +20,7 @@ import contextlib
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ml_collections.config_flags.config_flags import UnsupportedOperationError
 from sphinx_jax.command import plain_errors, with_huge_pages
 from sphinx_jax.paths import PROGRAMS, as_path
 from sphinx_jax.recipe.find import find, folders
+from sphinx_jax.usage import asked, page
 
 # not locked: a setting that the file leaves at its default can be given too; `runner.parse` refuses unknown keys
 CONFIG = config_flags.DEFINE_config_file(
@@ -41,9 +43,9 @@ CONFIG = config_flags.DEFINE_config_file(
     accept_new_attributes=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept; default: runs/<name of the config>.")
-_STAGE = flags.DEFINE_string("stage", None, "Run this stage alone, e.g. chat; default: all that are not yet done.")
+STAGE = flags.DEFINE_string("stage", None, "Run this stage alone, e.g. chat; default: all that are not yet done.")
 _PROFILE = flags.DEFINE_string("profile", None, "Trace these steps of each training stage for XProf, e.g. 10:13.")
-_SMOKE = flags.DEFINE_bool("smoke", False, "Run the recipe at nano size on the playground, to see that it runs.")
+SMOKE = flags.DEFINE_bool("smoke", False, "Run the recipe at nano size on the playground, to see that it runs.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of many processes.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
@@ -52,6 +54,12 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 _HEARTBEAT = flags.DEFINE_integer("heartbeat", 100, "Seconds without a sign of life until a process counts as gone.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Print no progress.")
+
+
+_OPTIONS = (
+    *(CONFIG, _WORKDIR, STAGE, SMOKE, _PROFILE, _QUIET),
+    *(_DISTRIBUTED, _COORDINATOR, _PROCESSES, _PROCESS, _HEARTBEAT),
+)
 
 
 def main(argv: list[str]) -> None:
@@ -69,7 +77,7 @@ def main(argv: list[str]) -> None:
     from sphinx_jax import distributed
     from sphinx_jax.recipe.run import progress_of
 
-    workdir = as_path(_WORKDIR.value or Path("runs") / (f"{file.stem}-smoke" if _SMOKE.value else file.stem))
+    workdir = as_path(_WORKDIR.value or Path("runs") / (f"{file.stem}-smoke" if SMOKE.value else file.stem))
     cluster = distributed.find_cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _DISTRIBUTED.value)
     if cluster is not None:
         if distributed.CHILD not in os.environ:
@@ -79,12 +87,12 @@ def main(argv: list[str]) -> None:
 
     with contextlib.nullcontext() if cluster is None else distributed.leaving_alone():
         found = runner.parse(recipe_values(), origins=False)  # the run looks at those of the stages to come
-        run = runner.run(found, workdir, only=_STAGE.value, quiet=_QUIET.value, profile=profile)
-    if not (_STAGE.value or run.quiet):
+        run = runner.run(found, workdir, only=STAGE.value, quiet=_QUIET.value, profile=profile)
+    if not (STAGE.value or run.quiet):
         from sphinx_jax.recipe.suggest import things_to_try
 
         given = ["--config", config_flags.get_config_filename(flags.FLAGS["config"])]
-        given += ["--smoke"] if _SMOKE.value else []
+        given += ["--smoke"] if SMOKE.value else []
         given += ["--workdir", _WORKDIR.value] if _WORKDIR.value else []
         print("\n".join(things_to_try(run, given)))
 
@@ -92,7 +100,7 @@ def main(argv: list[str]) -> None:
 def recipe_values() -> dict[str, Any]:
     """What the flags say of the recipe, for `runner.parse`; at nano size with --smoke."""
     values = CONFIG.value.to_dict()
-    if not _SMOKE.value:
+    if not SMOKE.value:
         return values
     from sphinx_jax.recipe.smoke import smoke
 
@@ -107,8 +115,19 @@ def parse_profile(text: str) -> range:
     return range(int(first), int(end))
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Flags of the command line; what is left of it."""
+def parse(argv: list[str], text: str = __doc__, options: Sequence[flags.FlagHolder] = _OPTIONS) -> list[str]:
+    """Flags of the command line; what is left of it.
+
+    text, options: what --help prints of the command.
+    """
+    if asked(argv):
+        argv = _parsed([given for given in argv if not asked(["", given])])
+        print(page(text, options, CONFIG.value and CONFIG.value.to_dict()))
+        sys.exit(0)
+    return _parsed(argv)
+
+
+def _parsed(argv: list[str]) -> list[str]:
     argv = [*argv]
     for i, given in enumerate(argv):
         name, equals, file = given.lstrip("-").partition("=")
@@ -137,8 +156,6 @@ def parse(argv: list[str]) -> list[str]:
         raise ValueError(f"unknown setting {error.args[0]}") from error
     except SyntaxError as error:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
-    except SystemExit:
-        sys.exit(0)  # absl ends with 1 where help was asked for
 
 
 def entry() -> None:

@@ -42,6 +42,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+
 from sphinx_jax.command import plain_errors, with_huge_pages
 from sphinx_jax.measure.peers import mix
 
@@ -189,8 +191,6 @@ def measure_device(args: argparse.Namespace) -> Iterator[str]:
 
 def stage_of(flags_given: list[str]) -> tuple[Any, str]:
     """The recipe, and the stage of it, that flags name."""
-    from absl import flags
-
     from sphinx_jax import main
     from sphinx_jax.recipe import runner
 
@@ -201,7 +201,7 @@ def stage_of(flags_given: list[str]) -> tuple[Any, str]:
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with plain_errors(flags.Error):
         args = arguments()
         if args.kind != "mix":  # whose command runs without
             with_huge_pages()

@@ -14,12 +14,12 @@ The table docs/ahead.md, row by row; rows that are done are kept:
   python tools/compile_ahead.py --table docs/ahead.jsonl
 
 Topologies are named as Google Cloud does: v4:4x4x4, v5e:16x16, v5p:2x2x4, v6e:8x8; or hosts of H100s, h100:8 and
-h100:4x8 (pip install jax-cuda12-plugin).  A large model takes minutes.  --config, --config.key=value, --stage and
---smoke are those of python -m sphinx_jax.main.
+h100:4x8 (pip install jax-cuda12-plugin).  A large model takes minutes.
 """
 
 import os
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -32,7 +32,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several of these may
 from absl import app, flags, logging
 
 from sphinx_jax.command import plain_errors
-from sphinx_jax.main import CONFIG, parse, recipe_values
+from sphinx_jax.main import CONFIG, SMOKE, STAGE, parse, recipe_values
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "What to compile for, e.g. v5e:16x16.")
 _JSON = flags.DEFINE_bool("json", False, "End with one JSON object on a line of its own.")
@@ -41,6 +41,8 @@ _LARGEST = flags.DEFINE_bool(
 )
 _SERVE = flags.DEFINE_integer("serve", None, "A token of so many answers at once, and nothing else.", lower_bound=1)
 _TABLE = flags.DEFINE_string("table", None, "Add the rows that this file does not have yet, and draw its table.")
+
+OPTIONS = (CONFIG, _TOPOLOGY, STAGE, _SERVE, _LARGEST, SMOKE, _JSON, _TABLE)
 
 
 def main(argv: list[str]) -> None:
@@ -55,10 +57,10 @@ def main(argv: list[str]) -> None:
         raise ValueError("give --config and --topology, e.g. --config configs/sphinx_1k.py --topology v5e:16x16")
     if _SERVE.value:
         return report.serving(recipe_values(), _TOPOLOGY.value, _SERVE.value, as_json=_JSON.value)
-    report.report(recipe_values(), _TOPOLOGY.value, flags.FLAGS.stage, largest=_LARGEST.value, as_json=_JSON.value)
+    report.report(recipe_values(), _TOPOLOGY.value, STAGE.value, largest=_LARGEST.value, as_json=_JSON.value)
 
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
     with plain_errors(flags.Error):
-        app.run(main, flags_parser=parse)
+        app.run(main, flags_parser=partial(parse, text=__doc__, options=OPTIONS))

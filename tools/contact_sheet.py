@@ -10,6 +10,7 @@ import textwrap
 
 from PIL import Image, ImageDraw
 
+from sphinx_jax.command import plain_errors
 from sphinx_jax.data.playground import Example, make_picture
 from sphinx_jax.data.playground.photos import SPLITS
 from sphinx_jax.data.playground.pictures import SCENES
@@ -34,14 +35,14 @@ def cell(example: Example) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output")
-    parser.add_argument("--domain", default="real", choices=DOMAINS)
-    parser.add_argument("--split", default="train", choices=SPLITS)
-    parser.add_argument("--count", type=int, default=24)
-    parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scene", choices=[kind.name for kind in SCENES], help="only this kind")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", help="picture to write; its ending says the form")
+    parser.add_argument("--domain", default="real", choices=DOMAINS, help="default: %(default)s")
+    parser.add_argument("--split", default="train", choices=SPLITS, help="default: %(default)s")
+    parser.add_argument("--count", type=int, default=24, help="pictures to draw (default: %(default)s)")
+    parser.add_argument("--start", type=int, default=0, help="number of the first (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the playground (default: %(default)s)")
+    parser.add_argument("--scene", choices=[kind.name for kind in SCENES], help="pictures of this kind alone")
     options = parser.parse_args()
     tiles = []
     for index in itertools.count(options.start):
@@ -58,4 +59,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

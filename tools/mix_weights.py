@@ -23,11 +23,13 @@ A weight may depend on the place, as YAML: a list runs over the depth, a table o
 (attention, ffn, norms, projections, embeddings):
   --weights "{attention: [0.2, 0.8], 'decoder/**': 0.5, '*': 1}" 0.5
 
-Methods: {methods}.
+Methods:
+{methods}.
 """
 
 import argparse
 import json
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +46,7 @@ from sphinx_jax.weight_mix.write import write as write_mix
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.replace("{methods}", ", ".join(METHODS)),
+        description=__doc__.replace("{methods}", textwrap.indent(textwrap.fill(", ".join(METHODS), 110), "  ")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--method", default="linear", help="how to mix (default: %(default)s)")

@@ -9,7 +9,8 @@ OUT gets shards, manifest.json (counts, what was dropped and why, hashes) and re
 command goes on where it was stopped.  With --tokenizer the tokens of each item are recorded, now or later, and packing
 need not count them.  `sphinx_jax.data.open_prepared(OUT)` is a sequence of the items.
 
-Formats: {formats}.
+Formats:
+{formats}
 """
 
 import argparse
@@ -31,7 +32,7 @@ from sphinx_jax.progress import progress
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.replace("{formats}", "; ".join(f"{n} ({f.title})" for n, f in FORMATS.items())),
+        description=__doc__.replace("{formats}", "\n".join(f"  {n:<18}{f.title}" for n, f in FORMATS.items())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--format", required=True, metavar="NAME", help="of those below")

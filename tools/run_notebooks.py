@@ -8,8 +8,10 @@ All of them, as long as they take; one of them; all at small size, kept elsewher
 
 Each runs in a folder of its own and all in an environment that holds what a kernel needs: the first cell brings the
 package, here from this working tree.  A cell fails that raises, whose command fails, or that prints a warning of
-deprecation.  Needs pip install jupytext nbclient.
+deprecation.  Needs pip install -e '.[colabs]'.
 """
+
+from __future__ import annotations
 
 import argparse
 import hashlib
@@ -22,12 +24,12 @@ import tempfile
 import time
 import venv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jupytext
-import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
+
+if TYPE_CHECKING:  # an extra, which --help does without
+    import nbformat
 
 ROOT = Path(__file__).parents[1]
 KERNEL = "colab"
@@ -82,6 +84,9 @@ def execute(name: str, source: Path, scale: float, timeout: int) -> nbformat.Not
     Raises:
       RuntimeError: a cell failed, or printed a warning of deprecation.
     """
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
     notebook, digest = read(name)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as settings:
         startup = Path(settings) / "profile_default" / "startup"
@@ -132,6 +137,8 @@ def with_prose(name: str, file: Path) -> nbformat.NotebookNode:
     Raises:
       RuntimeError: its code has changed too.
     """
+    import nbformat
+
     ran, (now, source) = nbformat.read(file, as_version=4), read(name)
     code, code_now = (
         [(cell.cell_type, cell.cell_type == "code" and cell.source) for cell in each.cells] for each in (ran, now)
@@ -146,6 +153,8 @@ def with_prose(name: str, file: Path) -> nbformat.NotebookNode:
 
 def read(name: str) -> tuple[nbformat.NotebookNode, str]:
     """The notebook that a text is of, without outputs, and a hash that says which text outputs belong to."""
+    import jupytext
+
     text = (ROOT / "colabs" / f"{name}.py").read_text()
     return jupytext.reads(text, fmt="py:percent"), hashlib.sha256(text.encode()).hexdigest()
 
@@ -161,6 +170,10 @@ def main() -> None:
     args = parser.parse_args()
     if wrong := set(args.names) - set(known):
         parser.error(f"there is no notebook {min(wrong)}; there are {', '.join(known)}")
+    try:
+        import nbformat
+    except ImportError:
+        sys.exit("error: this needs pip install -e '.[colabs]'")
     args.out.mkdir(parents=True, exist_ok=True)
     failed = []
     with tempfile.TemporaryDirectory() as folder:

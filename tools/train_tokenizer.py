@@ -1,9 +1,13 @@
-"""Train the playground's tokenizer on its training split: python tools/train_tokenizer.py OUT_FOLDER"""
+"""Trains the playground's tokenizer on its training split, and writes OUT/tokenizer.model.
+
+python tools/train_tokenizer.py tokenizer
+"""
 
 import argparse
 import itertools
 from pathlib import Path
 
+from sphinx_jax.command import plain_errors
 from sphinx_jax.data.playground import prose, text
 from sphinx_jax.data.playground.pictures import make_picture
 from sphinx_jax.data.playground.vocabulary import VOCABULARY, train_tokenizer
@@ -21,7 +25,7 @@ def texts(pictures: int):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for tokenizer.model")
     parser.add_argument("--size", type=int, default=VOCABULARY, help="pieces (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=3000, help="pictures per domain to read (default: %(default)s)")
@@ -31,4 +35,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -10,8 +10,13 @@ import sphinx_jax
 def folders() -> list[Path]:
     """Where recipes lie that are given by name; those of the package lie in the wheel, or in the clone beside it."""
     package = Path(sphinx_jax.__file__).parent
-    known = (Path("configs"), package.joinpath("configs"), package.parent.joinpath("configs"))
-    return [folder for folder in known if folder.is_dir()]
+    places = (Path("configs"), package.joinpath("configs"), package.parent.joinpath("configs"))
+    return [folder for folder in places if folder.is_dir()]
+
+
+def known() -> dict[str, Path]:
+    """The files of recipes by name; what lies nearer comes first."""
+    return {file.stem: file for folder in reversed(folders()) for file in folder.glob("[!_]*.py")}
 
 
 def find(given: str) -> str:
@@ -22,9 +27,9 @@ def find(given: str) -> str:
     name, colon, argument = given.partition(":")
     if not name or Path(name).suffix or Path(name).name != name or Path(name).is_file():
         return given
-    known = {file.stem: file for folder in reversed(folders()) for file in folder.glob("[!_]*.py")}
-    if name not in known:
+    files = known()
+    if name not in files:
         from sphinx_jax.config import unknown
 
-        raise unknown("recipe", name, known)
-    return f"{known[name]}{colon}{argument}"
+        raise unknown("recipe", name, files)
+    return f"{files[name]}{colon}{argument}"
