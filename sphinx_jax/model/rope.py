@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Num
@@ -31,6 +32,9 @@ def rotation(
         frequencies = stretch(frequencies, *llama3)
     positions = positions.astype(jnp.float32)
     angles = (positions if scaling is None else positions * scaling)[..., None] * frequencies
+    if platform() == "cpu":  # whose compiler works out the angles anew for each number that is turned, but not in a loop
+        cos, sin = jax.lax.map(lambda i: jax.lax.cond(i == 0, jnp.cos, jnp.sin, angles), jnp.arange(2))
+        return cos, sin
     return jnp.cos(angles), jnp.sin(angles)
 
 

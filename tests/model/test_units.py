@@ -84,6 +84,21 @@ def test_rotations_are_the_references(units, monkeypatch):
             np.testing.assert_allclose(turned, units[f"rope_{name}_out_pos3"], atol=1e-6)
 
 
+def test_a_cpu_works_out_the_angles_once_for_all_layers():
+    """Its compiler would do so where they are used: four times here, and for every head."""
+
+    def layers(x: jax.Array, positions: jax.Array) -> jax.Array:
+        by = rotation(positions, 8, 1e4)
+        for _ in range(2):
+            q, k = (rotate((x @ matrix).reshape(2, 40, 4, 8), by) for matrix in maps)
+            x = jnp.einsum("btnh,bsnh,bsd->btd", q, k, x)
+        return x
+
+    maps = jnp.ones((2, 32, 32))
+    compiled = jax.jit(layers).lower(jnp.ones((2, 40, 32)), jnp.ones((2, 40), jnp.int32)).compile()
+    assert compiled.as_text().count(" cosine(") == 1
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 65])
 @pytest.mark.parametrize("turn", [False, True])
 def test_products_in_bfloat16_are_summed_up_in_more(rows, turn):
