@@ -16,6 +16,9 @@ from tqdm import tqdm
 from sphinx_jax.paths import PROGRAMS, write_whole
 
 COMPILED = 1.0  # seconds; what takes less was found compiled
+EVERY = 10  # seconds between two lines of a log
+# seconds that the program of a first hour takes to compile on two cores, where nothing is known of the machine yet
+FIRST = {"a step of sphinx_nano": 15}
 
 
 class _Log:
@@ -30,16 +33,19 @@ class _Log:
 
 
 def progress(over: Iterable[Any] | None = None, **settings: Any) -> tqdm:
-    """A tqdm bar that disappears when it is full; in a log it prints every half minute at most."""
+    """A tqdm bar that disappears when it is full; in a log it prints every ten seconds at most."""
     terminal = sys.stderr.isatty()
     if terminal:
         return tqdm(over, leave=False, mininterval=0.2, **settings)
-    return tqdm(over, leave=False, mininterval=30, delay=30, file=_Log(), **settings)
+    return tqdm(over, leave=False, mininterval=EVERY, delay=EVERY, file=_Log(), **settings)
 
 
 @contextlib.contextmanager
 def compiling(what: str, quiet: bool = False) -> Iterator[None]:
-    """Say that `what` is compiled, and how long that took on this machine where nothing was found compiled."""
+    """Say that `what` is compiled, and how long that took on this machine where nothing was found compiled.
+
+    what: `stage, program of model`.
+    """
     if quiet:
         yield
         return
@@ -48,7 +54,9 @@ def compiling(what: str, quiet: bool = False) -> Iterator[None]:
         known = {name: float(seconds) for name, seconds in json.loads(file.read_text()).items()}
     except (OSError, ValueError, AttributeError, TypeError):
         known = {}
-    last = f"; it took {known[what]:.0f} s before" if what in known else ""
+    first = FIRST.get(what.rpartition(", ")[2])
+    guess = f"; some {first} s on two cores" if first else ""
+    last = f"; it took {known[what]:.0f} s before" if what in known else guess
     print(f"{what}: compiling{last}", file=sys.stderr, flush=True)
     begun = time.perf_counter()
     yield

@@ -31,6 +31,9 @@ What a checkpoint costs that is written beside the steps, by windows of steps wi
 What fewer bits cost a recipe's model on held-out data:
   python tools/benchmark.py quantise --workdir runs/quickstart
 
+The quickstart of another version and of this one, each from nothing: minutes and scores:
+  python tools/benchmark.py quickstart --old v0.1.0 --folder /tmp/first_hour
+
 All that wants an accelerator, on the one that is here, in under nine minutes on a GPU of 80 GB:
   python tools/benchmark.py device
 """
@@ -102,6 +105,10 @@ def arguments() -> argparse.Namespace:
     saves.add_argument("--rounds", type=int, default=3, help="windows of each sort (default: %(default)s)")
     few = kinds.add_parser("quantise", help="the held-out loss of a recipe's model in 8 and 4 bits")
     few.add_argument("--workdir", type=Path, required=True, help="of a recipe that was run, e.g. runs/quickstart")
+    first = kinds.add_parser("quickstart", help="of another version beside this one's: minutes and scores")
+    first.add_argument("--old", required=True, metavar="REVISION", help="of the repository, e.g. a tag")
+    first.add_argument("--folder", type=Path, required=True, help="for both runs; what is done is kept")
+    first.add_argument("--smoke", action="store_true", help="both at nano size, to see that it runs")
     device = kinds.add_parser("device", help="all that wants an accelerator: parity, step, decoding, few bits, saves")
     device.add_argument("--out", type=Path, help="JSON lines that go on (default: runs/device/<the device>.jsonl)")
     device.add_argument("--only", nargs="+", default=(), metavar="NAME", help="parity decode step int8 nf4 saves")
@@ -162,6 +169,12 @@ def compare_questions(args: argparse.Namespace) -> Iterator[str]:
     yield from questions.measure(questions.config(args.layers), args.rounds)
 
 
+def compare_quickstarts(args: argparse.Namespace) -> Iterator[str]:
+    from sphinx_jax.measure import first_hour
+
+    yield from first_hour.measure(ROOT, args.old, args.folder, ("--smoke",) if args.smoke else ())
+
+
 def measure_data(args: argparse.Namespace) -> Iterator[str]:
     from sphinx_jax.measure import data
 
@@ -215,6 +228,7 @@ if __name__ == "__main__":
             "step": measure_step,
             "saves": measure_saves,
             "quantise": compare_quantised,
+            "quickstart": compare_quickstarts,
             "device": measure_device,
         }
         for line in work[args.kind](args):

@@ -10,7 +10,7 @@ from pathlib import Path
 from sphinx_jax.checkpoint import store
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.recipe.stages.chat import ChatStage
-from sphinx_jax.recipe.stages.show import EXAMPLE
+from sphinx_jax.recipe.stages.show import EXAMPLE, TAUGHT
 from sphinx_jax.train.settings import TrainStage
 
 COMMAND = "python -m sphinx_jax.main"
@@ -35,10 +35,12 @@ def things_to_try(run: Run, given: Sequence[str]) -> list[str]:
         image = f" --config.stage.{name}.image={shlex.quote(_near(picture))}" if picture.exists() else ""
         lines += ["  talk with it about a picture:", f"    {again} --stage {name}{image}"]
     lora = "" if recipe.model.decoder.lora_rank else ",lora=8"
+    taught = run.workdir / TAUGHT
+    listed = shlex.quote(_near(taught)) if taught.exists() else "list.yaml"
     lines += [
-        "  teach it pictures and questions of your own:",
+        f"  teach it pictures and questions of your own{', listed as here' * taught.exists()}:",
         f"    {COMMAND} --config finetune:{shlex.quote(_near(run.folder(trained[-1])))}{lora} "
-        "--config.data.meta.train=list.yaml --workdir runs/taught",
+        f"--config.data.meta.train={listed} --workdir runs/taught",
     ]
     if len(trained) > 1 and Path("tools").is_dir():  # a clone
         folders = shlex.join(_near(run.folder(name)) for name in trained[:2])
@@ -46,6 +48,9 @@ def things_to_try(run: Run, given: Sequence[str]) -> list[str]:
             "  mix the weights of two of its stages:",
             f"    python tools/mix_weights.py --sources {folders} --weights 0.5 0.5 --out mixed",
         ]
+    elif picture.exists():
+        asked = f"sphinx_jax.from_pretrained({_near(run.workdir)!r}).detect({_near(picture)!r}, 'things')"
+        lines += ["  find things in Python:", f"    python -c {shlex.quote(f'import sphinx_jax; print({asked})')}"]
     return lines
 
 

@@ -201,16 +201,26 @@ def test_what_it_suggests_can_be_run(workdir, tmp_path):
         and f"{workdir}/real" in mix
         and f"{workdir}/synthetic" in mix
     )
-    done = subprocess.run(
-        [sys.executable, *mix[1:-1], tmp_path / "mixed"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert store.is_complete(tmp_path / "mixed")
+    for command, made in ((mix, "mixed"), (tune, "taught")):
+        done = subprocess.run(
+            [sys.executable, *command[1:-1], tmp_path / made],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        assert done.returncode == 0, done.stderr
+    assert store.is_complete(tmp_path / "mixed") and (tmp_path / "taught" / "finetune" / "done.json").exists()
     assert things_to_try(Run(run.recipe, tmp_path / "empty"), ()) == []
+
+
+def test_what_it_suggests_without_a_clone_can_be_run(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = things_to_try(Run(runner.parse(values()), workdir, quiet=True), ["--config", "some.py"])
+    _, _, ask = (shlex.split(line) for line in lines if line.startswith("    "))
+    done = subprocess.run([sys.executable, *ask[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[")
 
 
 def test_the_mix_on_disk_is_the_papers_formula(workdir, mesh):

@@ -70,13 +70,14 @@ class Need:
         return self.peak_bytes - self.parameter_bytes - self.optimizer_bytes - self.cache_bytes
 
 
-def train_need(recipe: Recipe, name: str, devices: Sequence[jax.Device], chip: Chip, find_largest: bool) -> Need:
+def train_need(recipe: Recipe, name: str, devices: Sequence[jax.Device], chip: Chip) -> Need:
     """What a training stage needs, at the batch of its recipe."""
-    s, mesh = recipe.settings[name], mesh_of(recipe, devices)
-    need = _compile_train(recipe.model, name, s, mesh, chip)
-    if find_largest:
-        need.largest = largest_rows(recipe.model, name, s, mesh, chip, need)
-    return need
+    return _compile_train(recipe.model, name, recipe.settings[name], mesh_of(recipe, devices), chip)
+
+
+def find_largest(recipe: Recipe, name: str, devices: Sequence[jax.Device], chip: Chip, need: Need) -> None:
+    """Add to what a training stage needs the largest batch that fits, by at most two more compilations."""
+    need.largest = largest_rows(recipe.model, name, recipe.settings[name], mesh_of(recipe, devices), chip, need)
 
 
 def largest_rows(model: ModelConfig, name: str, s: TrainStage, mesh: Mesh, chip: Chip, known: Need) -> int:

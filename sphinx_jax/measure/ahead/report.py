@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from sphinx_jax.measure.ahead.needs import Need, inference_needs, serving_need, train_need, train_stages
+from sphinx_jax.measure.ahead.needs import Need, find_largest, inference_needs, serving_need, train_need, train_stages
 from sphinx_jax.measure.ahead.topologies import GIB, Chip, open_topology
 from sphinx_jax.recipe.recipe import Recipe
 from sphinx_jax.recipe.runner import parse
@@ -36,8 +36,11 @@ def report(
     devices, chip = open_topology(topology)
     train = []
     for name in names:
-        train.append(train_need(recipe, name, devices, chip, largest))
-        print(text(chip, train[-1]), flush=True)
+        train.append(need := train_need(recipe, name, devices, chip))
+        print(text(chip, need), flush=True)
+        if largest:
+            find_largest(recipe, name, devices, chip, need)
+            print(f"  largest that fits: {need.largest} {next(iter(need.rows))} rows a device at a time", flush=True)
     inference = {}
     for need in inference_needs(recipe, devices, chip):
         inference[need.what] = need
@@ -82,7 +85,7 @@ def fill(path: str | Path, recipe_of: Callable[[str], dict[str, Any]]) -> None:
                 needs = {kind: serving_need(recipe.model, devices, chip, 1, kind) for kind in ("", "int8")}
                 found = {kind or "whole": _entry(need) for kind, need in needs.items()}
             else:
-                found = {"train": _entry(train_need(recipe, stage, devices, chip, False))}
+                found = {"train": _entry(train_need(recipe, stage, devices, chip))}
             rows.append({**key, "hbm_bytes": chip.hbm, **found})
             path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
             path.with_suffix(".md").write_text(draw(rows))
@@ -191,8 +194,7 @@ def text(chip: Chip, need: Need) -> str:
         + ", ".join(
             f"{rows} {kind} rows a device at a time" + (f" x {need.parts[kind]} parts" if need.parts else "")
             for kind, rows in need.rows.items()
-        )
-        + (f"; largest that fits: {need.largest}" if need.largest is not None else ""),
+        ),
         f"  {need.flops / 1e12:,.2f} TFLOP of the model a device; at best {need.roofline_seconds * 1e3:,.1f} ms "
         f"(compute {need.compute_seconds * 1e3:,.1f}, memory {need.memory_seconds * 1e3:,.1f}, "
         f"links {need.link_seconds * 1e3:,.1f}), MFU at most {need.mfu_bound:.0%}",

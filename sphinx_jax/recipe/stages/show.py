@@ -7,10 +7,12 @@ import json
 import random
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sphinx_jax.config import ConfigError
+from sphinx_jax.data.conversation import Item
 from sphinx_jax.data.image import load_image
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.paths import write_whole
@@ -24,6 +26,7 @@ from sphinx_jax.train.history import read_history
 from sphinx_jax.train.tally import seen_by
 
 EXAMPLE = "example.png"  # a held-out picture, to ask about
+TAUGHT = "example.json"  # what is known of it, in the form of people's own lists
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ def show(run: Run, name: str, settings: ShowStage) -> None:
     scores["seconds"] = sum(timings.values())
     histories = {n: read_history(run.folder(n)) for n in run.recipe.stages}
     config = (run.workdir / "config.json").read_text()
-    drawn = samples(run, s)
+    rows = chosen(run, s)
+    drawn = [_sample(run, s, row) for row in rows]
     report = write_report(
         run.workdir,
         title=run.recipe.title,
@@ -61,6 +65,7 @@ def show(run: Run, name: str, settings: ShowStage) -> None:
     (run.workdir / "scores.json").write_text(json.dumps(scores, indent=2))
     if drawn:
         write_whole(run.workdir / EXAMPLE, encoded(drawn[0].image, "PNG"))
+        write_whole(run.workdir / TAUGHT, json.dumps([_as_listed(_item(run, s, rows[0]))], indent=2).encode())
     if not run.quiet:
         print(format_table(scores, colour=sys.stdout.isatty(), width=shutil.get_terminal_size((120, 24)).columns))
         for page in (report, *((run.workdir / card.page,) if card else ())):
@@ -74,7 +79,25 @@ def _result(run: Run, stage: str, file: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def samples(run: Run, s: ShowStage) -> list[Sample]:
+def _item(run: Run, s: ShowStage, row: Mapping[str, Any]) -> Item:
+    return run.data.items(s.split, row["domain"])[row["picture"]]
+
+
+def _sample(run: Run, s: ShowStage, row: Mapping[str, Any]) -> Sample:
+    image = load_image(_item(run, s, row).image)
+    values = (row[key] for key in ("task", "domain", "question", "answer", "prediction"))
+    return Sample(image, *values, row["score"]["prediction"])
+
+
+def _as_listed(item: Item) -> dict[str, Any]:
+    """An item as an entry of a list, about the picture that lies beside it."""
+    said = [
+        {"from": who, "value": value} for turn in item.turns for who, value in zip(("human", "gpt"), turn, strict=True)
+    ]
+    return {"image": EXAMPLE, "conversations": said}
+
+
+def chosen(run: Run, s: ShowStage) -> list[dict[str, Any]]:
     """Questions of each task and domain in turn, drawn at random whatever their score."""
     rows = [json.loads(line) for line in (run.folder(s.evaluate) / "predictions.jsonl").open()]
     random.Random(run.recipe.seed).shuffle(rows)
@@ -83,18 +106,7 @@ def samples(run: Run, s: ShowStage) -> list[Sample]:
     queues: dict[Any, collections.deque] = collections.defaultdict(collections.deque)
     for row in rows:
         queues[row["task"], row["domain"]].append(row)
-    chosen: list[dict] = []
-    while len(chosen) < min(s.samples, len(rows)):
-        chosen += [queue.popleft() for queue in queues.values() if queue]
-    return [
-        Sample(
-            load_image(run.data.items(s.split, r["domain"])[r["picture"]].image),
-            r["task"],
-            r["domain"],
-            r["question"],
-            r["answer"],
-            r["prediction"],
-            r["score"]["prediction"],
-        )
-        for r in chosen[: s.samples]
-    ]
+    found: list[dict] = []
+    while len(found) < min(s.samples, len(rows)):
+        found += [queue.popleft() for queue in queues.values() if queue]
+    return found[: s.samples]
