@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from string import ascii_uppercase
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from sphinx_jax.data.playground.questions import article, listing, sentence, whe
 from sphinx_jax.data.playground.scene import PLACES
 from sphinx_jax.data.playground.scenes_text import WORDS
 from sphinx_jax.data.playground.things import COLOURS, NAMES, SHAPES, plural
-from sphinx_jax.data.tasks import Point, format_point, instruct
+from sphinx_jax.data.tasks import Point, format_point
 
 __all__ = ["Stream", "descriptions", "dialogue", "documents", "prose", "stream"]
 
@@ -45,7 +44,6 @@ FACTS = {
     "a plum": "purple",
     "the sea": "blue",
 }
-NUMERALS = tuple(map(str, range(10)))
 MIXES = {("red", "yellow"): "orange", ("blue", "yellow"): "green", ("red", "blue"): "purple"}
 OPPOSITES = {
     "left": "right",
@@ -136,7 +134,7 @@ def _repeat(rng: np.random.Generator) -> Pair:
 
 
 def _kind_of(rng: np.random.Generator) -> Pair:
-    group = (("colour", tuple(COLOURS)), ("shape", SHAPES), ("number", NUMERALS))
+    group = (("colour", tuple(COLOURS)), ("shape", SHAPES), ("number", tuple(map(str, range(10)))))
     name, members = group[int(rng.integers(3))]
     asked, _ = group[int(rng.integers(3))] if rng.random() < 0.5 else (name, members)
     return f"Is {pick(rng, members)} a {asked}?", "yes" if asked == name else "no"
@@ -163,41 +161,17 @@ def _imagine(rng: np.random.Generator, most: int = 4) -> list[tuple[str, str, st
 
 def _told(rng: np.random.Generator) -> Pair:
     """A scene in words, and a question about it."""
-    question, answer, _ = _asked_of_a_scene(rng)
-    return question, answer
-
-
-def _asked_of_a_scene(rng: np.random.Generator) -> tuple[str, str, Sequence[str]]:
-    """The scene and the question, the answer, and all answers that such a question may have."""
     scene = _imagine(rng, 3)
     told = " ".join(sentence(f"{article(f'{c} {n}')} is {where(p)}") for c, n, p in scene)
     colour, name, place = scene[int(rng.integers(len(scene)))]
-    question, answer, answers = (
-        (f"What is {where(place)}?", name, NAMES),
-        (f"What colour is the {name}?", colour, tuple(COLOURS)),
-        (f"Where is the {colour} {name}?", place, PLACES),
-        (f"What is the {colour} thing?", name, NAMES),
-        ("How many things are there?", str(len(scene)), NUMERALS),
+    question, answer = (
+        (f"What is {where(place)}?", name),
+        (f"What colour is the {name}?", colour),
+        (f"Where is the {colour} {name}?", place),
+        (f"What is the {colour} thing?", name),
+        ("How many things are there?", str(len(scene))),
     )[int(rng.integers(5))]
-    return f"{told} {question}", answer, answers
-
-
-def _choose(rng: np.random.Generator) -> Pair:
-    """A question with four answers to choose from, by the letter of the right one."""
-    match rng.integers(3):
-        case 0:
-            question, answer, answers = _asked_of_a_scene(rng)
-        case 1:
-            (question, answer), answers = _colour_fact(rng), tuple(COLOURS)
-        case _:
-            kinds = (("colour", tuple(COLOURS)), ("shape", SHAPES), ("number", NUMERALS), ("word", WORDS))
-            of, others = (kinds[i] for i in rng.permutation(len(kinds))[:2])
-            question, answer, answers = f"Which of these is a {of[0]}?", pick(rng, of[1]), others[1]
-    wrong = [value for value in answers if value != answer]
-    choices = [wrong[i] for i in rng.permutation(len(wrong))[:3]]
-    right = int(rng.integers(len(choices) + 1))
-    choices.insert(right, answer)
-    return instruct("multiple_choice", question=question, choices=choices), ascii_uppercase[right]
+    return f"{told} {question}", answer
 
 
 _ASKS: tuple[Callable[[np.random.Generator], Pair], ...] = (
@@ -214,10 +188,6 @@ _ASKS: tuple[Callable[[np.random.Generator], Pair], ...] = (
     _plural,
     _told,
     _told,
-    _choose,
-    _choose,
-    _choose,
-    _choose,
 )
 
 
