@@ -10,7 +10,7 @@ from typing import Any
 
 from sphinx_jax.config import ConfigError, need
 from sphinx_jax.evaluate.intervals import Answered, bootstrap, compared, mme, mme_compared
-from sphinx_jax.evaluate.question import Question, Score, mean, picture_as_json
+from sphinx_jax.evaluate.question import Question, Score, mean, means_of, picture_as_json
 from sphinx_jax.evaluate.rules import circular, yes_no
 
 ITEMS = "items.jsonl"  # of a benchmark in a run
@@ -42,6 +42,8 @@ PUBLISHED: Mapping[tuple[str, str], tuple[float, ...]] = {
 ROUNDED = 0.005 + 1e-6  # by which a mean in percent may differ from its score: VQA's is of two decimals
 FULL = {"Perception": 2000, "Cognition": 800}  # marks of MME, which has no mean over questions
 PARTS = dict(zip(FULL, (yes_no.PERCEPTION, yes_no.COGNITION), strict=True))  # and the categories of each
+KINDS = {"tdiuc": "question_type", "blink": "task"}  # whose score is the mean over kinds, and the label of these
+OTHERWISE = {"coco_keypoints": "mean OKS"}  # what of each question is compared, where the score is no mean of it
 CIDER = 1000  # the most that captions can get, on the card
 
 
@@ -52,7 +54,7 @@ class Line:
     Attributes:
       split: the part that the number is of; "" where it is of all.
       low, high: the interval of 95 % of a bootstrap over pictures; None where the number is neither MME's nor a mean
-        over questions.
+        over questions or over kinds of them.
       missing: questions that have no answer, over which the score is not.
       score: None where a judge has to find it.
       published: of the model that this one is of the form of; None where nothing was published.
@@ -118,8 +120,10 @@ def lines(
         if values is not None and inside is not None:
             kept = [i for i in inside if values[i] is not None]
             percent = [100 * (values[i] or 0.0) for i in kept]
-            if kept and math.isclose(mean(percent), value * scale, abs_tol=ROUNDED):
-                interval = bootstrap(percent, [pictures[i] for i in kept])
+            kinds = [asked[i].labels.get(KINDS[benchmark], "") for i in kept] if benchmark in KINDS else []
+            by_kind = means_of(percent, kinds) if kinds else percent
+            if kept and math.isclose(mean(by_kind), value * scale, abs_tol=ROUNDED):
+                interval = bootstrap(percent, [pictures[i] for i in kept], kinds)
             count = len(kept)
         published = _published(benchmark, split, model)
         return Line(benchmark, split, protocol, score.metric, count, lost, value * scale, *interval, published)
@@ -139,11 +143,10 @@ def _of_mme(
     found, values = list[Line](), need(_counted(score, questions)[1])
     for part, categories in PARTS.items():
         inside = [i for i, q in enumerate(questions) if q.labels["category"] in categories]
-        lost = sum(q.labels["category"] in categories for q in missing)
+        lost = sum(q.labels.get("category") in categories for q in missing)
         own = [questions[i] for i in inside]
         right = [values[i] or 0.0 for i in inside]
         same, *interval = mme(Answered(right, [q.same for q in own], [q.labels["category"] for q in own]))
-        # where an answer is missing a protocol may pair other questions than those about a picture
         low, high = interval if math.isclose(same, score.parts[part], abs_tol=ROUNDED) else (None, None)
         published = _published("mme", part, model)
         found.append(Line("mme", part, protocol, score.metric, len(own), lost, score.parts[part], low, high, published))
@@ -207,12 +210,13 @@ def compare(
     benchmark: str, first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """The paired difference of two models on the questions that both answered, from their `items`, in percent; of MME
-    in its points, a part each.
+    in its points, a part each; of TDIUC and BLINK of their means over kinds.
 
     Raises ConfigError where there is none.
     """
     if benchmark != "mme":
-        return {benchmark: _compare(first, second)}
+        name = f"{benchmark} {OTHERWISE[benchmark]}" if benchmark in OTHERWISE else benchmark
+        return {name: _compare(first, second, kind=KINDS.get(benchmark, ""))}
     found = {}
     for part, categories in PARTS.items():
         own, others = ([item for item in of if item["labels"]["category"] in categories] for of in (first, second))
@@ -224,7 +228,7 @@ def compare(
 
 
 def _compare(
-    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], points: bool = False
+    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], points: bool = False, kind: str = ""
 ) -> dict[str, Any]:
     others = {item["key"]: item["value"] for item in second}
     both = [item for item in first if item["key"] in others]
@@ -238,5 +242,6 @@ def _compare(
         found: Mapping[str, float | None] = mme_compared(*(Answered(own, *of) for own in values))
     else:
         percent = ([100 * value for value in own] for own in values)
-        found = compared(*percent, [json.dumps(item["picture"]) for item in both])
+        kinds = [item["labels"].get(kind, "") for item in both] if kind else []
+        found = compared(*percent, [json.dumps(item["picture"]) for item in both], kinds)
     return {"count": len(both), "alone": len(first) + len(second) - 2 * len(both), **found}

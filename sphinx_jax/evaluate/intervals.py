@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sphinx_jax.evaluate.rules.yes_no import PAIR
+
 DRAWN = 2000  # samples of a bootstrap
 LEVEL = 0.95
 
@@ -18,33 +20,50 @@ def _numbered(clusters: Sequence[Hashable]) -> list[int]:
     return [number[cluster] for cluster in clusters]
 
 
-def bootstrap(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float | None, float | None]:
-    """The interval of a mean over questions whose pictures are drawn anew, all questions about one together.
+def _summed(
+    values: Sequence[float], clusters: Sequence[Hashable], kinds: Sequence[Hashable]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and counts of the values, (clusters, kinds)."""
+    at, kind = _numbered(clusters), _numbered(kinds)
+    shape = max(at) + 1, max(kind) + 1
+    cells = np.array(at) * shape[1] + kind
+    sums, counts = np.bincount(cells, np.array(values, float), np.prod(shape)), np.bincount(cells, None, np.prod(shape))
+    return sums.reshape(shape), counts.reshape(shape)
+
+
+def bootstrap(
+    values: Sequence[float], clusters: Sequence[Hashable], kinds: Sequence[Hashable] = ()
+) -> tuple[float | None, float | None]:
+    """The interval of a mean over questions whose pictures are drawn anew, all questions about one together; with the
+    kind of each, of the mean over the kinds that were drawn of their means.
 
     (None, None) of no question.
     """
     if not len(values):
         return None, None
-    at = _numbered(clusters)
-    sums = np.bincount(at, np.array(values, float))
-    counts = np.bincount(at)
+    sums, counts = _summed(values, clusters, kinds or [""] * len(values))
     rng = np.random.default_rng(zlib.crc32(sums.tobytes()))
     means = np.empty(DRAWN)
     for draw in range(DRAWN):
         chosen = np.bincount(rng.integers(0, len(sums), len(sums)), minlength=len(sums))
-        means[draw] = (chosen @ sums) / (chosen @ counts)
+        asked = chosen @ counts
+        means[draw] = np.mean((chosen @ sums)[asked > 0] / asked[asked > 0])
     return _middle(means)
 
 
-def compared(first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable]) -> dict[str, float | None]:
-    """The paired difference of two models on the same questions, its interval, and a p-value.
+def compared(
+    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable], kinds: Sequence[Hashable] = ()
+) -> dict[str, float | None]:
+    """The paired difference of two models on the same questions, of their means or of those over kinds, its interval,
+    and a p-value.
 
     The p-value is the share of random changes of sign, picture by picture, whose mean difference is as large.
     """
     differences = [b - a for a, b in zip(first, second, strict=True)]
-    low, high = bootstrap(differences, clusters)
-    sums = np.bincount(_numbered(clusters), differences)
-    return {"difference": float(np.mean(differences)), "low": low, "high": high, "p": _by_chance(sums)}
+    low, high = bootstrap(differences, clusters, kinds)
+    sums, counts = _summed(differences, clusters, kinds or [""] * len(differences))
+    of_pictures = (sums / counts.sum(0)).mean(1)
+    return {"difference": float(of_pictures.sum()), "low": low, "high": high, "p": _by_chance(of_pictures)}
 
 
 def _middle(drawn: np.ndarray) -> tuple[float, float]:
@@ -68,15 +87,18 @@ class Answered(NamedTuple):
 
 
 class _Category(NamedTuple):
-    """Pictures of one category, each (P,): right answers, questions, and 1.0 where all are right."""
+    """Pictures of one category, each (P,): right answers, questions, 1.0 where both are answered, and where both are
+    right."""
 
     right: np.ndarray
     asked: np.ndarray
+    paired: np.ndarray
     whole: np.ndarray
 
     def points(self, times: np.ndarray) -> np.ndarray:
         """Accuracy and accuracy+ in percent, each picture counted so often: (…, P) -> (…,)."""
-        return 100 * (times @ self.right) / (times @ self.asked) + 100 * (times @ self.whole) / times.sum(-1)
+        paired = np.maximum(times @ self.paired, 1)  # of none, none is right
+        return 100 * (times @ self.right) / (times @ self.asked) + 100 * (times @ self.whole) / paired
 
     def drawn(self, rng: np.random.Generator) -> np.ndarray:
         """How often each picture is there when as many are drawn anew: (DRAWN, P)."""
@@ -91,7 +113,8 @@ def _categories(answered: Answered) -> list[_Category]:
         at = _numbered([answered.pictures[i] for i in inside])
         asked = np.bincount(at)
         right = np.bincount(at, [answered.right[i] for i in inside])
-        found.append(_Category(right, asked, (right == asked).astype(float)))
+        paired = (asked >= PAIR).astype(float)
+        found.append(_Category(right, asked, paired, paired * (right == asked)))
     return found
 
 
@@ -116,7 +139,7 @@ def mme_compared(first: Answered, second: Answered) -> dict[str, float]:
     for a, b in pairs:
         times = a.drawn(rng)
         draws += b.points(times) - a.points(times)
-        parts.append(100 * ((b.right - a.right) / a.asked.sum() + (b.whole - a.whole) / len(a.whole)))
+        parts.append(100 * ((b.right - a.right) / a.asked.sum() + (b.whole - a.whole) / max(a.paired.sum(), 1)))
     of_pictures = np.concatenate(parts)
     low, high = _middle(draws)
     return {"difference": float(of_pictures.sum()), "low": low, "high": high, "p": _by_chance(of_pictures)}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sphinx_jax.config import unknown
+from sphinx_jax.data.formats.files import open_binary
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark, Benchmark, Question, Score
+from sphinx_jax.evaluate.forms.reading import some
 
-SHOWN = 3  # keys that a message names
 PROTOCOLS = ("official", "reference")
 
 
@@ -22,7 +24,7 @@ class Scored:
     Attributes:
       form: in which the questions were found.
       asked: how many there are.
-      missing: keys of those that no prediction answers; the score is of the others.
+      missing: keys of those that no prediction answers, or that cannot be scored; the score is of the others.
       notes: one line each.
     """
 
@@ -55,46 +57,57 @@ def score_predictions(name: str, path: Path, predictions: Path, protocol: str, r
         raise unknown("benchmark", name, BENCHMARKS)
     benchmark = BENCHMARKS[name]
     read = benchmark.read(path, root)
-    questions, notes = list(read.questions), list[str]()
+    questions, notes = list(read.questions), list(read.notes)
     given = _read(predictions)
-    if benchmark.results and all(isinstance(row, dict) and "image_id" in row for row in given):
-        score = _rule(benchmark, benchmark.results, protocol)(questions, given)
-        seen = {row["image_id"] for row in given}
+    results = [row for _, row in given.rows]
+    if benchmark.results and any(map(_is_result, results)):
+        if given.unread:
+            number = min(given.unread)
+            raise BadBenchmark(f"{given.place(predictions, number)} is not JSON: {given.unread[number]}")
+        score = _rule(benchmark, benchmark.results, protocol)(questions, results)
+        seen = {row["image_id"] for row in results}
         pictures = {q.source.get("image_id", q.key) for q in questions}
         if empty := pictures - seen:
             notes.append(f"{len(empty)} of {len(pictures)} pictures have no result")
         return Scored(score, read.form, len(pictures), [], notes)
-    answers = _answers(predictions, given)
-    keys = {_plain(q.key) for q in questions}
-    matched = [_plain(key) for key in answers]
-    if read.numbered and len(answers) == len(questions) and not keys.issubset(matched):
+    answers, said_of = _answers(predictions, given)
+    notes += said_of
+    keys, unfit = {_plain(q.key) for q in questions}, {_plain(q.key) for q in read.unfit}
+    matched = list(answers)
+    if read.numbered and len(answers) == len(read.keys) and not keys.issubset(matched):
         notes.append(f"the {read.form} has no ids: predictions are matched by their order")
-        matched = [_plain(q.key) for q in questions]
+        matched = [_plain(key) for key in read.keys]
     elif keys.isdisjoint(matched):
         raise BadBenchmark(
             f"{predictions} answers none of the {len(questions)} questions of {path} (it begins with "
-            f"{next(iter(answers))!r}, they with {questions[0].key!r}); is it of another split?"
+            f"{matched[0]!r}, they with {questions[0].key!r}); is it of another split?"
         )
     said = dict(zip(matched, answers.values(), strict=True))
-    strangers = [key for key in said if key not in keys]
+    strangers = [key for key in said if key not in keys and key not in unfit]
     if strangers:
-        notes.append(f"{len(strangers)} predictions are of no question here and were left out: {_some(strangers)}")
-    missing = [q.key for q in questions if _plain(q.key) not in said]
-    if missing:
+        notes.append(f"{len(strangers)} predictions are of no question here and were left out: {some(strangers)}")
+    silent = [q.key for q in questions if _plain(q.key) not in said]
+    if silent:
         notes.append(
-            f"{len(missing)} of {len(questions)} questions have no prediction, and the score is of the others: "
-            f"{_some(missing)}"
+            f"{len(silent)} of {len(read.keys)} questions have no prediction, and the score is of the others: "
+            f"{some(silent)}"
         )
+    missing, asked = [*silent, *(q.key for q in read.unfit)], len(read.keys)
     if benchmark.for_judge is not None:
         file = benchmark.for_judge.file
-        notes += counted(benchmark, questions)
+        notes += counted(benchmark, [*questions, *read.unfit])
         notes.append(f"{benchmark.title} needs a judge, which takes {file} of the folder that the model was asked in")
-        return Scored(Score("needs a judge", None, None), read.form, len(questions), missing, notes)
+        return Scored(Score("needs a judge", None, None), read.form, asked, missing, notes)
     answered = [q for q in questions if _plain(q.key) in said]
     score = _rule(benchmark, benchmark.rules, protocol)(answered, [said[_plain(q.key)] for q in answered])
-    return Scored(
-        _in_order(score, answered, matched), read.form, len(questions), missing, notes + counted(benchmark, questions)
-    )
+    if halves := score.more.get("half_answered"):
+        notes.append(f"{halves} pictures have one answer of two: it counts for accuracy, and they leave accuracy+")
+    notes += counted(benchmark, [*questions, *read.unfit])
+    return Scored(_in_order(score, answered, matched), read.form, asked, missing, notes)
+
+
+def _is_result(row: Any) -> bool:
+    return isinstance(row, dict) and "image_id" in row and "prediction" not in row
 
 
 def _rule(benchmark: Benchmark, rules: Mapping[str, Any], protocol: str) -> Any:
@@ -141,30 +154,74 @@ def counted(benchmark: Benchmark, questions: Sequence[Question]) -> list[str]:
     )
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        whole = text.lstrip().startswith("[")
-        rows = json.loads(text) if whole else [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise BadBenchmark(f"{path} is not lines of JSON: {error}") from None
-    if not rows:
+class _Given(NamedTuple):
+    """Predictions, or results in a form of the benchmark's own, as their file has them.
+
+    Attributes:
+      rows: with the line of each, or its place in a list.
+      unread: lines that are no JSON, and why.
+      whole: whether the file is one list.
+    """
+
+    rows: Sequence[tuple[int, Any]]
+    unread: Mapping[int, str]
+    whole: bool
+
+    def place(self, path: Path, number: int) -> str:
+        return f"{path}, entry {number}" if self.whole else f"{path}:{number}"
+
+
+def _read(path: Path) -> _Given:
+    """Raises BadBenchmark where nothing can be read."""
+    with open_binary(path) as file:
+        content = file.read().removeprefix(codecs.BOM_UTF8)
+    rows, unread = list[tuple[int, Any]](), dict[int, str]()
+    if whole := content.lstrip().startswith(b"["):
+        try:
+            rows = list(enumerate(json.loads(content), 1))
+        except ValueError as error:
+            raise BadBenchmark(f"{path} is not a list in JSON: {error}") from None
+    else:
+        # nothing else parts lines: U+2028 and U+0085 stand inside of texts
+        for number, line in enumerate(content.split(b"\n"), 1):
+            try:
+                rows += [(number, json.loads(line))] if line.strip() else []
+            except ValueError as error:
+                unread[number] = str(error)
+    if not rows and not unread:
         raise BadBenchmark(f"{path} has no prediction")
-    return rows
+    return _Given(rows, unread, whole)
 
 
-def _answers(path: Path, rows: Sequence[Any]) -> dict[Any, str]:
-    """Key -> text; of a key that comes twice the last, which a run that went on wrote."""
-    for number, row in enumerate(rows, 1):
+def _answers(path: Path, given: _Given) -> tuple[dict[str, str], list[str]]:
+    """Key -> text, of a key that comes twice the last, which a run that went on wrote; and what is to be said of the
+    file.
+
+    Raises BadBenchmark where it holds no prediction.
+    """
+    texts, twice = dict[str, str](), set[str]()
+    wrong = {number: f"not JSON, {why}" for number, why in given.unread.items()}
+    for number, row in given.rows:
         known = isinstance(row, dict) and isinstance(row.get("key"), int | str)
         if not known or not isinstance(row.get("prediction"), str):
-            raise BadBenchmark(f'{path}: line {number} is not {{"key": …, "prediction": "text"}}')
-    return {row["key"]: row["prediction"] for row in rows}
+            wrong[number] = 'not {"key": …, "prediction": "text"}'
+            continue
+        key = _plain(row["key"])
+        twice |= {key} & texts.keys()
+        texts[key] = row["prediction"]
+    notes = list[str]()
+    if wrong:
+        first = min(wrong)
+        said = f"{given.place(path, first)} is {wrong[first]}"
+        if not texts:
+            raise BadBenchmark(said)
+        rest = sorted(wrong)[1:]
+        more = f"; so were {len(rest)} more: {some([given.place(path, n) for n in rest])}" if rest else ""
+        notes.append(f"{said}, and was passed over{more}")
+    if twice:
+        notes.append(f"{len(twice)} keys come more than once, and the last prediction of each counts: {some([*twice])}")
+    return texts, notes
 
 
 def _plain(key: int | str) -> str:
     return str(key)
-
-
-def _some(keys: Sequence[int | str]) -> str:
-    return ", ".join(map(str, keys[:SHOWN])) + (", …" if len(keys) > SHOWN else "")

@@ -53,6 +53,31 @@ def picture_of_json(value: Any) -> Picture:
     return value if isinstance(value, str) else InTable(*value) if value else None
 
 
+def there(answer: Any) -> bool:
+    """Whether an answer is one: neither missing nor blank nor what a table writes for a number that is missing."""
+    return answer is not None and str(answer).strip().lower() not in ("", "nan")
+
+
+def one_answer(answer: Any) -> tuple[str, ...]:
+    """The answer as a text, or none where it is not there."""
+    return (str(answer),) if there(answer) else ()
+
+
+def letter_of(answer: Any, choices: Sequence[str] = ()) -> tuple[str, ...]:
+    """The letter of a choice, or none where the answer is no letter of these choices."""
+    letter = str(answer).strip().upper()
+    return (letter,) if len(letter) == 1 and letter in LETTERS[: len(choices) or None] else ()
+
+
+def letter_at(place: Any, choices: Sequence[str]) -> tuple[str, ...]:
+    """The letter of the choice at a place, which may be a number in a text, or none where there is no such choice."""
+    try:
+        at = int(place)
+    except (TypeError, ValueError):
+        return ()
+    return (LETTERS[at],) if 0 <= at < min(len(choices), len(LETTERS)) else ()
+
+
 @dataclass(frozen=True)
 class Question:
     """One question of a benchmark.
@@ -67,6 +92,7 @@ class Question:
       labels: by what scores are split: `{"answer_type": "number"}`; several values of one are a tuple.
       same: equal for those of which protocol reference keeps the first.
       source: what its file says of it, where a judge wants that back with the answer.
+      unfit: why it cannot be scored, where its file has it wrong.
     """
 
     key: int | str
@@ -80,6 +106,7 @@ class Question:
     labels: Mapping[str, Any] = field(default_factory=dict)
     same: Hashable = None
     source: Mapping[str, Any] = field(default_factory=dict)
+    unfit: str = ""
 
     @property
     def letter(self) -> str:
@@ -88,11 +115,21 @@ class Question:
 
 
 class Read(NamedTuple):
-    """The questions that some files hold; `numbered` where these have no ids, and keys are numbers of rows."""
+    """The questions that some files hold.
+
+    Attributes:
+      numbered: the files have no ids, and keys are numbers of rows.
+      unfit: questions that cannot be scored, as they have no answer or their rows are broken.
+      keys: of all, in the order of the files.
+      notes: what is to be known of the files, one line each.
+    """
 
     questions: Sequence[Question]
     form: str
     numbered: bool = False
+    unfit: Sequence[Question] = ()
+    keys: Sequence[int | str] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +157,14 @@ Rule = Callable[[Sequence[Question], Sequence[str]], Score]
 
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
+
+
+def means_of(values: Sequence[float], kinds: Sequence[Hashable]) -> list[float]:
+    """The mean of each kind."""
+    found: dict[Hashable, list[float]] = {}
+    for value, kind in zip(values, kinds, strict=True):
+        found.setdefault(kind, []).append(value)
+    return [mean(of_kind) for of_kind in found.values()]
 
 
 def means_by(questions: Sequence[Question], values: Sequence[float | None], *labels: str) -> dict[str, float]:

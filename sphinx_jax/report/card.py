@@ -50,7 +50,7 @@ def terminal(card: Sequence[Line]) -> str:
     )
 
 
-def markdown_differences(found: Mapping[str, Mapping[str, Any]]) -> str:
+def markdown_differences(found: Mapping[str, Mapping[str, Any] | None]) -> str:
     heads = ("benchmark", "questions", "of one alone", "difference", "95 %", "p")
     rows = [
         (
@@ -62,5 +62,9 @@ def markdown_differences(found: Mapping[str, Mapping[str, Any]]) -> str:
             f"{one['p']:.3f}",
         )
         for name, one in found.items()
+        if one is not None
     ]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (heads, ("---",) * len(heads), *rows))
+    table = "".join(f"| {' | '.join(row)} |\n" for row in (heads, ("---",) * len(heads), *rows)) if rows else ""
+    left_out = [name for name, one in found.items() if one is None]
+    said = f"Not compared, without scores by question: {', '.join(left_out)}.\n" if left_out else ""
+    return table + "\n" * bool(table and said) + said

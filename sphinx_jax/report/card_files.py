@@ -28,12 +28,13 @@ def lines_of(rows: Iterable[Mapping[str, Any]]) -> list[Line]:
     return [Line(**{key: value for key, value in row.items() if key in known}) for row in rows]
 
 
-def differences(first: Path, second: Path) -> dict[str, dict[str, Any]]:
-    """How the second model differs from the first, by benchmark; of MME by part.
+def differences(first: Path, second: Path) -> dict[str, dict[str, Any] | None]:
+    """How the second model differs from the first, by benchmark; of MME by part; None of one that has no score of each
+    question, as average precision has none.
 
     Raises ConfigError where they share none, or were asked one by different protocols.
     """
-    found = {}
+    found = dict[str, dict[str, Any] | None]()
     protocols = [
         {line.benchmark: line.protocol for line in read_card(workdir) if line.score is not None}
         for workdir in (first, second)
@@ -43,12 +44,11 @@ def differences(first: Path, second: Path) -> dict[str, dict[str, Any]]:
         if a != b:
             raise ConfigError(f"{name} was asked by protocol {a} in {first} and by {b} in {second}")
         items, others = (_items(workdir / STAGE / name / ITEMS) for workdir in (first, second))
-        if items and others:  # of average precision no question counts for itself
-            found |= compare(name, items, others)
+        found |= compare(name, items, others) if items and others else {name: None}
     if not found:
         raise ConfigError(f"{first} and {second} have no benchmark in common")
     return found
 
 
 def _items(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text().split("\n") if line]

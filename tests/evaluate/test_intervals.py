@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from sphinx_jax.evaluate import card
-from sphinx_jax.evaluate.question import Question
+from sphinx_jax.evaluate.question import Question, Score
 from sphinx_jax.evaluate.rules import yes_no
+from sphinx_jax.report.card import markdown_differences
 from sphinx_jax.report.card_files import differences
 
 CATEGORIES = {"existence": 12, "count": 7, "OCR": 5, "code_reasoning": 9, "text_translation": 6}
@@ -69,8 +70,7 @@ def test_the_interval_of_mme_is_that_of_pictures_drawn_one_by_one():
         assert (line.low, line.high) == pytest.approx((low, high), abs=0.3 * np.std(values)), part
 
 
-def test_an_interval_of_mme_stands_where_the_protocol_pairs_by_pictures():
-    """Protocol reference takes neighbours as pairs: where one is missing, those are of two pictures."""
+def test_an_interval_of_mme_stands_where_an_answer_is_missing():
     questions, said = [], []
     for category in yes_no.MME:
         for picture in range(4):
@@ -83,7 +83,8 @@ def test_an_interval_of_mme_stands_where_the_protocol_pairs_by_pictures():
         assert line.low < line.score < line.high
     lacking = yes_no.mme_reference(questions[1:], said[1:])
     first, second = card.lines("mme", "reference", lacking, questions[1:], questions[:1])
-    assert first.low is None and first.missing == 1 and second.low is not None
+    assert first.low < first.score < first.high and first.missing == 1 and second.low is not None
+    assert first.score == pytest.approx(whole.parts["Perception"] + 100 * (5 / 7 - 6 / 8) + 100 * (1 / 3 - 2 / 4))
 
 
 def test_two_models_differ_in_points_of_mme(tmp_path):
@@ -107,3 +108,63 @@ def test_two_models_differ_in_points_of_mme(tmp_path):
         assert (one["low"], one["high"]) == pytest.approx((low, high), abs=0.3 * np.std(values)), part
         assert one["p"] < 0.05 and one["alone"] == 0
     assert {one["p"] for one in differences(tmp_path / "a", tmp_path / "a").values()} == {1.0}
+
+
+SIZES = {"colour": 60, "count": 12, "sport": 25}
+
+
+def of_kinds(seed: int, known: float) -> tuple[list[Question], list[float]]:
+    """Questions of several kinds about each picture, and what each counts."""
+    rng, questions, values = random.Random(seed), [], []
+    for kind, count in SIZES.items():
+        for n in range(count):
+            labels = {"question_type": kind}
+            questions.append(Question(f"{kind} {n}", "", f"{n % 20}.png", ("x",), labels=labels))
+            values.append(float(rng.random() < known / (1 + (kind == "colour"))))
+    return questions, values
+
+
+def over_kinds(questions: list[Question], values: list[float], at: list[int]) -> float:
+    by_kind: dict[str, list[float]] = {}
+    for i in at:
+        by_kind.setdefault(questions[i].labels["question_type"], []).append(values[i])
+    return 100 * float(np.mean([np.mean(of_kind) for of_kind in by_kind.values()]))
+
+
+def test_a_mean_over_kinds_is_drawn_and_compared_as_such(tmp_path):
+    (questions, values), (_, better) = of_kinds(1, 0.5), of_kinds(2, 0.9)
+    everything = list(range(len(questions)))
+    scores = [over_kinds(questions, of, everything) for of in (values, better)]
+    for name, of, value in zip("ab", (values, better), scores, strict=True):
+        score = Score("mean accuracy over kinds of questions", value / 100, of)
+        (line,) = card.lines("tdiuc", "official", score, questions)
+        folder = tmp_path / name / "benchmarks" / "tdiuc"
+        folder.mkdir(parents=True)
+        (folder.parent / "card.json").write_text(json.dumps([line.as_json()]))
+        rows = card.items(score, questions, {q.key: "x" for q in questions})
+        (folder / card.ITEMS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if name == "a":
+            own = line
+    about = {number: [i for i in everything if questions[i].picture == f"{number}.png"] for number in range(20)}
+    rng, drawn = random.Random(3), []
+    for _ in range(DRAWN):
+        at = [i for number in rng.choices(range(20), k=20) for i in about[number]]
+        drawn.append([over_kinds(questions, of, at) for of in (values, better)])
+    first, second = np.array(drawn).T
+    low, high = np.quantile(first, [0.025, 0.975])
+    assert (own.low, own.high) == pytest.approx((low, high), abs=0.3 * np.std(first))
+    found = differences(tmp_path / "a", tmp_path / "b")["tdiuc"]
+    assert found["difference"] == pytest.approx(scores[1] - scores[0])
+    low, high = np.quantile(second - first, [0.025, 0.975])
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.3 * np.std(second - first))
+
+
+def test_what_has_no_scores_by_question_is_said_not_to_be_compared(tmp_path):
+    for name in "ab":
+        folder = tmp_path / name / "benchmarks" / "coco_detection"
+        folder.mkdir(parents=True)
+        line = card.Line("coco_detection", "", "official", "AP", 3, 0, 50.0)
+        (folder.parent / "card.json").write_text(json.dumps([line.as_json()]))
+        (folder / card.ITEMS).write_text("")
+    told = markdown_differences(differences(tmp_path / "a", tmp_path / "b"))
+    assert told == "Not compared, without scores by question: coco_detection.\n"

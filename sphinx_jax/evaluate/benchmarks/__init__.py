@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "pope": yes_or_no.POPE,
     "mme": yes_or_no.MME,
     "mmbench": rotated.MMBENCH,
+    "mmbench_cn": rotated.MMBENCH_CN,
     "ccbench": rotated.MMBENCH,
     "seed": choices.SEED,
     "refcoco": referring.REFCOCO,

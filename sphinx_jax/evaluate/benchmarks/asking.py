@@ -16,6 +16,7 @@ from sphinx_jax.evaluate.question import LETTERS, BadBenchmark, Question
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
+LETTER_CHINESE = "\n请直接使用所提供的选项字母作为答案回答。"
 LETTER_REFERENCE = '\nAnswer with the option"s letter from the given choices directly.'
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 YES_OR_NO = " Please answer yes or no."
@@ -71,6 +72,11 @@ def _several(question: Question) -> str:
     """MMBench's, whose choices end with an empty line."""
     hint = f"{question.hint} " if question.hint else ""
     return f"{hint}{question.text} There are several options:\n{_lettered(question)}\n{LETTER}"
+
+
+def _several_chinese(question: Question) -> str:
+    hint = f"{question.hint} " if question.hint else ""
+    return f"{hint}{question.text} 有如下几个选项：\n{_lettered(question)}\n{LETTER_CHINESE}"
 
 
 def _college(question: Question) -> str:
@@ -133,6 +139,7 @@ OFFICIAL: dict[str, Ask] = {
     "mme": Ask(lambda q: q.text.removesuffix(YES_OR_NO) + SHORT),
     **dict.fromkeys(("scienceqa", "seed", "ai2d"), Ask(_letter)),
     **dict.fromkeys(("mmbench", "ccbench"), Ask(_several)),
+    "mmbench_cn": Ask(_several_chinese),
     "mmmu": Ask(_college, 16),
     **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), Ask(lambda q: FRAME + REGION.format(q.text), 30)),
     **dict.fromkeys(("mmstar", "realworldqa"), Ask(lambda q: _letter(q) if q.choices else short(q))),

@@ -12,15 +12,14 @@ from typing import Any
 from sphinx_jax.evaluate.benchmarks.star import names_choice
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, choices_of, tabled
-from sphinx_jax.evaluate.question import Question, Score, joined, mean, means_by
+from sphinx_jax.evaluate.question import Question, Score, joined, letter_of, mean, means_by
 from sphinx_jax.evaluate.rules import texts
 
 CHOOSE = "Select from the following choices."  # ends a prompt before its choices
-HIDDEN = "hidden"  # what the test split has in place of an answer
 
 
 def _question(key: int | str, text: str, choices: Sequence[str], answer: str, task: str, picture: Any) -> Question:
-    answers = () if answer == HIDDEN else (answer.strip("() "),)
+    answers = letter_of(str(answer).strip("() "), choices)
     text = text.partition(CHOOSE)[0].strip()
     return Question(key, text, picture, answers, tuple(choices), labels={"task": task})
 

@@ -11,7 +11,7 @@ from typing import Any
 from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, choices_of, listed, parquet_rows, tabled
-from sphinx_jax.evaluate.question import LETTERS, BadBenchmark, Question, Score
+from sphinx_jax.evaluate.question import LETTERS, BadBenchmark, Question, Score, letter_at, letter_of, there
 from sphinx_jax.evaluate.rules import exact
 
 
@@ -28,17 +28,18 @@ def lettered(found: Found) -> list[Question] | None:
         labels = {}
         if subject := re.match(r"topic.*_subject(.*)_category", str(row["question_id"])):
             labels["subject"] = subject[1]
-        answers = (str(row["gt_answers"]),)
+        answers = letter_of(row["gt_answers"], choices)
         return Question(number, asked, row["image_path"], answers, choices, hint, labels=labels, same=same)
 
     return listed(found, one)
 
 
 def _science(number: int, row: dict[str, Any], picture: Any) -> Question:
-    choices, answer = tuple(row["choices"]), LETTERS[int(row["answer"])]
+    choices = tuple(row["choices"])
     hint = row["hint"] or ""
     labels = {"subject": row["subject"]}
-    return Question(number, row["question"], picture, (answer,), choices, hint, labels=labels)
+    answers = letter_at(row["answer"], choices)
+    return Question(number, row["question"], picture, answers, choices, hint, labels=labels)
 
 
 def _science_release(found: Found) -> list[Question] | None:
@@ -60,7 +61,8 @@ def table_of_choices(label: str):
         def one(number: int, row: dict[str, Any]) -> Question:
             labels = {label: row["category"]} if row.get("category") else {}
             choices, hint = choices_of(row, LETTERS), row.get("hint") or ""
-            return Question(number, row["question"], row["image"], (row["answer"],), choices, hint, labels=labels)
+            answers = letter_of(row["answer"], choices)
+            return Question(number, row["question"], row["image"], answers, choices, hint, labels=labels)
 
         return tabled(found, ("question", "A", "answer"), one)
 
@@ -88,7 +90,8 @@ def _seed(row: dict[str, Any], names: dict[int, str], picture: Any) -> Question:
     key, kind = str(row["question_id"]), row["question_type_id"]
     labels = {"category": names.get(kind, str(kind))}
     same = row["data_id"], row["question"], key
-    return Question(key, row["question"], picture, (row["answer"],), choices, labels=labels, same=same)
+    answers = letter_of(row["answer"], choices)
+    return Question(key, row["question"], picture, answers, choices, labels=labels, same=same)
 
 
 # the image part of SEED-Bench, by the numbers that its release gives the kinds
@@ -156,11 +159,13 @@ SEED = Benchmark(
 )
 
 
-def _diagram(number: int, text: str, choices: tuple[str, ...], letter: str, picture: Any, **named: Any) -> Question:
-    """`answers`: the letter, and the text of its choice."""
-    right = choices[LETTERS.index(letter)]
+def _diagram(
+    number: int, text: str, choices: tuple[str, ...], letter: tuple[str, ...], picture: Any, **named: Any
+) -> Question:
+    """`answers`: the letter, and the text of its choice; none where there is no letter."""
+    answers = (*letter, choices[LETTERS.index(letter[0])]) if letter else ()
     same = picture, text, choices, named.get("name", number)
-    return Question(number, text, picture, (letter, right), choices, same=same)
+    return Question(number, text, picture, answers, choices, same=same)
 
 
 def _ai2d_release(found: Found) -> list[Question] | None:
@@ -168,6 +173,11 @@ def _ai2d_release(found: Found) -> list[Question] | None:
     if not paths:
         return None
     listed_ids = found.named("ai2d_test_ids.csv")
+    if not listed_ids:
+        found.notes.append(
+            f"{found.path} has no ai2d_test_ids.csv, which names the pictures of the test split in their order: the "
+            "questions here are of all pictures, and their keys, numbers in that order, are others"
+        )
     tested = listed_ids[0].read_text().split() if listed_ids else [Path(name).stem for name in paths]
     by_picture = {}
     for name in tested:
@@ -187,7 +197,7 @@ def _ai2d_release(found: Found) -> list[Question] | None:
             i,
             text,
             tuple(row["answerTexts"]),
-            LETTERS[row["correctAnswer"]],
+            letter_at(row["correctAnswer"], row["answerTexts"]),
             str(by_picture[name][0]),
             name=row["questionId"],
         )
@@ -198,14 +208,15 @@ def _ai2d_release(found: Found) -> list[Question] | None:
 def _ai2d_parquet(found: Found) -> list[Question] | None:
     rows = parquet_rows(found, ("question", "options", "answer"))
     return [
-        _diagram(i, row["question"], tuple(row["options"]), LETTERS[int(row["answer"])], row.get("image"))
+        _diagram(i, row["question"], tuple(row["options"]), letter_at(row["answer"], row["options"]), row.get("image"))
         for i, row in enumerate(rows)
     ] or None
 
 
 def _ai2d_table(found: Found) -> list[Question] | None:
     def one(number: int, row: dict[str, Any]) -> Question:
-        return _diagram(number, row["question"], choices_of(row), row["answer"], row["image"])
+        choices = choices_of(row)
+        return _diagram(number, row["question"], choices, letter_of(row["answer"], choices), row["image"])
 
     return tabled(found, ("question", "A", "answer"), one)
 
@@ -219,7 +230,8 @@ def _ai2d_list(found: Found) -> list[Question] | None:
         choices, right = (first, *others), str(row["gt_answers"])
         letter = LETTERS[choices.index(right)] if right in choices else "none"
         same = row["image_path"], row["question"], row["question_id"]
-        return Question(number, asked + mark, row["image_path"], (letter, right), choices, same=same)
+        answers = (letter, right) if there(row["gt_answers"]) else ()
+        return Question(number, asked + mark, row["image_path"], answers, choices, same=same)
 
     return listed(found, one)
 

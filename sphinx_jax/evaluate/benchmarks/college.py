@@ -10,7 +10,7 @@ from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.benchmarks.choices import lettered
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, choices_of, tabled
-from sphinx_jax.evaluate.question import LETTERS, Question, joined
+from sphinx_jax.evaluate.question import LETTERS, Question, joined, letter_of
 from sphinx_jax.evaluate.rules import mmmu
 
 # of the subjects of MMMU, those of each domain
@@ -32,6 +32,8 @@ _DOMAIN_OF = {subject: domain for domain, subjects in DOMAINS.items() for subjec
 
 def _college(name: str, text: str, choices: tuple[str, ...], answers: tuple[str, ...], picture: Any) -> Question:
     subject = re.sub(r"^(validation|dev|test)_|_\d+$", "", name)
+    if choices:
+        answers = tuple(letter for answer in answers for letter in letter_of(answer, choices))
     labels = {"subject": subject} | ({"domain": _DOMAIN_OF[subject]} if subject in _DOMAIN_OF else {})
     return Question(name, text, picture, answers, choices, labels=labels)
 

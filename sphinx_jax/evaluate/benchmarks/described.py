@@ -64,7 +64,9 @@ def _tokens(found: Found) -> list[Question] | None:
     """Lines of `picture#number`, a tab, and a caption."""
     told: dict[str, list[str]] = {}
     for path in found.named("*.token")[:1]:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if not line:
+                continue
             name, tab, caption = line.partition("\t")
             if not tab:
                 raise BadBenchmark(f"{path}: line {number} is not a picture, a tab and a caption")

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, listed_with_release, parquet_rows, tabled
-from sphinx_jax.evaluate.question import BadBenchmark, Question, Rule
+from sphinx_jax.evaluate.question import BadBenchmark, Question, Rule, one_answer
 from sphinx_jax.evaluate.rules import documents
 
 HALVES = ("human", "augmented")
 
 
-def _charts(rows: list[tuple[str, str, str, Any, Any]]) -> list[Question] | None:
-    """(half, question, answer, picture, what tells it from others) -> questions, numbered within each half."""
+def _charts(rows: Sequence[tuple[Any, ...]]) -> list[Question] | None:
+    """(half, question, answer, picture, what tells it from others, and why it cannot be scored where that is so) ->
+    questions, numbered within each half."""
     at = dict.fromkeys(HALVES, 0)
     questions = []
-    for half, text, answer, picture, seen in sorted(rows, key=lambda row: HALVES.index(row[0])):
+    for half, text, answer, picture, seen, *unfit in sorted(rows, key=lambda row: HALVES.index(row[0])):
         key = f"{half}:{at[half]}"
         at[half] += 1
-        questions.append(Question(key, text, picture, (answer,), labels={"split": half}, same=(half, seen, text)))
+        labels, same = {"split": half}, (half, seen, text)
+        answers = one_answer(answer)
+        questions.append(Question(key, text, picture, answers, labels=labels, same=same, unfit="".join(unfit)))
     return questions or None
 
 
@@ -38,7 +42,7 @@ def _chart_release(found: Found) -> list[Question] | None:
             (
                 _half(path.name),
                 row["query"],
-                str(row["label"]),
+                row["label"],
                 str(path.parent / "png" / row["imgname"]),
                 row["imgname"],
             )
@@ -58,19 +62,23 @@ def _chart_parquet(found: Found) -> list[Question] | None:
 
 
 def _chart_table(found: Found) -> list[Question] | None:
-    rows = [row for path in found.tables()[:1] for row in f.read_table(path, ("question", "answer", "split"))]
-    return _charts(
-        [
-            (_half(row["split"]), row["question"], f.listed(row["answer"])[0], row["image"], row["image"].row)
-            for row in rows
-        ]
-    )
+    table = found.table()
+    rows = [] if table is None else f.read_table(table, ("question", "answer", "split"))
+    halves, lost = [], []
+    for number, row in enumerate(rows, 1):
+        unfit = row.get(f.UNFIT, "")
+        if unfit and not row["split"]:
+            lost.append(Question(f"row {number}", "", unfit=unfit))
+            continue
+        answer, picture = f.listed(row["answer"])[:1], row["image"]
+        halves.append((_half(row["split"]), row["question"], "".join(answer), picture, picture and picture.row, unfit))
+    return [*(_charts(halves) or ()), *lost] or None
 
 
 def _chart_list(found: Found) -> list[Question] | None:
     return _charts(
         [
-            (_half(row["dataset_name"]), row["question"], str(row["gt_answers"]), row["image_path"], row["image_path"])
+            (_half(row["dataset_name"]), row["question"], row["gt_answers"], row["image_path"], row["image_path"])
             for path in found.lists()
             for row in read_json(path)
         ]
@@ -110,7 +118,7 @@ def _document(key: Any, text: str, picture: Any, answers: Any, row: dict[str, An
         if named:
             names = [named] if isinstance(named, str) else named
             labels[kind] = tuple(NAMED.get(name.lower(), name) for name in names)
-    return Question(int(key) if str(key).isdigit() else key, text, picture, tuple(answers), labels=labels)
+    return Question(int(key) if str(key).isdigit() else key, text, picture, tuple(answers or ()), labels=labels)
 
 
 def _document_release(*names: str):

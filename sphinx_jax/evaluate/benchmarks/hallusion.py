@@ -7,7 +7,7 @@ from typing import Any
 
 from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, parquet_rows, tabled
-from sphinx_jax.evaluate.question import Question, Score, mean
+from sphinx_jax.evaluate.question import Question, Score, mean, one_answer
 from sphinx_jax.evaluate.rules import texts
 
 NEEDS = ("category", "subcategory", "set_id", "figure_id", "question_id", "question")
@@ -15,7 +15,7 @@ NEEDS = ("category", "subcategory", "set_id", "figure_id", "question_id", "quest
 
 def _question(row: dict[str, Any], picture: Any) -> Question:
     """Without a picture where the question is about none."""
-    right = str(row["gt_answer"]).strip().lower()
+    right = "".join(one_answer(row["gt_answer"])).strip().lower()
     group = tuple(str(row[name]) for name in ("category", "subcategory", "set_id"))
     key = "_".join((*group, str(row["figure_id"]), str(row["question_id"])))
     labels = {"category": row["category"], "figure": (*group, str(row["figure_id"]))}

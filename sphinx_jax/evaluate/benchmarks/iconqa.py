@@ -11,16 +11,18 @@ from typing import Any
 from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.benchmarks.star import names_choice
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, parquet_rows
-from sphinx_jax.evaluate.question import LETTERS, BadBenchmark, Question
+from sphinx_jax.evaluate.question import Question, letter_at, one_answer
 from sphinx_jax.evaluate.rules import exact
 
 CHOSEN, FILLED = "choose_txt", "fill_in_blank"  # kinds of questions that are read
 COUNTS = {CHOSEN: 6316, FILLED: 3638}
 
 
-def _question(key: int | str, row: dict[str, Any], answer: str, choices: tuple[str, ...], picture: Any) -> Question:
+def _question(
+    key: int | str, row: dict[str, Any], answers: tuple[str, ...], choices: tuple[str, ...], picture: Any
+) -> Question:
     labels = {"split": row["ques_type"]}
-    return Question(key, row["question"], picture, (answer,), choices, labels=labels)
+    return Question(key, row["question"], picture, answers, choices, labels=labels)
 
 
 def _release(found: Found) -> list[Question] | None:
@@ -32,9 +34,9 @@ def _release(found: Found) -> list[Question] | None:
             if row["ques_type"] not in COUNTS:
                 continue
             choices = tuple(map(str, row["choices"] or ())) if row["ques_type"] == CHOSEN else ()
-            answer = LETTERS[int(row["answer"])] if choices else str(row["answer"])
+            answers = letter_at(row["answer"], choices) if choices else one_answer(row["answer"])
             picture = path.parent / "iconqa" / "test" / row["ques_type"] / str(name) / "image.png"
-            questions.append(_question(name, row, answer, choices, str(picture)))
+            questions.append(_question(name, row, answers, choices, str(picture)))
         return questions
     return None
 
@@ -46,12 +48,13 @@ def _parquet(found: Found) -> list[Question] | None:
         key = str(row.get("question_id", number))
         if row["ques_type"] not in COUNTS:
             continue
-        answer = str(row["answer"]).strip()
+        answer = "".join(one_answer(row["answer"])).strip()
         choices = tuple(text.strip() for text in row["choices"].split(",")) if row["ques_type"] == CHOSEN else ()
-        if choices and answer not in choices:
-            raise BadBenchmark(f"question {key} of IconQA has the answer {answer!r}, which is none of its choices")
-        letter = LETTERS[choices.index(answer)] if choices else answer
-        questions.append(_question(key, row, letter, choices, row["query_image"]))
+        if choices:
+            answers = letter_at(choices.index(answer), choices) if answer in choices else ()
+        else:
+            answers = one_answer(row["answer"])
+        questions.append(_question(key, row, answers, choices, row["query_image"]))
     return questions or None
 
 

@@ -16,8 +16,11 @@ from sphinx_jax.evaluate.rules import boxes
 SPLITS = ("val", "testA", "testB", "test")
 
 
-def _numbered(phrases: Sequence[tuple[str, str, str, Any, Sequence[float], tuple[int, int]]]) -> list[Question]:
-    """(split, phrase, name of the picture, picture, box, size) -> questions, numbered within each split."""
+def _numbered(
+    phrases: Sequence[tuple[str, str, str, Any, Sequence[float] | None, tuple[int, int] | None]],
+) -> list[Question]:
+    """(split, phrase, name of the picture, picture, box, size) -> questions, numbered within each split; one without a
+    box cannot be scored."""
     at: dict[str, int] = {}
     questions = []
     for split, phrase, name, picture, box, size in sorted(phrases, key=lambda p: SPLITS.index(p[0])):
@@ -27,16 +30,19 @@ def _numbered(phrases: Sequence[tuple[str, str, str, Any, Sequence[float], tuple
                 f"{split}:{number}",
                 phrase,
                 picture,
-                box=tuple(map(float, box)),
+                box=None if box is None else tuple(map(float, box)),
                 size=size,
                 labels={"split": split},
                 same=(name, phrase, size),
+                unfit="" if box else f"{split}:{number}, {phrase!r} in {name}, has no box",
             )
         )
     return questions
 
 
-def _corners(box: Sequence[float]) -> tuple[float, ...]:
+def _corners(box: Sequence[float] | None) -> tuple[float, ...] | None:
+    if box is None:
+        return None
     x, y, width, height = box
     return x, y, x + width, y + height
 
@@ -57,10 +63,10 @@ def _release(refs: Sequence[str]):
             if ref["split"] not in SPLITS:
                 continue
             image, box = images.get(ref["image_id"]), boxes_of.get(ref["ann_id"])
-            if image is None or box is None:
-                raise BadBenchmark(f"{beside} lacks annotation {ref['ann_id']} of picture {ref['image_id']}")
-            name, size = image["file_name"], (image["width"], image["height"])
-            phrases += [(ref["split"], s["sent"], name, name, _corners(box), size) for s in ref["sentences"]]
+            name = ref["file_name"] if image is None else image["file_name"]
+            size = None if image is None else (image["width"], image["height"])
+            corners = None if image is None else _corners(box)
+            phrases += [(ref["split"], s["sent"], name, name, corners, size) for s in ref["sentences"]]
         return _numbered(phrases)
 
     return read

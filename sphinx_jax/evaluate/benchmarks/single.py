@@ -7,7 +7,7 @@ from typing import Any
 from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, listed, parquet_rows, tabled
-from sphinx_jax.evaluate.question import BadBenchmark, Question
+from sphinx_jax.evaluate.question import BadBenchmark, Question, one_answer
 from sphinx_jax.evaluate.rules import exact
 
 SPLITS = {1: "train", 2: "val", 3: "test"}  # of OCR-VQA
@@ -16,13 +16,13 @@ SPLITS = {1: "train", 2: "val", 3: "test"}  # of OCR-VQA
 def _one(number: int, text: str, answer: Any, picture: Any, seen: Any = None, **labels: Any) -> Question:
     """`seen`: what tells the picture from others, where it is not its path."""
     same = (picture if seen is None else seen), text
-    return Question(number, text, picture, (str(answer),), labels=labels, same=same)
+    return Question(number, text, picture, one_answer(answer), labels=labels, same=same)
 
 
 def _list(found: Found) -> list[Question] | None:
     def one(number: int, row: dict[str, Any]) -> Question:
         same = row["image_path"], row["question"], row["question_id"]
-        return Question(number, row["question"], row["image_path"], (str(row["gt_answers"]),), same=same)
+        return Question(number, row["question"], row["image_path"], one_answer(row["gt_answers"]), same=same)
 
     return listed(found, one)
 

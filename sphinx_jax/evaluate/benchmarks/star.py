@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, choices_of, parquet_rows, tabled
-from sphinx_jax.evaluate.question import LETTERS, Question
+from sphinx_jax.evaluate.question import LETTERS, Question, one_answer
 from sphinx_jax.evaluate.rules import exact
 
 _CHOICE = re.compile(r"(?:^|[\n,]\s*)\(?([A-I])[:.)]\s*(.+?)(?=,?\s*\(?[A-I][:.)]\s|$)", re.DOTALL)
@@ -25,7 +25,7 @@ def _question(number: int, row: dict[str, Any]) -> Question:
             text, choices = before.strip(), tuple(choice.strip() for _, choice in _CHOICE.findall(after.strip()))
     key = row.get("index", number)
     key = int(key) if str(key).isdigit() else key
-    return Question(key, text, row.get("image"), (str(row["answer"]),), choices, labels=labels)
+    return Question(key, text, row.get("image"), one_answer(row["answer"]), choices, labels=labels)
 
 
 def _parquet(found: Found) -> list[Question] | None:

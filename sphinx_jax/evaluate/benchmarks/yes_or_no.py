@@ -9,15 +9,16 @@ from typing import Any
 from sphinx_jax.data.formats.files import read_json
 from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, listed, parquet_rows, tabled
-from sphinx_jax.evaluate.question import BadBenchmark, Question
+from sphinx_jax.evaluate.question import BadBenchmark, Question, one_answer
 from sphinx_jax.evaluate.rules import yes_no
 
 SPLITS = ("random", "popular", "adversarial")
 PICTURES = (".jpg", ".png", ".jpeg")
 
 
-def _pope(split: str, number: Any, text: str, answer: str, picture: Any) -> Question:
-    return Question(f"{split}:{number}", text, picture, (answer.lower(),), labels={"split": split})
+def _pope(split: str, number: Any, text: str, answer: str | None, picture: Any, unfit: str = "") -> Question:
+    answers = one_answer(answer and answer.lower())
+    return Question(f"{split}:{number}", text, picture, answers, labels={"split": split}, unfit=unfit)
 
 
 def _pope_release(found: Found) -> list[Question] | None:
@@ -48,12 +49,16 @@ def _pope_table(found: Found) -> list[Question] | None:
 
     Those of no are numbered as those of the first split, between the same of yes.
     """
-    rows = [row for path in found.tables()[:1] for row in f.read_table(path, ("question", "answer", "category"))]
-    for row in rows:
-        if unknown := set(row["category"].split(",")) - set(SPLITS):
-            raise BadBenchmark(f"{found.tables()[0]} has a category {unknown.pop()!r}, which POPE does not")
-    of_split = {split: [row for row in rows if split in row["category"].split(",")] for split in SPLITS}
+    table = found.table()
+    rows = [] if table is None else f.read_table(table, ("question", "answer", "category"))
     questions = []
+    for number, row in enumerate(rows, 1):
+        unknown = set(row["category"].split(",")) - set(SPLITS)
+        if unknown and (unfit := row.get(f.UNFIT)):
+            questions.append(Question(f"row {number}", "", unfit=unfit))
+        elif unknown:
+            raise BadBenchmark(f"{table} has a category {unknown.pop()!r}, which POPE does not")
+    of_split = {split: [row for row in rows if split in row["category"].split(",")] for split in SPLITS}
     for split, own in of_split.items():
         answered = {answer: iter([r for r in own if _says_yes(r) == answer]) for answer in (True, False)}
         order = [_says_yes(row) for row in of_split[SPLITS[0]]]
@@ -61,7 +66,8 @@ def _pope_table(found: Found) -> list[Question] | None:
             order = [_says_yes(row) for row in own]
         for number, answer in enumerate(order, 1):
             row = next(answered[answer])
-            questions.append(_pope(split, number, row["question"], row["answer"], row["image"]))
+            unfit = row.get(f.UNFIT, "")
+            questions.append(_pope(split, number, row["question"], row["answer"], row["image"], unfit))
     return questions or None
 
 
@@ -78,7 +84,7 @@ POPE = Benchmark(
 
 
 def _mme(number: int | str, category: str, text: str, answer: str, picture: Any, name: str) -> Question:
-    return Question(number, text, picture, (answer,), labels={"category": category}, same=(category, name))
+    return Question(number, text, picture, one_answer(answer), labels={"category": category}, same=(category, name))
 
 
 def _mme_release(found: Found) -> list[Question] | None:
@@ -92,7 +98,7 @@ def _mme_release(found: Found) -> list[Question] | None:
     for path in paths:
         folder = path.parent.parent / "images" if path.parent.name == "questions_answers_YN" else path.parent
         picture = next((p for kind in PICTURES if (p := folder / f"{path.stem}{kind}").exists()), folder / path.stem)
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         for number, line in enumerate(lines):
             text, tab, answer = line.strip().rpartition("\t")
             if not tab:

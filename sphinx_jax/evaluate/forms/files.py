@@ -15,6 +15,7 @@ from sphinx_jax.data.formats.files import read_text
 from sphinx_jax.evaluate.question import BadBenchmark, InTable, joined
 
 KINDS = (".json", ".jsonl", ".parquet", ".tsv", ".p", ".token", ".csv", ".txt")
+UNFIT = "unfit"  # beside the cells of a row that has not as many as the header: why it is none
 SHARED = 64  # characters of an `image` that names the row whose picture it is, at most
 
 
@@ -62,6 +63,7 @@ def _filled(file: Any, name: str) -> list[bool] | None:
 def read_table(path: Path, needs: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of a table as VLMEvalKit has them; only an empty cell is missing.
 
+    A row of another number of cells than the header is there with those that it has, and says so under `UNFIT`.
     `image` is an `InTable`, of equal pictures the same, or several where a cell is a list of them.
 
     Raises BadBenchmark where it is no such table or lacks a column.
@@ -75,8 +77,9 @@ def read_table(path: Path, needs: Iterable[str]) -> list[dict[str, Any]]:
         reader = csv.DictReader(file, delimiter="\t")
         _check_columns(path, reader.fieldnames or (), needs, "tabs")
         for number, row in enumerate(reader):
-            if None in row or None in row.values():
-                raise BadBenchmark(f"{path}: row {number + 1} has not as many cells as the header")
+            if row.pop(None, None) is not None or None in row.values():
+                row = {name: cell or "" for name, cell in row.items()}
+                row[UNFIT] = f"{path}: row {number + 1} has not as many cells as the header"
             picture = row.get("image", "")
             shared = picture and len(picture) <= SHARED
             first = at.get(picture, number) if shared else by_content.setdefault(hash(picture), number)
@@ -96,7 +99,9 @@ def _check_columns(path: Path, has: Sequence[str], needs: Iterable[str], parted:
 
 
 def listed(value: Any, what: str = "answer") -> list[str]:
-    """A list, or one that is written as Python writes it, as texts.  Raises BadBenchmark."""
+    """A list, or one that is written as Python writes it, as texts; none of None.  Raises BadBenchmark."""
+    if value is None:
+        return []
     if isinstance(value, str) and value.strip().startswith("["):
         try:
             value = ast.literal_eval(value.strip())

@@ -6,6 +6,7 @@ import base64
 import csv
 import functools
 import io
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from sphinx_jax.evaluate.question import BadBenchmark, InTable, Joined, Picture,
 
 HELD = 2  # groups of rows of parquet files that are in memory
 LONGEST = 4096  # pixels of several pictures side by side, which is more than a model sees
+_WRITTEN_AROUND = re.compile(r"^\s*data:[^,]*;base64,|\s+")  # base64: the head of a data URL, ends of lines
 BETWEEN = 50  # as many times the space between two of them is their height
 
 
@@ -124,7 +126,7 @@ def _in_text(at: InTable) -> bytes:
         text = file.read(end - begin).decode()
     (cells,) = (row for row in csv.reader(io.StringIO(text, newline=""), delimiter="\t") if row)
     try:
-        return base64.b64decode(listed(cells[column])[at.place], validate=True)
+        return base64.b64decode(_WRITTEN_AROUND.sub("", listed(cells[column])[at.place]), validate=True)
     except (ValueError, IndexError, BadBenchmark):
         raise BadImage(f"row {at.row} of {at.file} has a picture that is not base64") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any, NamedTuple
 
 from sphinx_jax.data.formats.files import BadData, read_json
 from sphinx_jax.evaluate.forms import files as f
-from sphinx_jax.evaluate.question import BadBenchmark, Question, Read, Rule, Score
+from sphinx_jax.evaluate.question import BadBenchmark, Question, Read, Rule, Score, there
+
+LEGACY = "_legacy"  # ends names of tables that VLMEvalKit has written anew
+SHOWN = 3  # keys that a message names
 
 
 @dataclass(frozen=True)
@@ -20,17 +24,28 @@ class Found:
       path: what was asked for, a file or a folder.
       files: in it.
       root: the folder that pictures' paths begin from, if it was said.
+      notes: what is to be known of the files; what reads them adds to it.
     """
 
     path: Path
     files: Sequence[Path]
     root: Path | None = None
+    notes: list[str] = field(default_factory=list)
 
     def named(self, *patterns: str) -> list[Path]:
         return f.named(self.files, *patterns)
 
-    def tables(self) -> list[Path]:
-        return f.named(self.files, "*.tsv")
+    def table(self) -> Path | None:
+        """The only table there is, but for older copies that have pictures twice.
+
+        Raises BadBenchmark where there are several: which of them is meant cannot be told.
+        """
+        paths = f.named(self.files, "*.tsv")
+        paths = [p for p in paths if not (p.stem.endswith(LEGACY) and _without_legacy(p) in paths)]
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise BadBenchmark(f"{self.path} has {len(paths)} tables, {names}: give one file, or a folder to each")
+        return next(iter(paths), None)
 
     def parquets(self) -> list[Path]:
         """Those of training apart, where there are others."""
@@ -43,10 +58,14 @@ class Found:
     def beside(self) -> Found:
         """The same with what lies around a single file, or in the root."""
         if self.root is not None:
-            return Found(self.path, [*self.files, *f.files_of(self.root)], self.root)
+            return Found(self.path, [*self.files, *f.files_of(self.root)], self.root, self.notes)
         folder = self.path if self.path.is_dir() else self.path.parent
         around = folder.parent if folder.name == "annotations" else folder
-        return Found(self.path, [*self.files, *f.files_of(around)])
+        return Found(self.path, [*self.files, *f.files_of(around)], notes=self.notes)
+
+
+def _without_legacy(path: Path) -> Path:
+    return path.with_name(path.name.replace(LEGACY, ""))
 
 
 # the questions in some files, or None where these are not in that form
@@ -99,21 +118,44 @@ class Benchmark:
                 what = f"{type(error).__name__}: {error}"
                 raise BadBenchmark(f"{path} is not {self.title} as its {form} has it ({what[:120]})") from None
             if questions:
-                self._check(path, questions)
-                return Read(questions, form, form in self.numbered)
+                return self._fit(found, form, questions)
         kinds = ", ".join(self.forms)
         raise BadBenchmark(f"{path} does not hold {self.title} in a form that is known ({kinds})")
 
-    def _check(self, path: Path, questions: Sequence[Question]) -> None:
+    def _fit(self, found: Found, form: str, questions: Sequence[Question]) -> Read:
+        """Questions that can be scored apart from the others.  Raises BadBenchmark where none can, or one is twice."""
+        fit, broken, blank = list[Question](), list[Question](), list[Question]()
         seen: set[int | str] = set()
         for question in questions:
             if question.key in seen:
                 raise BadBenchmark(
-                    f"{path} has question {question.key} twice; if it holds several splits, give one file"
+                    f"{found.path} has question {question.key} twice; if it holds several splits, give one file"
                 )
             seen.add(question.key)
-            if self.rules and not self.results and not question.answers and question.box is None:
-                raise BadBenchmark(f"{path} has no answer to question {question.key}; is it a split without answers?")
+            answered = any(map(there, question.answers)) or question.box is not None
+            scored = self.rules and not self.results
+            (broken if question.unfit else blank if scored and not answered else fit).append(question)
+        if not fit and not broken:
+            raise BadBenchmark(
+                f"{found.path} has no answer to a question of {self.title}; is it a split without answers?"
+            )
+        if not fit:
+            raise BadBenchmark(f"{found.path} has no question of {self.title} that can be read: {broken[0].unfit}")
+        notes = list(found.notes)
+        if broken:
+            more = f"; so are {len(broken) - 1} more" if len(broken) > 1 else ""
+            notes.append(f"{broken[0].unfit}: the question is left out and counted as missing{more}")
+        if blank:
+            notes.append(
+                f"{len(blank)} of {len(questions)} questions of {self.title} have no answer to score by; they are left "
+                f"out and counted as missing: {some([q.key for q in blank])}"
+            )
+        unfit = [*broken, *blank]
+        return Read(fit, form, form in self.numbered, unfit, [q.key for q in questions], notes)
+
+
+def some(keys: Sequence[int | str]) -> str:
+    return ", ".join(map(str, keys[:SHOWN])) + (", …" if len(keys) > SHOWN else "")
 
 
 def listed(found: Found, question: Callable[[int, dict[str, Any]], Question]) -> list[Question] | None:
@@ -144,9 +186,23 @@ def listed_with_release(release: Form, of: str) -> Form:
 def tabled(
     found: Found, needs: Sequence[str], question: Callable[[int, dict[str, Any]], Question]
 ) -> list[Question] | None:
-    """Questions of the first table."""
-    paths = found.tables()[:1]
-    return [question(i, row) for path in paths for i, row in enumerate(f.read_table(path, needs))] or None
+    """Questions of the table; a row that holds none is one that cannot be scored."""
+    path = found.table()
+    return (
+        None if path is None else [_of_row(path, i, row, question) for i, row in enumerate(f.read_table(path, needs))]
+    )
+
+
+def _of_row(
+    path: Path, number: int, row: dict[str, Any], question: Callable[[int, dict[str, Any]], Question]
+) -> Question:
+    unfit = row.pop(f.UNFIT, "")
+    try:
+        found = question(number, row)
+    except (LookupError, TypeError, ValueError, AttributeError, BadData) as error:
+        unfit = unfit or f"{path}: row {number + 1} is no question ({type(error).__name__}: {error})"
+        return Question(f"row {number + 1}", "", unfit=unfit)
+    return dataclasses.replace(found, unfit=unfit) if unfit else found
 
 
 def parquet_rows(found: Found, needs: Sequence[str], pictures: bool = False) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from sphinx_jax.evaluate.question import BadBenchmark, Question, Score, mean
 from sphinx_jax.evaluate.rules import texts
@@ -10,6 +10,7 @@ from sphinx_jax.evaluate.rules import texts
 PERCEPTION = ["existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"]
 COGNITION = ["commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"]
 MME = (*PERCEPTION, *COGNITION)
+PAIR = 2  # questions about each picture of MME
 
 
 def pope(questions: Sequence[Question], said: Sequence[str]) -> Score:
@@ -46,20 +47,20 @@ def mme(questions: Sequence[Question], said: Sequence[str]) -> Score:
     """Accuracy, and the share of pictures of which both answers are right, each in percent, summed over categories."""
     read = [_label(texts.official(text).lower().strip().replace(".", ""), letters=True) for text in said]
     items = [float(a == q.answers[0].lower()) for a, q in zip(read, questions, strict=True)]
-    parts = _mme(questions, items, lambda numbers: _pictures(questions, numbers))
-    return Score("MME score", parts["Perception"] + parts["Cognition"], items, parts)
+    parts = _mme(questions, items)
+    return Score("MME score", parts["Perception"] + parts["Cognition"], items, parts, _halves(questions))
 
 
 def mme_reference(questions: Sequence[Question], said: Sequence[str]) -> Score:
-    """The same of the text as it is, neighbours as pairs."""
+    """The same of the text as it is."""
     read = [_label(texts.reference(text).lower()) for text in said]
     items = [float(a == q.answers[0].lower()) for a, q in zip(read, questions, strict=True)]
-    parts = _mme(questions, items, lambda numbers: [numbers[i : i + 2] for i in range(0, len(numbers), 2)])
+    parts = _mme(questions, items)
     if missing := [name for name in MME if name not in parts]:
         raise BadBenchmark(f"protocol reference takes all 14 categories of MME, and {missing[0]} is missing")
     metric = "MME score (sum over categories of acc + acc_plus, each in percent)"
-    meaning = {"per_item_meaning": "label parsed from the prediction"}
-    return Score(metric, parts["Perception"] + parts["Cognition"], read, parts, meaning)
+    more = {"per_item_meaning": "label parsed from the prediction"} | _halves(questions)
+    return Score(metric, parts["Perception"] + parts["Cognition"], read, parts, more)
 
 
 def _label(text: str, letters: bool = False) -> str:
@@ -77,14 +78,19 @@ def _pictures(questions: Sequence[Question], numbers: Sequence[int]) -> list[lis
     return list(found.values())
 
 
-def _mme(
-    questions: Sequence[Question], items: Sequence[float], pairs: Callable[[list[int]], list[list[int]]]
-) -> dict[str, float]:
+def _halves(questions: Sequence[Question]) -> dict[str, int]:
+    """How many pictures have but one answer, if any: they count for accuracy alone."""
+    halves = sum(len(picture) < PAIR for picture in _pictures(questions, range(len(questions))))
+    return {"half_answered": halves} if halves else {}
+
+
+def _mme(questions: Sequence[Question], items: Sequence[float]) -> dict[str, float]:
     scores = {}
     for category in MME:
         numbers = [i for i, q in enumerate(questions) if q.labels.get("category") == category]
         if numbers:
-            both = [float(all(items[i] for i in pair)) for pair in pairs(numbers)]
+            whole = [picture for picture in _pictures(questions, numbers) if len(picture) >= PAIR]
+            both = [float(all(items[i] for i in picture)) for picture in whole]
             scores[category] = 100 * mean([items[i] for i in numbers]) + 100 * mean(both)
     sums = {
         name: sum(scores.get(category, 0.0) for category in of)

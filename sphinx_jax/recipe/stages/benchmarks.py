@@ -27,7 +27,7 @@ from sphinx_jax.evaluate.benchmarks.asking import asked_by
 from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, item, items, lines
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
-from sphinx_jax.evaluate.question import Joined, Question
+from sphinx_jax.evaluate.question import Joined, Question, Read
 from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
@@ -131,6 +131,7 @@ class _Asked(NamedTuple):
     name: str
     protocol: str
     questions: Sequence[Question]
+    unfit: Sequence[Question]  # which cannot be scored
     texts: Mapping[int | str, str]
     pictures: Pictures
 
@@ -148,9 +149,9 @@ def _ask(
     benchmark, process = BENCHMARKS[name], jax.process_index()
     rules = benchmark.rules if benchmark.for_judge is None else PROTOCOLS
     protocol, how = asked_by(name, benchmark.title, rules, s.protocol)
-    questions = _read(benchmark, folder)
-    notes = counted(benchmark, questions) if run.recipe.data.benchmarks else []
-    questions = limited(questions, s.limit, by_category=name == "mme")
+    read = _read(benchmark, folder)
+    notes = [*read.notes, *(counted(benchmark, [*read.questions, *read.unfit]) if run.recipe.data.benchmarks else ())]
+    questions = limited(read.questions, s.limit, by_category=name == "mme")
     if process == 0:
         for note in notes:
             _log.warning("%s", note)
@@ -163,16 +164,18 @@ def _ask(
     look = _looking(engine, pictures, encoded)
     ask(engine, mine, worded(how, SAMPLING[protocol]), look, answers, bar)
     put_together(f"answered {stage} {name}", answers)
-    return _Asked(name, protocol, questions, answers.texts, pictures)
+    # which of the first questions they would be cannot be told
+    unfit = read.unfit if s.limit is None else ()
+    return _Asked(name, protocol, questions, unfit, answers.texts, pictures)
 
 
 def _score(run: Run, stage: str, asked: _Asked) -> tuple[list[Line], Shown]:
-    name, protocol, questions, texts, pictures = asked
+    name, protocol, questions, unfit, texts, pictures = asked
     benchmark = BENCHMARKS[name]
     answered = [q for q in questions if q.key in texts]
     if not answered:
         raise BadBenchmark(f"no question of {benchmark.title} could be asked")
-    model, missing = run.recipe.model.name, [q for q in questions if q.key not in texts]
+    model, missing = run.recipe.model.name, [*(q for q in questions if q.key not in texts), *unfit]
     if (judge := benchmark.for_judge) is not None:
         write_whole(run.folder(stage) / name / judge.file, judge.write(questions, texts, model))
         line = for_judge(name, protocol, len(answered), len(missing), f"{name}/{judge.file}", model)
@@ -211,17 +214,17 @@ def _looking(
     return look
 
 
-def _read(benchmark: Benchmark, folder: Path) -> Sequence[Question]:
+def _read(benchmark: Benchmark, folder: Path) -> Read:
     """The questions; BadData in all processes where one of them cannot read them, for they wait for each other."""
-    problem, questions = "", list[Question]()
+    problem, read = "", None
     try:
-        questions = list(benchmark.read(folder).questions)
+        read = benchmark.read(folder)
     except BadData as error:
         problem = str(error)
     problems = [found for one in gather_json({"problem": problem}) if (found := one["problem"])]
     if problems:
         raise BadData(problems[0])
-    return questions
+    return need(read)
 
 
 def _several(question: Question) -> list[int]:

@@ -187,7 +187,8 @@ def _parts(s: Judged, folder: Path) -> Iterator[Part]:
                 raise BadData(f"{benchmark.title} is scored by a judge of its own")
             rules = PROTOCOLS if benchmark.for_judge else benchmark.rules
             protocol, how = asked_by(name, benchmark.title, rules, s.protocol)
-            questions = benchmark.read(of_it).questions
+            read = benchmark.read(of_it)
+            questions = read.questions
             if s.judge == "loss":
                 questions = [q for q in questions if how.right(q)]
                 if not questions:
@@ -195,6 +196,8 @@ def _parts(s: Judged, folder: Path) -> Iterator[Part]:
         except BadData as error:
             _log.warning("%s is left out: %s", name, error)
             continue
+        for note in read.notes:
+            _log.warning("%s", note)
         yield Part(name, protocol, how, questions, Pictures(of_it))
 
 
