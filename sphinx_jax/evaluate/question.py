@@ -87,12 +87,25 @@ class Question:
         return self.answers[0]
 
 
+class Unread(NamedTuple):
+    """A file that is damaged; `rows` is how many it has, where that is known."""
+
+    file: str
+    rows: int | None
+    why: str
+
+
 class Read(NamedTuple):
-    """The questions that some files hold; `numbered` where these have no ids, and keys are numbers of rows."""
+    """The questions that some files hold; `numbered` where these have no ids, and keys are numbers of rows.
+
+    Attributes:
+      without: files whose questions are not there.
+    """
 
     questions: Sequence[Question]
     form: str
     numbered: bool = False
+    without: Sequence[Unread] = ()
 
 
 @dataclass(frozen=True)

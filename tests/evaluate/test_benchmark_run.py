@@ -205,6 +205,10 @@ def test_the_stage_leaves_predictions_that_score_the_same(tmp_path, model, caplo
         shutil.copytree(FIXTURES / name / "data", data / name)
     next((data / "vqav2").rglob("*.jpg")).write_bytes(b"no picture")
     (data / "gqa").mkdir()
+    (shard,) = (FIXTURES / "pope" / "data" / "hf").glob("*.parquet")
+    (data / "pope").mkdir()
+    shutil.copy(shard, data / "pope" / "test-00000-of-00002.parquet")
+    (data / "pope" / "test-00001-of-00002.parquet").write_bytes(shard.read_bytes()[:-100])
     values = {
         "model": to_dict(store.read_config(model)),
         "tokenizer": str(model),
@@ -217,7 +221,13 @@ def test_the_stage_leaves_predictions_that_score_the_same(tmp_path, model, caplo
     made = json.loads((folder / "card.json").read_text())
     assert "gqa is left out" in caplog.text
     lines = {(line["benchmark"], line["split"]): line for line in made}
-    assert set(lines) == {("vqav2", ""), ("mmbench", ""), *(("refcoco", s) for s in ("val", "testA", "testB"))}
+    alone = {(name, "") for name in ("vqav2", "mmbench", "pope", "gqa")}
+    assert set(lines) == alone | {("refcoco", s) for s in ("val", "testA", "testB")}
+    assert lines["gqa", ""]["left_out"].startswith("gqa does not hold GQA") and lines["gqa", ""]["score"] is None
+    assert lines["pope", ""]["count"] == 48 and lines["pope", ""]["without"] == "test-00001-of-00002.parquet"
+    assert "test-00001-of-00002.parquet cannot be read as parquet" in caplog.text
+    told = (folder / "card.md").read_text()
+    assert "| left out: gqa does not hold GQA" in told and "48 (without test-00001-of-00002.parquet)" in told
     vqa = lines["vqav2", ""]
     assert vqa["missing"] > 0 and vqa["count"] + vqa["missing"] == 30
     scored = score_predictions("vqav2", data / "vqav2", folder / "vqav2" / FILE, "reference")

@@ -48,11 +48,14 @@ def _chart_release(found: Found) -> list[Question] | None:
     )
 
 
+def _told_apart(picture: dict[str, Any]) -> Any:
+    return picture.get("path") or hash(picture["bytes"])
+
+
 def _chart_parquet(found: Found) -> list[Question] | None:
     rows = [
-        (row, row["content"].get("path") or hash(row["content"]["bytes"]))
-        for path in found.parquets()
-        for row in f.read_parquet(path, ("type", "question", "answer", "image"), pictures=True)
+        (row, row["content"])
+        for row in found.rows(found.parquets(), ("type", "question", "answer", "image"), _told_apart)
     ]
     return _charts([(_half(row["type"]), row["question"], row["answer"], row["image"], seen) for row, seen in rows])
 

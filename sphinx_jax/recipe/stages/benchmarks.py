@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,10 +24,10 @@ from sphinx_jax.evaluate.answers import Answers, put_together
 from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, own, slots_for, tell_of_joined, worded
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark, Benchmark
 from sphinx_jax.evaluate.benchmarks.asking import asked_by
-from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, item, items, lines
+from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, item, items, left_out, lines
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
-from sphinx_jax.evaluate.question import Joined, Question
+from sphinx_jax.evaluate.question import Joined, Question, Unread
 from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
@@ -59,9 +59,9 @@ def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
     """Write `predictions.jsonl` of each benchmark as answers come, then `items.jsonl` with what each counts, or what a
     judge takes; at the end `card.json`, `card.md` and `card.html`.
 
-    A benchmark whose files cannot be used is named, and the others are asked.  Several processes share the questions
-    out, all about a picture to one of them, each with a model of its own on its devices and a file of answers of its
-    own; the first puts them together and scores.
+    A benchmark whose files cannot be used is named, in the card too, and the others are asked.  Several processes share
+    the questions out, all about a picture to one of them, each with a model of its own on its devices and a file of
+    answers of its own; the first puts them together and scores.
     """
     s, data = settings, run.data.benchmarks
     found = folders(data, s.names)
@@ -78,10 +78,11 @@ def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
             scores, of_it = _score(run, name, asked)
         except BadData as error:
             _log.warning("%s is left out: %s", benchmark, error)
+            card.append(left_out(benchmark, str(error).replace(f"{folder.absolute()}", benchmark)))
             continue
         card += scores
         shown.append(of_it)
-    none = not card and jax.process_index() == 0
+    none = not shown and jax.process_index() == 0
     agree(f"none of the benchmarks in {data} could be scored; the log says why" if none else None)
     if jax.process_index() > 0:
         return
@@ -133,6 +134,7 @@ class _Asked(NamedTuple):
     questions: Sequence[Question]
     texts: Mapping[int | str, str]
     pictures: Pictures
+    without: Sequence[Unread]
 
 
 def _ask(
@@ -148,12 +150,14 @@ def _ask(
     benchmark, process = BENCHMARKS[name], jax.process_index()
     rules = benchmark.rules if benchmark.for_judge is None else PROTOCOLS
     protocol, how = asked_by(name, benchmark.title, rules, s.protocol)
-    questions = _read(benchmark, folder)
+    questions, without = _read(benchmark, folder)
     notes = counted(benchmark, questions) if run.recipe.data.benchmarks else []
     questions = limited(questions, s.limit, by_category=name == "mme")
     if process == 0:
         for note in notes:
             _log.warning("%s", note)
+        for file in without:
+            _log.warning("%s is asked without what is damaged: %s", name, file.why)
         tell_of_joined(questions)
     about = _about(run, s, protocol, [[q.key, how.begin + how.text(q), how.most, *_several(q)] for q in questions])
     answers = Answers(run.folder(stage) / name, about, process)
@@ -163,11 +167,12 @@ def _ask(
     look = _looking(engine, pictures, encoded)
     ask(engine, mine, worded(how, SAMPLING[protocol]), look, answers, bar)
     put_together(f"answered {stage} {name}", answers)
-    return _Asked(name, protocol, questions, answers.texts, pictures)
+    return _Asked(name, protocol, questions, answers.texts, pictures, without)
 
 
 def _score(run: Run, stage: str, asked: _Asked) -> tuple[list[Line], Shown]:
-    name, protocol, questions, texts, pictures = asked
+    name, protocol, questions, texts, pictures, without = asked
+    unread = ", ".join(one.file + ("" if one.rows is None else f" of {one.rows} rows") for one in without)
     benchmark = BENCHMARKS[name]
     answered = [q for q in questions if q.key in texts]
     if not answered:
@@ -177,11 +182,12 @@ def _score(run: Run, stage: str, asked: _Asked) -> tuple[list[Line], Shown]:
         write_whole(run.folder(stage) / name / judge.file, judge.write(questions, texts, model))
         line = for_judge(name, protocol, len(answered), len(missing), f"{name}/{judge.file}", model)
         rows = [item(q, texts[q.key], None) for q in answered]
-        return [line], Shown(name, rows, pictures.find)
+        return [replace(line, without=unread)], Shown(name, rows, pictures.find)
     score = benchmark.rules[protocol](answered, [texts[q.key] for q in answered])
     rows = items(score, answered, texts)
     write_whole(run.folder(stage) / name / ITEMS, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    return lines(name, protocol, score, answered, missing, model), Shown(name, rows, pictures.find)
+    of_it = lines(name, protocol, score, answered, missing, model)
+    return [replace(line, without=unread) for line in of_it], Shown(name, rows, pictures.find)
 
 
 def _encoded(run: Run, s: BenchmarksStage, engine: Engine) -> dict[ImageSource, Picture]:
@@ -211,17 +217,21 @@ def _looking(
     return look
 
 
-def _read(benchmark: Benchmark, folder: Path) -> Sequence[Question]:
-    """The questions; BadData in all processes where one of them cannot read them, for they wait for each other."""
-    problem, questions = "", list[Question]()
+def _read(benchmark: Benchmark, folder: Path) -> tuple[Sequence[Question], Sequence[Unread]]:
+    """The questions, and files whose questions are not there.
+
+    Raises BadData in all processes where one of them cannot read them, for they wait for each other.
+    """
+    problem, questions, without = "", list[Question](), list[Unread]()
     try:
-        questions = list(benchmark.read(folder).questions)
+        read = benchmark.read(folder, in_part=True)
+        questions, without = list(read.questions), list(read.without)
     except BadData as error:
         problem = str(error)
     problems = [found for one in gather_json({"problem": problem}) if (found := one["problem"])]
     if problems:
         raise BadData(problems[0])
-    return questions
+    return questions, without
 
 
 def _several(question: Question) -> list[int]:
