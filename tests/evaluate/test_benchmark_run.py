@@ -26,7 +26,7 @@ from sphinx_jax.data.sources import Data, DataConfig
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.evaluate import card
-from sphinx_jax.evaluate.answers import FILE, Answers
+from sphinx_jax.evaluate.answers import FILE, OLD, Answers
 from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, worded
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS
 from sphinx_jax.evaluate.benchmarks.asking import ASKS
@@ -150,8 +150,9 @@ def test_what_others_said_of_something_else_is_not_counted(tmp_path):
     with pytest.raises(ConfigError, match="answers of process 1"):
         first.gather(2)
     first.gather(1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["about.json", FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["about.json", FILE, OLD]
     assert Answers(tmp_path, ABOUT).texts == {}
+    assert [json.loads(line)["key"] for line in lines_of(tmp_path / OLD)] == [0, 1]
 
 
 def test_in_a_store_whose_files_do_not_grow_answers_are_written_at_the_end(tmp_path, monkeypatch):

@@ -27,7 +27,8 @@ from sphinx_jax.evaluate.benchmarks.asking import asked_by
 from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, item, items, left_out, lines
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
-from sphinx_jax.evaluate.question import Joined, Question, Unread
+from sphinx_jax.evaluate.question import InTable, Joined, Question, Unread
+from sphinx_jax.evaluate.question import Picture as Shows
 from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
@@ -159,8 +160,8 @@ def _ask(
         for file in without:
             _log.warning("%s is asked without what is damaged: %s", name, file.why)
         tell_of_joined(questions)
-    about = _about(run, s, protocol, [[q.key, how.begin + how.text(q), how.most, *_several(q)] for q in questions])
-    answers = Answers(run.folder(stage) / name, about, process)
+    of = {q.key: _digest([how.begin + how.text(q), how.most, _shown(q.picture, folder)]) for q in questions}
+    answers = Answers(run.folder(stage) / name, _about(run, s, protocol), process, of)
     bar = "" if run.quiet else name
     pictures = Pictures(folder)
     mine = own(questions, process, jax.process_count())
@@ -187,6 +188,8 @@ def _score(run: Run, stage: str, asked: _Asked) -> tuple[list[Line], Shown]:
     rows = items(score, answered, texts)
     write_whole(run.folder(stage) / name / ITEMS, "".join(json.dumps(row) + "\n" for row in rows).encode())
     of_it = lines(name, protocol, score, answered, missing, model)
+    # of average precision no answer counts for itself
+    rows = rows or [item(q, texts[q.key], None) for q in answered]
     return [replace(line, without=unread) for line in of_it], Shown(name, rows, pictures.find)
 
 
@@ -234,9 +237,16 @@ def _read(benchmark: Benchmark, folder: Path) -> tuple[Sequence[Question], Seque
     return questions, without
 
 
-def _several(question: Question) -> list[int]:
-    """How many pictures it shows, where that is not one."""
-    return [len(question.picture.pictures)] if isinstance(question.picture, Joined) else []
+def _shown(picture: Shows, folder: Path) -> Any:
+    """Which picture it is, wherever the folder lies."""
+    if isinstance(picture, Joined):
+        return [_shown(one, folder) for one in picture.pictures]
+    name = picture.file if isinstance(picture, InTable) else picture or ""
+    return [name.removeprefix(f"{folder.absolute()}/"), *(picture[1:] if isinstance(picture, InTable) else ())]
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 def limited(questions: Sequence[Question], limit: int | None, by_category: bool = False) -> list[Question]:
@@ -254,12 +264,11 @@ def limited(questions: Sequence[Question], limit: int | None, by_category: bool 
     return found
 
 
-def _about(run: Run, s: BenchmarksStage, protocol: str, questions: Any) -> Mapping[str, Any]:
-    """What predictions depend on."""
+def _about(run: Run, s: BenchmarksStage, protocol: str) -> Mapping[str, Any]:
+    """What all predictions depend on."""
     made = as_path(str(run.checkpoint(s.start))) / store.RECIPE
     return {
         "protocol": protocol,
-        "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest(),
         "checkpoint": hashlib.sha256(made.read_bytes()).hexdigest(),
         "quantize": s.quantize,
     }
