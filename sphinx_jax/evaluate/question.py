@@ -16,12 +16,16 @@ class BadBenchmark(BadData):
 
 
 class InTable(NamedTuple):
-    """A picture in a file of many, read when it is needed: row `row` of `file`, there the one at `place` of several."""
+    """A picture in a file of many, read when it is needed: row `row` of `file`, there the one at `place` of several.
+
+    `name` is what the file calls it, where it does.
+    """
 
     file: str
     row: int
     column: str = "image"
     place: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from sphinx_jax.data.formats.files import open_text
 from sphinx_jax.evaluate.question import BadBenchmark, InTable, joined
 
 KINDS = (".json", ".jsonl", ".parquet", ".tsv", ".p", ".token", ".csv", ".txt")
+NAMED = ("file_name", "image_source")  # columns that say what the picture is called
 AT_ONCE = 32  # pictures of a parquet file that are in memory while questions are read
 SHARED = 64  # characters of an `image` that names the row whose picture it is, at most
 
@@ -48,15 +49,19 @@ def read_parquet(
             _check_columns(path, names, needs)
             held = picture_columns(file)
             rows = file.read(columns=[name for name in names if name not in held]).to_pylist()
-            there = {name: _filled(file, name) for name in held}
+            there = {name: _beside(file, name) for name in held}
             made = [] if content is None else list(_contents(file, content))
     except (pyarrow.ArrowException, OSError) as error:
         raise Damaged(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}", count) from None
     for row, one in zip(rows, made, strict=False):
         row["content"] = one
     for number, row in enumerate(rows):
-        for name, filled in there.items():
-            row[name] = InTable(str(path), number, name) if filled is None or filled[number] else None
+        for name, beside in there.items():
+            cell = {} if beside is None else beside[number]
+            called = next((row[at] for at in NAMED if isinstance(row.get(at), str)), "") if name == "image" else ""
+            if isinstance(cell, dict):
+                called = cell.get("path") or called
+            row[name] = None if cell is None else InTable(str(path), number, name, name=called)
     return rows
 
 
@@ -86,11 +91,11 @@ def picture_columns(file: Any) -> list[str]:
     ]
 
 
-def _filled(file: Any, name: str) -> list[bool] | None:
-    """Which cells are not empty, by what stands beside the bytes; None where nothing does."""
+def _beside(file: Any, name: str) -> list[Any] | None:
+    """What stands beside the bytes of each cell, None of an empty one; None where nothing does."""
     leaves = [file.schema.column(i).path for i in range(len(file.schema))]
     beside = [leaf for leaf in leaves if leaf.startswith(f"{name}.") and leaf.endswith(".path")]
-    return file.read(columns=beside).column(name).is_valid().to_pylist() if beside else None
+    return file.read(columns=beside).column(name).to_pylist() if beside else None
 
 
 def read_table(path: Path, needs: Iterable[str]) -> list[dict[str, Any]]:
