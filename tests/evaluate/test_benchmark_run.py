@@ -49,7 +49,8 @@ def test_prompts_are_those_of_the_two_harnesses(name: str):
             question = BENCHMARKS[name].read(form).questions[0]
         except ConfigError:
             continue  # a folder of pictures
-        if expected["prompt"] and name in ASKS["reference"]:
+        # which has no such evaluation of detection
+        if expected["prompt"] and name != "coco_detection":
             how = ASKS["reference"][name]
             assert render([(how.text(question), None)], SYSTEM)[0] + how.begin == expected["prompt"], form
         if expected.get("prompt_official"):
