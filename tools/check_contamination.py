@@ -34,9 +34,9 @@ def main() -> None:
     items = [item for entry in read_meta(given.list) for item in entry.items if item.image is not None]
     listed = {str(item.image): item.image for item in items}
     known = []
-    for what, pictures in ((given.benchmark, asked), (given.list.name, listed)):
+    for what, pictures, gone in ((given.benchmark, asked, [*lost]), (given.list.name, listed, [])):
         with progress(total=len(pictures), desc=what, unit=" pictures") as bar:
-            found, bad = contamination.look_at(pictures.items(), bar)
+            found, bad = contamination.look_at(pictures.items(), bar, gone)
         known.append(found)
         lost = lost | bad
     pairs = list(contamination.pairs(*known, given.bits))

@@ -14,7 +14,8 @@ from sphinx_jax.data.image import ImageSource, load_image
 ROWS, COLUMNS = 8, 9  # of grey values that the hash compares, each with its neighbour
 FLAT = 2  # grey values in which neighbours may differ in a picture of one colour, which is like any other
 
-_NUMBER = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.(?:jpe?g|png)$")
+_NUMBER = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})(?:_\d+)?\.(?:jpe?g|png)$")
+_BARE = re.compile(r"COCO_(?:train|val|test)\d{4}_(\d{12})$")
 
 
 class Seen(NamedTuple):
@@ -40,6 +41,9 @@ def seen(image: ImageSource) -> Seen:
 
 
 def coco_number(name: str) -> int | None:
-    """COCO's number of a picture, by its file's name; train2014, val2014 and train2017 share numbers."""
-    found = _NUMBER.search(name)
+    """COCO's number of a picture, by its file's name; train2014, val2014 and train2017 share numbers.
+
+    The name may end in the number of an annotation, or lack its ending where it says whose it is.
+    """
+    found = _NUMBER.search(name) or _BARE.search(name)
     return int(found[1]) if found else None

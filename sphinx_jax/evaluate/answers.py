@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -13,7 +15,10 @@ from sphinx_jax.config import ConfigError
 from sphinx_jax.distributed import barrier
 from sphinx_jax.paths import write_whole
 
+_log = logging.getLogger(__name__)
+
 FILE, ABOUT = "predictions.jsonl", "about.json"
+OLD = "predictions.old.jsonl"  # answers that no longer hold
 OTHERS = "predictions-*.jsonl"  # of processes but the first, until they are put together
 
 
@@ -31,6 +36,14 @@ class Said:
         self.texts[key] = text
 
 
+class _Held(NamedTuple):
+    """What a file has: answers that still hold, lines of others, and what has changed since these."""
+
+    texts: dict[int | str, str]
+    others: list[bytes]
+    why: str
+
+
 class Answers(Said):
     """Lines of {"key", "prediction"}; beside them stands what they depend on.
 
@@ -39,47 +52,83 @@ class Answers(Said):
     not grow, a process writes its file when it is closed: what was said before is lost with a process that is killed.
 
     Args:
-      about: what predictions depend on; those of anything else are thrown away.
+      about: what all predictions depend on; those of anything else are put aside, into a file of their own.
+      asked: what each question is besides, by key, where one of them may change without the others: its line has it
+        too, and an answer is kept as long as that is the same.
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], process: int = 0):
+    def __init__(
+        self, folder: Path, about: Mapping[str, Any], process: int = 0, asked: Mapping[int | str, str] | None = None
+    ):
         super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._about = folder, about
+        self._folder, self._settings, self._asked = folder, about, asked
+        # processes of one run have the same questions
+        whole = {} if asked is None else {"questions": hashlib.sha256(json.dumps(list(asked.items())).encode())}
+        self._about = dict(about) | {name: digest.hexdigest() for name, digest in whole.items()}
         # the first process has its file under the name by which all have their answers in the end
-        self._head = _one_line(about) if process else b""
+        self._head = _one_line(self._about) if process else b""
         self.path = _file_of(folder, process)
-        found = self._whole_files()
-        for texts in found.values():
-            self.texts |= texts
-        self._own = dict(found.get(self.path, {}))
-        # first the predictions: what is said of none is thrown away
+        found = self._files()
+        for held in found.values():
+            self.texts |= held.texts
+        own = found.get(self.path, _Held({}, [], ""))
+        self._put_aside(own, process)
+        self._own = dict(own.texts)
+        # first the predictions: what is said of none is put aside
         self._write(self._own)
         if not process:
-            write_whole(folder / ABOUT, _beside(about))
+            write_whole(folder / ABOUT, _beside(self._about))
         self._file = self.path.open("ab") if isinstance(self.path, Path) else None
 
-    def _whole_files(self) -> dict[Path, dict[int | str, str]]:
-        """What each file has that depends on the same, the first process's before the others'."""
-        found, told = {}, self._folder / ABOUT
-        first = _file_of(self._folder, 0)
-        if told.exists() and told.read_bytes() == _beside(self._about) and first.exists():
-            found[first] = dict(_whole(first.read_bytes().split(b"\n")))
+    def _files(self) -> dict[Path, _Held]:
+        """What each file has, the first process's before the others'."""
+        found, told, first = {}, self._folder / ABOUT, _file_of(self._folder, 0)
+        if first.exists():
+            found[first] = self._held(told.read_bytes() if told.exists() else b"", first.read_bytes().split(b"\n"))
         for file in sorted(self._folder.glob(OTHERS)):
-            lines = file.read_bytes().split(b"\n")
-            if lines[0] + b"\n" == _one_line(self._about):
-                found[file] = dict(_whole(lines[1:]))
+            head, *lines = file.read_bytes().split(b"\n")
+            found[file] = self._held(head, lines)
         return found
 
+    def _held(self, head: bytes, lines: list[bytes]) -> _Held:
+        try:
+            told = dict(json.loads(head))
+        except (ValueError, TypeError):
+            told = {}
+        apart = {"questions"} if self._asked is not None else set()
+        names = (told.keys() | self._settings.keys()) - apart
+        differ = sorted(name for name in names if told.get(name, self) != self._settings.get(name, self))
+        if differ:
+            return _Held({}, [line for line, _ in _whole(lines)], ", ".join(differ))
+        texts, others = {}, []
+        for line, row in _whole(lines):
+            if self._asked is None or (row["key"] in self._asked and row.get("of") == self._asked[row["key"]]):
+                texts[row["key"]] = row["prediction"]
+            else:
+                others.append(line)
+        return _Held(texts, others, "their questions or pictures")
+
+    def _put_aside(self, held: _Held, process: int) -> None:
+        if held.others:
+            file = self._folder / (OLD.replace(".jsonl", f"-{process}.jsonl") if process else OLD)
+            before = file.read_bytes() if file.exists() else b""
+            write_whole(file, before + b"".join(line + b"\n" for line in held.others))
+            _log.warning("%d answers are put aside in %s, as these have changed: %s", len(held.others), file, held.why)
+
+    def _line(self, key: int | str, text: str) -> bytes:
+        of = {} if self._asked is None else {"of": self._asked[key]}
+        return json.dumps({"key": key, "prediction": text} | of).encode() + b"\n"
+
     def _write(self, texts: Mapping[int | str, str]) -> None:
-        write_whole(self.path, self._head + b"".join(_line(key, text) for key, text in texts.items()))
+        write_whole(self.path, self._head + b"".join(self._line(key, text) for key, text in texts.items()))
 
     def add(self, key: int | str, text: str) -> None:
         super().add(key, text)
         if self._file is None:
             self._own[key] = text
             return
-        self._file.write(_line(key, text))
+        self._file.write(self._line(key, text))
         self._file.flush()
 
     def close(self) -> None:
@@ -94,18 +143,22 @@ class Answers(Said):
 
         Raises ConfigError where one of them wrote into another folder, or was asked something else.
         """
-        found = self._whole_files()
+        found = self._files()
         for process in range(1, count):
-            if _file_of(self._folder, process) not in found:
+            if not self._is_of_this_run(_file_of(self._folder, process)):
                 raise ConfigError(
                     f"{self._folder} has no answers of process {process} to these questions: all processes need the "
                     "same workdir, which they share, the same data and the same checkpoint"
                 )
-        for texts in found.values():
-            self.texts |= texts
+        for held in found.values():
+            self.texts |= held.texts
+            self._put_aside(held, 0)
         self._write(self.texts)
         for file in self._folder.glob(OTHERS):
             file.unlink()
+
+    def _is_of_this_run(self, file: Path) -> bool:
+        return file.exists() and file.read_bytes().startswith(_one_line(self._about))
 
 
 def put_together(what: str, *kept: Answers) -> None:
@@ -133,15 +186,12 @@ def _one_line(about: Mapping[str, Any]) -> bytes:
     return json.dumps(about, sort_keys=True).encode() + b"\n"
 
 
-def _line(key: int | str, text: str) -> bytes:
-    return json.dumps({"key": key, "prediction": text}).encode() + b"\n"
-
-
-def _whole(lines: Iterable[bytes]) -> Iterator[tuple[int | str, str]]:
+def _whole(lines: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Up to the first that is not whole: where the run was killed."""
     for line in lines:
         try:
             row = json.loads(line)
-            yield row["key"], row["prediction"]
+            row["key"], row["prediction"]
         except (ValueError, KeyError, TypeError):
             return
+        yield line, row

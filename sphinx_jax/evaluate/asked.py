@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -26,6 +28,8 @@ from sphinx_jax.sharding import platform
 _log = logging.getLogger(__name__)
 
 CACHED = 2**24  # bytes of weights that stay in a processor's caches
+# questions a second even where one takes several
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 TOLD = 20  # pictures whose questions are not asked that are named in the log one by one
 # how each protocol chooses tokens: the authors' evaluation draws them, lmms-eval takes the likeliest
 SAMPLING: dict[str, Settings] = {
@@ -85,8 +89,8 @@ def ask(
 ) -> None:
     """Put the answers of all that are not answered yet on record, as they come.
 
-    Pictures are read by threads, some questions ahead, and one picture once for all questions about it that follow each
-    other; those that cannot be read, or whose question does not fit into the model, are named in the log and have no
+    Pictures are read by threads, some questions ahead, and one picture once for all questions about it, wherever they
+    stand; those that cannot be read, or whose question does not fit into the model, are named in the log and have no
     answer.
 
     Args:
@@ -94,8 +98,12 @@ def ask(
       bar: what the progress bar is called; "" shows none.
     """
     left = [q for q in questions if q.key not in answers.texts]
-    groups = [list(group) for _, group in itertools.groupby(left, lambda q: q.picture or q.key)]
+    about: dict[Any, list[Question]] = {}
+    for question in left:
+        about.setdefault(question.picture or question.key, []).append(question)
+    groups = list(about.values())
     numbers, unasked = list[int | str](), list[list[Question]]()
+    looked, begun = 0, time.perf_counter()
 
     def leave_out(group: list[Question], error: Exception) -> None:
         unasked.append(group)
@@ -105,6 +113,7 @@ def ask(
         progressed.update(len(group))
 
     def requests() -> Iterator[Request]:
+        nonlocal looked
         shown = itertools.repeat(None) if look is None else read_ahead(look, [group[0] for group in groups])
         for group, picture in zip(groups, shown, strict=False):
             try:
@@ -112,6 +121,7 @@ def ask(
             except BadImage as error:
                 leave_out(group, error)
                 continue
+            looked += 1
             for question in group:
                 try:
                     request = word(question, image)
@@ -123,9 +133,13 @@ def ask(
                 yield request
 
     done = len(questions) - len(left)
-    with progress(total=len(questions), initial=done, desc=bar, unit="q", disable=not bar) as progressed:
+    shape = {"bar_format": BAR, "unit": " questions"}
+    with progress(total=len(questions), initial=done, desc=bar, disable=not bar, **shape) as progressed:
         for place, (said,) in engine.as_completed(requests()):
             answers.add(numbers[place], said.text)
+            if look is not None:
+                rate = looked / (time.perf_counter() - begun)
+                progressed.set_postfix_str(f"{rate:.2f} pictures/s", refresh=False)
             progressed.update()
     if rest := [question for group in unasked[TOLD:] for question in group]:
         _log.warning("so are %d more, question %s the last", len(rest), rest[-1].key)

@@ -59,6 +59,8 @@ class Line:
       score: None where a judge has to find it.
       published: of the model that this one is of the form of; None where nothing was published.
       judge: the file beside the card that a judge takes.
+      left_out: why the benchmark is not scored at all.
+      without: files of it that are damaged, whose questions nobody counted.
     """
 
     benchmark: str
@@ -72,6 +74,8 @@ class Line:
     high: float | None = None
     published: float | None = None
     judge: str = ""
+    left_out: str = ""
+    without: str = ""
 
     @property
     def difference(self) -> float | None:
@@ -157,6 +161,11 @@ def for_judge(benchmark: str, protocol: str, count: int, missing: int, file: str
     """The line of a benchmark that needs a judge, which takes `file`."""
     published = _published(benchmark, "", model)
     return Line(benchmark, "", protocol, "needs a judge", count, missing, None, published=published, judge=file)
+
+
+def left_out(benchmark: str, why: str) -> Line:
+    """The line of a benchmark that cannot be asked or scored."""
+    return Line(benchmark, "", "", "left out", 0, 0, None, left_out=why)
 
 
 def _published(benchmark: str, split: str, model: str) -> float | None:

@@ -29,7 +29,7 @@ class Pair:
 
 
 class Pictures:
-    """Pictures that were seen, by name."""
+    """Pictures that were seen, by name; behind them names of others, which have numbers all the same."""
 
     def __init__(self, names: Iterable[str] = (), found: Iterable[Seen] = ()):
         self.names = list(names)
@@ -41,8 +41,14 @@ class Pictures:
         self.looks = np.array([one.look for one in found if one.look is not None], np.uint64)
 
 
-def look_at(pictures: Iterable[tuple[str, ImageSource]], bar: Any = None) -> tuple[Pictures, dict[str, str]]:
-    """Named pictures, read by threads -> what they are known by; and names of those that cannot be read, with why."""
+def look_at(
+    pictures: Iterable[tuple[str, ImageSource]], bar: Any = None, unread: Iterable[str] = ()
+) -> tuple[Pictures, dict[str, str]]:
+    """Named pictures, read by threads -> what they are known by; and names of those that cannot be read, with why.
+
+    Args:
+      unread: names of more, which are not there.
+    """
     names, found, bad = [], [], {}
     given = list(pictures)
     for (name, _), done in zip(given, read_ahead(lambda one: seen(one[1]), given), strict=True):
@@ -53,7 +59,7 @@ def look_at(pictures: Iterable[tuple[str, ImageSource]], bar: Any = None) -> tup
             bad[name] = str(error)
         if bar is not None:
             bar.update()
-    return Pictures(names, found), bad
+    return Pictures([*names, *bad, *unread], found), bad
 
 
 def pairs(benchmark: Pictures, trained: Pictures, alike: int = ALIKE) -> Iterator[Pair]:

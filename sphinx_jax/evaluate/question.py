@@ -16,12 +16,16 @@ class BadBenchmark(BadData):
 
 
 class InTable(NamedTuple):
-    """A picture in a file of many, read when it is needed: row `row` of `file`, there the one at `place` of several."""
+    """A picture in a file of many, read when it is needed: row `row` of `file`, there the one at `place` of several.
+
+    `name` is what the file calls it, where it does.
+    """
 
     file: str
     row: int
     column: str = "image"
     place: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,14 @@ class Question:
         return self.answers[0]
 
 
+class Unread(NamedTuple):
+    """A file that is damaged; `rows` is how many it has, where that is known."""
+
+    file: str
+    rows: int | None
+    why: str
+
+
 class Read(NamedTuple):
     """The questions that some files hold.
 
@@ -122,6 +134,7 @@ class Read(NamedTuple):
       unfit: questions that cannot be scored, as they have no answer or their rows are broken.
       keys: of all, in the order of the files.
       notes: what is to be known of the files, one line each.
+      without: files whose questions are not there.
     """
 
     questions: Sequence[Question]
@@ -130,6 +143,7 @@ class Read(NamedTuple):
     unfit: Sequence[Question] = ()
     keys: Sequence[int | str] = ()
     notes: Sequence[str] = ()
+    without: Sequence[Unread] = ()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from PIL import ImageDraw
 
 from sphinx_jax.data.image import BadImage, ImageSource, load_image
 from sphinx_jax.data.tasks import PaddedSquare
+from sphinx_jax.evaluate.benchmarks.coco import read_boxes
 from sphinx_jax.evaluate.card import Line
 from sphinx_jax.evaluate.question import LETTERS, Picture, picture_of_json
 from sphinx_jax.evaluate.rules.boxes import read_box
@@ -87,8 +88,16 @@ def _answer(shown: Shown, item: Mapping[str, Any]) -> str:
     return (
         f'<figure data-labels="{labels}">{_picture(shown, item)}<p><b>{html.escape(str(item["key"]))}</b> '
         f"{html.escape(item['question'])}{choices}</p><p>said: {html.escape(item['prediction'])}</p>"
-        f"<p>right: {html.escape(right)}</p>{counts}</figure>"
+        f"{right and f'<p>right: {html.escape(right)}</p>'}{counts}</figure>"
     )
+
+
+def _said(item: Mapping[str, Any]) -> Sequence[Sequence[float]]:
+    """Boxes of an answer: the one that was asked for, or all of one that finds things."""
+    if item["box"] is None:
+        return [] if item["answers"] else read_boxes(item["prediction"])
+    first = read_box(item["prediction"])
+    return [] if first is None else [first]
 
 
 def _picture(shown: Shown, item: Mapping[str, Any]) -> str:
@@ -98,14 +107,14 @@ def _picture(shown: Shown, item: Mapping[str, Any]) -> str:
         return "<p>no picture</p>"
     scale = SIDE / max(image.size)
     drawn = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    pen, frame = ImageDraw.Draw(drawn), PaddedSquare(*image.size)
     if item["box"] is not None:
-        pen, frame = ImageDraw.Draw(drawn), PaddedSquare(*image.size)
         pen.rectangle([x * scale for x in item["box"]], outline=RIGHT, width=3)
-        if (said := read_box(item["prediction"])) is not None:
-            said = [min(max(x, -1.0), 2.0) for x in said]  # a text may say anything
-            corners = [x * frame.side - frame.offset[i % 2] for i, x in enumerate(said)]
-            ordered = [*map(min, corners[:2], corners[2:]), *map(max, corners[:2], corners[2:])]
-            pen.rectangle([x * scale for x in ordered], outline=SAID, width=3)
+    for said in _said(item):
+        said = [min(max(x, -1.0), 2.0) for x in said]  # a text may say anything
+        corners = [x * frame.side - frame.offset[i % 2] for i, x in enumerate(said)]
+        ordered = [*map(min, corners[:2], corners[2:]), *map(max, corners[:2], corners[2:])]
+        pen.rectangle([x * scale for x in ordered], outline=SAID, width=3)
     file = io.BytesIO()
     drawn.save(file, "JPEG", quality=80)
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}" alt="">'

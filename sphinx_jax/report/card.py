@@ -23,18 +23,23 @@ class Card(NamedTuple):
 
 def cells(line: Line) -> tuple[str, ...]:
     """A line of the card, as texts; ▼ and ▲ where what was published lies outside the interval."""
+    if line.left_out:
+        return line.benchmark, line.split, "", "", f"left out: {line.left_out}", "", "", ""
     number = f"needs a judge: {line.judge}" if line.score is None else f"{line.score:.1f}"
     interval = "" if line.low is None else f"{line.low:.1f} to {line.high:.1f}"
     published = "" if line.published is None else f"{line.published:.1f}"
     difference = ""
     if line.difference is not None:
         difference = f"{line.difference:+.1f}" + ("" if not line.outside else " ▲" if line.difference > 0 else " ▼")
-    count = str(line.count) + (f" ({line.missing} missing)" if line.missing else "")
+    lost = [f"{line.missing} missing"] if line.missing else []
+    lost += [f"without {line.without}"] if line.without else []
+    count = str(line.count) + (f" ({'; '.join(lost)})" if lost else "")
     return line.benchmark, line.split, count, line.protocol, number, interval, published, difference
 
 
 def markdown(card: Sequence[Line]) -> str:
-    rows = [HEADS, ("---",) * len(HEADS), *map(cells, card)]
+    told = ([cell.replace("|", "\\|") for cell in cells(line)] for line in card)
+    rows = [HEADS, ("---",) * len(HEADS), *told]
     legend = (
         f"{LEGEND} ▼ and ▲: what was published lies outside. Questions without an answer are counted as missing, and "
         "no score is over them.\n"

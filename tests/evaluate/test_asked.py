@@ -1,18 +1,21 @@
 """Held-out questions asked through the engine: killed at any moment, shared out, about pictures that cannot be read."""
 
 import collections
+import io
 import json
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import Parrot
+from tqdm import tqdm
 
 from sphinx_jax.config import ConfigError
 from sphinx_jax.data.conversation import SYSTEM, Item
 from sphinx_jax.data.image import BadImage
 from sphinx_jax.evaluate import asked
-from sphinx_jax.evaluate.answers import FILE, Answers
+from sphinx_jax.evaluate.answers import FILE, OLD, Answers
 from sphinx_jax.evaluate.asked import TOLD, ask, own
 from sphinx_jax.evaluate.question import Question
 from sphinx_jax.model.blueprint import blueprint
@@ -70,6 +73,57 @@ def test_a_picture_is_looked_at_once_and_one_that_cannot_be_read_is_named(tmp_pa
     named = [f"question real/{i}:0 is not asked, nor are 2 more about its picture: no picture {i}" for i in range(lost)]
     assert told[: min(lost, TOLD)] == named[:TOLD]
     assert told[TOLD:] == ([f"so are 12 more, question real/{lost - 1}:2 the last"] if lost > TOLD else [])
+
+
+def test_questions_about_one_picture_look_at_it_once_wherever_they_stand(tmp_path):
+    asked = sorted(held_out(100, turns=3), key=lambda q: str(q.key)[-1])  # as POPE has its pictures, three times
+    looked, engine = collections.Counter(), Parrot(999)
+    ask(engine, asked, worded(HOW), lambda q: looked.update([q.picture]), Answers(tmp_path, ABOUT))
+    assert looked == collections.Counter(q.picture for q in asked[:100]) and set(looked.values()) == {1}
+    assert len(engine.asked) == 300
+
+
+def test_an_answer_is_kept_as_long_as_its_own_question_is_the_same(tmp_path, caplog):
+    def go(of: dict, process: int = 0, **about) -> Answers:
+        answers = Answers(tmp_path, {"checkpoint": "a"} | about, process, of)
+        before = dict(answers.texts)
+        for key in of.keys() - before.keys():
+            answers.add(key, f"{of[key]} said")
+        answers.close()
+        return before
+
+    assert go({1: "x", 2: "y"}) == {}
+    assert go({1: "x", 2: "y", "3": "z"}) == {1: "x said", 2: "y said"} and not caplog.records
+    assert go({1: "x", 2: "new", "3": "z"}) == {1: "x said", "3": "z said"}
+    assert f"1 answers are put aside in {tmp_path / OLD}, as these have changed: their questions" in caplog.text
+    assert go({1: "x", 2: "new"}, process=1) == {1: "x said", 2: "new said"}
+    assert go({1: "x"}, checkpoint="b") == {}
+    assert f"3 answers are put aside in {tmp_path / OLD}, as these have changed: checkpoint" in caplog.text
+    kept = [json.loads(line)["prediction"] for line in (tmp_path / OLD).read_text().splitlines()]
+    assert sorted(kept) == ["new said", "x said", "y said", "z said"]
+
+
+def test_answers_of_an_earlier_version_are_put_aside_with_a_line(tmp_path, caplog):
+    (tmp_path / "about.json").write_text('{"checkpoint": "a", "questions": "of the whole list"}')
+    (tmp_path / FILE).write_text('{"key": 1, "prediction": "x"}\n')
+    assert Answers(tmp_path, {"checkpoint": "a"}, asked={1: "x"}).texts == {}
+    assert "1 answers are put aside" in caplog.text and json.loads((tmp_path / OLD).read_text())["prediction"] == "x"
+
+
+def test_processes_that_were_asked_other_questions_are_told(tmp_path):
+    first, second = (Answers(tmp_path, {"checkpoint": "a"}, n, {1: "x", 2: "yz"[n]}) for n in range(2))
+    for answers in (first, second):
+        answers.close()
+    with pytest.raises(ConfigError, match="no answers of process 1 to these questions"):
+        first.gather(2)
+
+
+def test_the_bar_has_rates_by_the_second(tmp_path, monkeypatch):
+    bars = []
+    monkeypatch.setattr(asked, "progress", lambda **how: bars.append(tqdm(file=io.StringIO(), **how)) or bars[0])
+    ask(Parrot(99), held_out(4, turns=2), worded(HOW), lambda q: time.sleep(0.3), Answers(tmp_path, ABOUT), "vqav2")
+    shown = bars[0].format_meter(**bars[0].format_dict | {"elapsed": 80.0, "rate": 0.1})
+    assert "0.10 questions/s" in shown and "pictures/s" in shown and "s/ q" not in shown
 
 
 def test_a_conversations_own_system_text_is_before_its_questions(tmp_path):

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from sphinx_jax.data.image import BadImage
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark
+from sphinx_jax.evaluate.forms.files import read_parquet, read_table
 from sphinx_jax.evaluate.forms.pictures import Pictures, named_pictures
 from sphinx_jax.evaluate.predictions import score_predictions
 from sphinx_jax.recipe.stages.benchmarks import limited
@@ -159,3 +161,25 @@ def test_all_that_there_is_of_each_item_has_the_order_of_the_predictions(tmp_pat
     assert found.items == whole.items[::-1]
     assert found.more["tokenised_predictions"] == whole.more["tokenised_predictions"][::-1]
     assert found.more["per_item_other"]["ROUGE_L"] == whole.more["per_item_other"]["ROUGE_L"][::-1]
+
+
+def test_pictures_are_not_in_memory_while_questions_are_read(tmp_path):
+    rng, size, rows = np.random.default_rng(0), 50_000, 400
+    cells = [base64.b64encode(rng.bytes(size)).decode() for _ in range(rows)]
+    with open(tmp_path / "MME.tsv", "w", newline="") as file:
+        table = csv.writer(file, delimiter="\t")
+        table.writerow(["question", "answer", "category", "image"])
+        table.writerows(["?", "Yes", "count", cell] for cell in cells)
+    tracemalloc.start()
+    found = read_table(tmp_path / "MME.tsv", ("question",))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len({row["image"] for row in found}) == rows and peak < 20 * size
+    kept = [{"image": {"bytes": rng.bytes(size), "path": None}} for _ in range(rows)]
+    parquet.write_table(pa.Table.from_pylist(kept), tmp_path / "a.parquet", row_group_size=50)
+    del kept, cells
+    tracemalloc.start()
+    lengths = [row["content"] for row in read_parquet(tmp_path / "a.parquet", (), lambda cell: len(cell["bytes"]))]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert lengths == [size] * rows and peak < 20 * size

@@ -26,7 +26,7 @@ from sphinx_jax.data.sources import Data, DataConfig
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.evaluate import card
-from sphinx_jax.evaluate.answers import FILE, Answers
+from sphinx_jax.evaluate.answers import FILE, OLD, Answers
 from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, worded
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS
 from sphinx_jax.evaluate.benchmarks.asking import ASKS
@@ -49,7 +49,8 @@ def test_prompts_are_those_of_the_two_harnesses(name: str):
             question = BENCHMARKS[name].read(form).questions[0]
         except ConfigError:
             continue  # a folder of pictures
-        if expected["prompt"] and name in ASKS["reference"]:
+        # which has no such evaluation of detection
+        if expected["prompt"] and name != "coco_detection":
             how = ASKS["reference"][name]
             assert render([(how.text(question), None)], SYSTEM)[0] + how.begin == expected["prompt"], form
         if expected.get("prompt_official"):
@@ -150,8 +151,9 @@ def test_what_others_said_of_something_else_is_not_counted(tmp_path):
     with pytest.raises(ConfigError, match="answers of process 1"):
         first.gather(2)
     first.gather(1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["about.json", FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["about.json", FILE, OLD]
     assert Answers(tmp_path, ABOUT).texts == {}
+    assert [json.loads(line)["key"] for line in lines_of(tmp_path / OLD)] == [0, 1]
 
 
 def test_in_a_store_whose_files_do_not_grow_answers_are_written_at_the_end(tmp_path, monkeypatch):
@@ -205,6 +207,10 @@ def test_the_stage_leaves_predictions_that_score_the_same(tmp_path, model, caplo
         shutil.copytree(FIXTURES / name / "data", data / name)
     next((data / "vqav2").rglob("*.jpg")).write_bytes(b"no picture")
     (data / "gqa").mkdir()
+    (shard,) = (FIXTURES / "pope" / "data" / "hf").glob("*.parquet")
+    (data / "pope").mkdir()
+    shutil.copy(shard, data / "pope" / "test-00000-of-00002.parquet")
+    (data / "pope" / "test-00001-of-00002.parquet").write_bytes(shard.read_bytes()[:-100])
     values = {
         "model": to_dict(store.read_config(model)),
         "tokenizer": str(model),
@@ -217,7 +223,13 @@ def test_the_stage_leaves_predictions_that_score_the_same(tmp_path, model, caplo
     made = json.loads((folder / "card.json").read_text())
     assert "gqa is left out" in caplog.text
     lines = {(line["benchmark"], line["split"]): line for line in made}
-    assert set(lines) == {("vqav2", ""), ("mmbench", ""), *(("refcoco", s) for s in ("val", "testA", "testB"))}
+    alone = {(name, "") for name in ("vqav2", "mmbench", "pope", "gqa")}
+    assert set(lines) == alone | {("refcoco", s) for s in ("val", "testA", "testB")}
+    assert lines["gqa", ""]["left_out"].startswith("gqa does not hold GQA") and lines["gqa", ""]["score"] is None
+    assert lines["pope", ""]["count"] == 48 and lines["pope", ""]["without"] == "test-00001-of-00002.parquet"
+    assert "test-00001-of-00002.parquet cannot be read as parquet" in caplog.text
+    told = (folder / "card.md").read_text()
+    assert "| left out: gqa does not hold GQA" in told and "48 (without test-00001-of-00002.parquet)" in told
     vqa = lines["vqav2", ""]
     assert vqa["missing"] > 0 and vqa["count"] + vqa["missing"] == 30
     scored = score_predictions("vqav2", data / "vqav2", folder / "vqav2" / FILE, "reference")

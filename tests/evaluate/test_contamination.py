@@ -11,7 +11,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from sphinx_jax.evaluate import contamination
+from sphinx_jax.evaluate.benchmarks import BENCHMARKS
 from sphinx_jax.evaluate.contamination import Pair, coco_number, look_at, pairs
+from sphinx_jax.evaluate.forms.pictures import named_pictures
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +73,23 @@ def test_numbers_of_coco_are_compared_across_its_years():
 
 def test_what_cannot_be_read_is_named():
     found, bad = look_at([("good", encoded(picture(0))), ("bad", b"no picture")])
-    assert found.names == ["good"] and list(bad) == ["bad"]
+    assert found.names == ["good", "bad"] and list(bad) == ["bad"]
+
+
+def test_what_is_not_there_has_its_number_all_the_same():
+    benchmark, _ = look_at([("a:0:image:0:COCO_val2014_000000000007", encoded(picture(3)))])
+    trained, bad = look_at([("train2017/000000000007.jpg", Path("nowhere/000000000007.jpg"))])
+    assert bad and list(pairs(benchmark, trained)) == [Pair(benchmark.names[0], trained.names[0], "number")]
+    lost, _ = look_at([], unread=["COCO_train2014_000000000007_12.jpg"])
+    assert [p.how for p in pairs(lost, trained)] == ["number"]
+
+
+@pytest.mark.parametrize("benchmark", ["refcoco", "pope"])
+def test_pictures_in_parquet_have_coco_s_numbers(benchmark):
+    folder = ROOT / "tests" / "fixtures" / "benchmarks" / benchmark / "data" / "hf"
+    path = folder if benchmark == "refcoco" else next(folder.glob("*.parquet"))
+    named, lost = named_pictures(BENCHMARKS[benchmark].read(path).questions, folder)
+    assert named and not lost and None not in map(coco_number, named)
 
 
 def test_many_pictures_are_compared_part_by_part(monkeypatch):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from sphinx_jax.config import ConfigError
 
@@ -19,6 +21,18 @@ def read_text(path: Path) -> str:
     """A text in UTF-8, its byte order mark left out.  Raises BadData."""
     try:
         return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadData(f"{path} is not text: {error.reason}") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """What `read_text` gives, to be read line by line, with its line ends as they are.  Raises BadData while it is."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
     except UnicodeDecodeError as error:
         raise BadData(f"{path} is not text: {error.reason}") from None
     except OSError as error:

@@ -124,6 +124,7 @@ REFERENCE: dict[str, Ask] = {
     "vizwiz": Ask(lambda q: f"{q.text} {UNANSWERABLE}{SHORT}"),
     "ocrvqa": Ask(short, 20),
     "docvqa": Ask(short, 32),
+    "infovqa": Ask(short, 25),
     "ai2d": Ask(_joined, right=_chosen),
     "scienceqa": Ask(_context, begin=" The answer is"),
     "seed": Ask(_asked),

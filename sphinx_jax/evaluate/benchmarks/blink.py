@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from sphinx_jax.evaluate.benchmarks.star import names_choice
-from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, choices_of, tabled
 from sphinx_jax.evaluate.question import Question, Score, joined, letter_of, mean, means_by
 from sphinx_jax.evaluate.rules import texts
@@ -38,8 +37,7 @@ def _parquet(found: Found) -> list[Question] | None:
             row["sub_task"],
             joined(row.get(f"image_{number}") for number in range(1, 5)),
         )
-        for path in answered
-        for row in f.read_parquet(path, needs)
+        for row in found.rows(answered, needs)
     ] or None
 
 

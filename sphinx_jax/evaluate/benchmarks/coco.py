@@ -56,10 +56,15 @@ def _boxes(text: str, size: tuple[int, int]) -> list[list[float]]:
     frame = PaddedSquare(*size)
     left, top = frame.offset
     found = []
-    for numbers in _BOX.findall(text):
-        x1, y1, x2, y2 = (float(number) * frame.side for number in numbers)
+    for box in read_boxes(text):
+        x1, y1, x2, y2 = (number * frame.side for number in box)
         found.append([x1 - left, y1 - top, x2 - x1, y2 - y1])
     return found
+
+
+def read_boxes(text: str) -> list[tuple[float, ...]]:
+    """Boxes of an answer, as it has them: corners in the padded square."""
+    return [tuple(map(float, numbers)) for numbers in _BOX.findall(text)]
 
 
 def _people(*names: str):

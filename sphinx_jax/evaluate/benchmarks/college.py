@@ -41,7 +41,7 @@ def _college(name: str, text: str, choices: tuple[str, ...], answers: tuple[str,
 def _mmmu_parquet(found: Found) -> list[Question] | None:
     paths = found.parquets()
     together = [path for path in paths if path.parent.name == "lmms-lab"]
-    rows = [row for path in together or paths for row in f.read_parquet(path, ("id", "question", "options", "answer"))]
+    rows = found.rows(together or paths, ("id", "question", "options", "answer"))
     return [
         _college(
             row["id"],

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sphinx_jax.data.formats.files import read_json
-from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, ForJudge, Found, parquet_rows
 from sphinx_jax.evaluate.question import InTable, Question
 from sphinx_jax.evaluate.rules import texts
@@ -111,7 +110,7 @@ def _vista_parquet(found: Found) -> list[Question] | None:
     paths = found.parquets()
     small = [path for path in paths if path.name.startswith("testmini")] or paths
     needs = ("pid", "question", "query", "choices", "question_type", "answer_type", "decoded_image")
-    rows = [row for path in small for row in f.read_parquet(path, needs)]
+    rows = found.rows(small, needs)
     return [_vista(str(row["pid"]), row, row["query"], row["decoded_image"]) for row in rows] or None
 
 

@@ -19,8 +19,10 @@ SPLITS = ("val", "testA", "testB", "test")
 def _numbered(
     phrases: Sequence[tuple[str, str, str, Any, Sequence[float] | None, tuple[int, int] | None]],
 ) -> list[Question]:
-    """(split, phrase, name of the picture, picture, box, size) -> questions, numbered within each split; one without a
-    box cannot be scored."""
+    """(split, phrase, name of the picture, picture, box, size) -> questions, numbered within each split.
+
+    One without a box cannot be scored; a picture that cannot be read is of no size.
+    """
     at: dict[str, int] = {}
     questions = []
     for split, phrase, name, picture, box, size in sorted(phrases, key=lambda p: SPLITS.index(p[0])):
@@ -78,10 +80,10 @@ def _parquet(found: Found) -> list[Question] | None:
         split = next((s for s in ("testA", "testB", "test", "val") if path.name.startswith(s)), "")
         if not split:
             continue
-        for row in f.read_parquet(path, ("image", "answer", "bbox", "file_name"), pictures=True):
+        for row in found.rows([path], ("image", "answer", "bbox", "file_name"), f.picture_size):
             name = re.sub(r"_\d+(\.\w+)$", r"\1", row["file_name"])  # without the number of the annotation
-            size, box = f.picture_size(row["content"]), _corners(row["bbox"])
-            phrases += [(split, phrase, name, row["image"], box, size) for phrase in row["answer"]]
+            box = _corners(row["bbox"])
+            phrases += [(split, phrase, name, row["image"], box, row["content"]) for phrase in row["answer"]]
     return _numbered(phrases) or None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from sphinx_jax.data.formats.files import read_json
-from sphinx_jax.evaluate.forms import files as f
 from sphinx_jax.evaluate.forms.reading import Benchmark, Found, listed, parquet_rows, tabled
 from sphinx_jax.evaluate.question import BadBenchmark, Question, one_answer
 from sphinx_jax.evaluate.rules import exact
@@ -45,8 +44,8 @@ def _gqa_parquet(found: Found) -> list[Question] | None:
     pictures = [path for path in found.parquets() if "images" in path.parent.name]
     if not paths and pictures:
         raise BadBenchmark(f"{pictures[0]} has GQA's pictures; the questions are in testdev_balanced_instructions")
-    where = {row["id"]: row["image"] for path in pictures for row in f.read_parquet(path, ("id", "image"))}
-    rows = [row for path in paths for row in f.read_parquet(path, ("imageId", "question", "answer"))]
+    where = {row["id"]: row["image"] for row in found.rows(pictures, ("id", "image"))}
+    rows = found.rows(paths, ("imageId", "question", "answer"))
     return [
         _one(
             i,

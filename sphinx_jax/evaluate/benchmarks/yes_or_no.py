@@ -33,11 +33,7 @@ def _pope_release(found: Found) -> list[Question] | None:
 def _pope_parquet(found: Found) -> list[Question] | None:
     paths = found.parquets()
     whole = [path for path in paths if path.parent.name != "Full"]
-    rows = [
-        row
-        for path in whole or paths
-        for row in f.read_parquet(path, ("question_id", "question", "answer", "category"))
-    ]
+    rows = list(found.rows(whole or paths, ("question_id", "question", "answer", "category")))
     rows.sort(key=lambda row: SPLITS.index(row["category"]))
     return [
         _pope(row["category"], row["question_id"], row["question"], row["answer"], row.get("image")) for row in rows

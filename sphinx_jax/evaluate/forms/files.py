@@ -5,45 +5,84 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.data.formats.files import read_text
+from sphinx_jax.data.formats.files import open_text
 from sphinx_jax.evaluate.question import BadBenchmark, InTable, joined
 
 KINDS = (".json", ".jsonl", ".parquet", ".tsv", ".p", ".token", ".csv", ".txt")
 UNFIT = "unfit"  # beside the cells of a row that has not as many as the header: why it is none
+NAMED = ("file_name", "image_source")  # columns that say what the picture is called
+AT_ONCE = 32  # pictures of a parquet file that are in memory while questions are read
 SHARED = 64  # characters of an `image` that names the row whose picture it is, at most
 
 
-def read_parquet(path: Path, needs: Iterable[str], pictures: bool = False) -> list[dict[str, Any]]:
-    """The rows of a parquet file, pictures as `InTable`, None where a cell is empty; where they are asked for,
-    `content` is that of `image`.
+class Damaged(BadBenchmark):
+    """A file that cannot be read; `rows` is how many it has, where that is known."""
 
-    Raises BadBenchmark where it is no parquet or lacks a column.
+    def __init__(self, message: str, rows: int | None = None):
+        super().__init__(message)
+        self.rows = rows
+
+
+def read_parquet(
+    path: Path, needs: Iterable[str], content: Callable[[dict[str, Any]], Any] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a parquet file, pictures as `InTable`, None where a cell is empty.
+
+    Args:
+      content: what `content` of a row is, made of its `image` as the file has it, which is not kept.
+
+    Raises Damaged where it is no parquet, BadBenchmark where it lacks a column.
     """
     import pyarrow
     import pyarrow.parquet as parquet
 
+    count = None
     try:
         with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
+            count, names = file.metadata.num_rows, file.schema_arrow.names
             _check_columns(path, names, needs)
-            held = [] if pictures else picture_columns(file)
+            held = picture_columns(file)
             rows = file.read(columns=[name for name in names if name not in held]).to_pylist()
-            there = {name: _filled(file, name) for name in held}
+            there = {name: _beside(file, name) for name in held}
+            made = [] if content is None else list(_contents(file, content))
     except (pyarrow.ArrowException, OSError) as error:
-        raise BadBenchmark(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+        raise Damaged(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}", count) from None
+    for row, one in zip(rows, made, strict=False):
+        row["content"] = one
     for number, row in enumerate(rows):
-        if pictures:
-            row["content"] = row["image"]
-            row["image"] = InTable(str(path), number)
-        for name, filled in there.items():
-            row[name] = InTable(str(path), number, name) if filled is None or filled[number] else None
+        for name, beside in there.items():
+            cell = {} if beside is None else beside[number]
+            called = next((row[at] for at in NAMED if isinstance(row.get(at), str)), "") if name == "image" else ""
+            if isinstance(cell, dict):
+                called = cell.get("path") or called
+            row[name] = None if cell is None else InTable(str(path), number, name, name=called)
     return rows
+
+
+def _contents(file: Any, content: Callable[[dict[str, Any]], Any]) -> Iterator[Any]:
+    """What `content` makes of each picture, few of them in memory at once; None of those that cannot be read."""
+    import pyarrow
+
+    for group in range(file.num_row_groups):
+        left = file.metadata.row_group(group).num_rows
+        try:
+            for part in file.iter_batches(AT_ONCE, row_groups=[group], columns=["image"]):
+                for cell in part.column(0):
+                    left -= 1
+                    try:
+                        picture = cell.as_py()
+                        yield picture and content(picture)
+                    except (ValueError, TypeError, OSError):
+                        yield None
+        except (pyarrow.ArrowException, OSError):
+            yield from itertools.repeat(None, left)
 
 
 def picture_columns(file: Any) -> list[str]:
@@ -53,11 +92,11 @@ def picture_columns(file: Any) -> list[str]:
     ]
 
 
-def _filled(file: Any, name: str) -> list[bool] | None:
-    """Which cells are not empty, by what stands beside the bytes; None where nothing does."""
+def _beside(file: Any, name: str) -> list[Any] | None:
+    """What stands beside the bytes of each cell, None of an empty one; None where nothing does."""
     leaves = [file.schema.column(i).path for i in range(len(file.schema))]
     beside = [leaf for leaf in leaves if leaf.startswith(f"{name}.") and leaf.endswith(".path")]
-    return file.read(columns=beside).column(name).is_valid().to_pylist() if beside else None
+    return file.read(columns=beside).column(name).to_pylist() if beside else None
 
 
 def read_table(path: Path, needs: Iterable[str]) -> list[dict[str, Any]]:
@@ -73,7 +112,8 @@ def read_table(path: Path, needs: Iterable[str]) -> list[dict[str, Any]]:
     at: dict[str, int] = {}  # index -> row of its picture
     by_content: dict[int, int] = {}
     many: dict[int, int] = {}  # row -> how many pictures it has
-    with io.StringIO(read_text(path), newline="") as file:
+    # line by line, for pictures are nearly all of it
+    with open_text(path) as file:
         reader = csv.DictReader(file, delimiter="\t")
         _check_columns(path, reader.fieldnames or (), needs, "tabs")
         for number, row in enumerate(reader):

@@ -97,13 +97,23 @@ def _cell(at: InTable) -> bytes:
 
 
 def _in_parquet(at: InTable) -> Any:
-    starts, read = _parquet(at.file)
-    group = max(i for i, start in enumerate(starts) if start <= at.row)
-    return read(group, at.column)[at.row - starts[group]].as_py()
+    import pyarrow
+
+    try:
+        starts, read = _parquet(at.file)
+        group = max(i for i, start in enumerate(starts) if start <= at.row)
+        column = read(group, at.column)
+        if isinstance(column, Exception):
+            raise column
+        return column[at.row - starts[group]].as_py()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BadImage(f"row {at.row} of {at.file} cannot be read: {why}") from None
 
 
 @functools.lru_cache(maxsize=HELD)
 def _parquet(file: str) -> tuple[list[int], Any]:
+    import pyarrow
     import pyarrow.parquet as parquet
 
     held = parquet.ParquetFile(file)
@@ -113,7 +123,11 @@ def _parquet(file: str) -> tuple[list[int], Any]:
 
     @functools.lru_cache(maxsize=HELD * len(picture_columns(held)))
     def read(group: int, column: str) -> Any:
-        return held.read_row_group(group, columns=[column]).column(column)
+        """The column, or its error: what is damaged is no more read for each of its rows than what is whole."""
+        try:
+            return held.read_row_group(group, columns=[column]).column(column)
+        except (pyarrow.ArrowException, OSError) as error:
+            return error
 
     return starts, read
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sphinx_jax.data.formats.files import BadData, read_json
 from sphinx_jax.evaluate.forms import files as f
-from sphinx_jax.evaluate.question import BadBenchmark, Question, Read, Rule, Score, there
+from sphinx_jax.evaluate.question import BadBenchmark, Question, Read, Rule, Score, Unread, there
 
 LEGACY = "_legacy"  # ends names of tables that VLMEvalKit has written anew
 SHOWN = 3  # keys that a message names
@@ -25,12 +24,14 @@ class Found:
       files: in it.
       root: the folder that pictures' paths begin from, if it was said.
       notes: what is to be known of the files; what reads them adds to it.
+      unread: parquet files that are damaged, as `rows` comes upon them.
     """
 
     path: Path
     files: Sequence[Path]
     root: Path | None = None
     notes: list[str] = field(default_factory=list)
+    unread: list[Unread] = field(default_factory=list)
 
     def named(self, *patterns: str) -> list[Path]:
         return f.named(self.files, *patterns)
@@ -52,16 +53,26 @@ class Found:
         paths = f.named(self.files, "*.parquet")
         return [path for path in paths if not path.name.startswith("train")] or paths
 
+    def rows(
+        self, paths: Iterable[Path], needs: Sequence[str], content: Callable[[dict[str, Any]], Any] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of parquet files as `files.read_parquet` has them, without those that are damaged."""
+        for path in paths:
+            try:
+                yield from f.read_parquet(path, needs, content)
+            except f.Damaged as error:
+                self.unread.append(Unread(path.name, error.rows, str(error)))
+
     def lists(self) -> list[Path]:
         return list(f.lists(self.files))
 
     def beside(self) -> Found:
         """The same with what lies around a single file, or in the root."""
         if self.root is not None:
-            return Found(self.path, [*self.files, *f.files_of(self.root)], self.root, self.notes)
+            return replace(self, files=[*self.files, *f.files_of(self.root)])
         folder = self.path if self.path.is_dir() else self.path.parent
         around = folder.parent if folder.name == "annotations" else folder
-        return Found(self.path, [*self.files, *f.files_of(around)], notes=self.notes)
+        return replace(self, files=[*self.files, *f.files_of(around)])
 
 
 def _without_legacy(path: Path) -> Path:
@@ -105,8 +116,15 @@ class Benchmark:
     results: Mapping[str, Callable[[Sequence[Question], Sequence[Any]], Score]] = field(default_factory=dict)
     for_judge: ForJudge | None = None
 
-    def read(self, path: Path, root: Path | None = None) -> Read:
-        """The questions of a file or folder.  Raises BadBenchmark, or BadData for a file that cannot be read."""
+    def read(self, path: Path, root: Path | None = None, in_part: bool = False) -> Read:
+        """The questions of a file or folder.
+
+        Args:
+          in_part: those of files that are whole, where some are damaged; questions that have no ids of their own are
+            then numbered as if there were no others.
+
+        Raises BadBenchmark, or BadData for a file that cannot be read.
+        """
         path = path.absolute()
         found = Found(path, f.files_of(path), root and root.absolute())
         for form, reader in self.forms.items():
@@ -117,6 +135,8 @@ class Benchmark:
             except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
                 what = f"{type(error).__name__}: {error}"
                 raise BadBenchmark(f"{path} is not {self.title} as its {form} has it ({what[:120]})") from None
+            if found.unread and not (in_part and questions):
+                raise BadBenchmark(found.unread[0].why)
             if questions:
                 return self._fit(found, form, questions)
         kinds = ", ".join(self.forms)
@@ -151,7 +171,7 @@ class Benchmark:
                 f"out and counted as missing: {some([q.key for q in blank])}"
             )
         unfit = [*broken, *blank]
-        return Read(fit, form, form in self.numbered, unfit, [q.key for q in questions], notes)
+        return Read(fit, form, form in self.numbered, unfit, [q.key for q in questions], notes, found.unread)
 
 
 def some(keys: Sequence[int | str]) -> str:
@@ -202,12 +222,12 @@ def _of_row(
     except (LookupError, TypeError, ValueError, AttributeError, BadData) as error:
         unfit = unfit or f"{path}: row {number + 1} is no question ({type(error).__name__}: {error})"
         return Question(f"row {number + 1}", "", unfit=unfit)
-    return dataclasses.replace(found, unfit=unfit) if unfit else found
+    return replace(found, unfit=unfit) if unfit else found
 
 
-def parquet_rows(found: Found, needs: Sequence[str], pictures: bool = False) -> list[dict[str, Any]]:
+def parquet_rows(found: Found, needs: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of all parquet files, which must have these columns, in the order of the files' names."""
-    return [row for path in found.parquets() for row in f.read_parquet(path, needs, pictures)]
+    return list(found.rows(found.parquets(), needs))
 
 
 def choices_of(row: Mapping[str, Any], letters: str = "ABCDE", missing: str = "") -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,10 +24,11 @@ from sphinx_jax.evaluate.answers import Answers, put_together
 from sphinx_jax.evaluate.asked import SAMPLING, ask, in_files, own, slots_for, tell_of_joined, worded
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS, BadBenchmark, Benchmark
 from sphinx_jax.evaluate.benchmarks.asking import asked_by
-from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, item, items, lines
+from sphinx_jax.evaluate.card import ITEMS, Line, for_judge, item, items, left_out, lines
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.predictions import PROTOCOLS, counted
-from sphinx_jax.evaluate.question import Joined, Question, Read
+from sphinx_jax.evaluate.question import InTable, Joined, Question, Read, Unread
+from sphinx_jax.evaluate.question import Picture as Shows
 from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
@@ -59,9 +60,9 @@ def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
     """Write `predictions.jsonl` of each benchmark as answers come, then `items.jsonl` with what each counts, or what a
     judge takes; at the end `card.json`, `card.md` and `card.html`.
 
-    A benchmark whose files cannot be used is named, and the others are asked.  Several processes share the questions
-    out, all about a picture to one of them, each with a model of its own on its devices and a file of answers of its
-    own; the first puts them together and scores.
+    A benchmark whose files cannot be used is named, in the card too, and the others are asked.  Several processes share
+    the questions out, all about a picture to one of them, each with a model of its own on its devices and a file of
+    answers of its own; the first puts them together and scores.
     """
     s, data = settings, run.data.benchmarks
     found = folders(data, s.names)
@@ -78,10 +79,11 @@ def benchmarks(run: Run, name: str, settings: BenchmarksStage) -> None:
             scores, of_it = _score(run, name, asked)
         except BadData as error:
             _log.warning("%s is left out: %s", benchmark, error)
+            card.append(left_out(benchmark, str(error).replace(f"{folder.absolute()}", benchmark)))
             continue
         card += scores
         shown.append(of_it)
-    none = not card and jax.process_index() == 0
+    none = not shown and jax.process_index() == 0
     agree(f"none of the benchmarks in {data} could be scored; the log says why" if none else None)
     if jax.process_index() > 0:
         return
@@ -134,6 +136,7 @@ class _Asked(NamedTuple):
     unfit: Sequence[Question]  # which cannot be scored
     texts: Mapping[int | str, str]
     pictures: Pictures
+    without: Sequence[Unread]
 
 
 def _ask(
@@ -155,9 +158,11 @@ def _ask(
     if process == 0:
         for note in notes:
             _log.warning("%s", note)
+        for file in read.without:
+            _log.warning("%s is asked without what is damaged: %s", name, file.why)
         tell_of_joined(questions)
-    about = _about(run, s, protocol, [[q.key, how.begin + how.text(q), how.most, *_several(q)] for q in questions])
-    answers = Answers(run.folder(stage) / name, about, process)
+    of = {q.key: _digest([how.begin + how.text(q), how.most, _shown(q.picture, folder)]) for q in questions}
+    answers = Answers(run.folder(stage) / name, _about(run, s, protocol), process, of)
     bar = "" if run.quiet else name
     pictures = Pictures(folder)
     mine = own(questions, process, jax.process_count())
@@ -166,11 +171,12 @@ def _ask(
     put_together(f"answered {stage} {name}", answers)
     # which of the first questions they would be cannot be told
     unfit = read.unfit if s.limit is None else ()
-    return _Asked(name, protocol, questions, unfit, answers.texts, pictures)
+    return _Asked(name, protocol, questions, unfit, answers.texts, pictures, read.without)
 
 
 def _score(run: Run, stage: str, asked: _Asked) -> tuple[list[Line], Shown]:
-    name, protocol, questions, unfit, texts, pictures = asked
+    name, protocol, questions, unfit, texts, pictures, without = asked
+    unread = ", ".join(one.file + ("" if one.rows is None else f" of {one.rows} rows") for one in without)
     benchmark = BENCHMARKS[name]
     answered = [q for q in questions if q.key in texts]
     if not answered:
@@ -180,11 +186,14 @@ def _score(run: Run, stage: str, asked: _Asked) -> tuple[list[Line], Shown]:
         write_whole(run.folder(stage) / name / judge.file, judge.write(questions, texts, model))
         line = for_judge(name, protocol, len(answered), len(missing), f"{name}/{judge.file}", model)
         rows = [item(q, texts[q.key], None) for q in answered]
-        return [line], Shown(name, rows, pictures.find)
+        return [replace(line, without=unread)], Shown(name, rows, pictures.find)
     score = benchmark.rules[protocol](answered, [texts[q.key] for q in answered])
     rows = items(score, answered, texts)
     write_whole(run.folder(stage) / name / ITEMS, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    return lines(name, protocol, score, answered, missing, model), Shown(name, rows, pictures.find)
+    of_it = lines(name, protocol, score, answered, missing, model)
+    # of average precision no answer counts for itself
+    rows = rows or [item(q, texts[q.key], None) for q in answered]
+    return [replace(line, without=unread) for line in of_it], Shown(name, rows, pictures.find)
 
 
 def _encoded(run: Run, s: BenchmarksStage, engine: Engine) -> dict[ImageSource, Picture]:
@@ -215,10 +224,13 @@ def _looking(
 
 
 def _read(benchmark: Benchmark, folder: Path) -> Read:
-    """The questions; BadData in all processes where one of them cannot read them, for they wait for each other."""
+    """The questions, and what could not be read.
+
+    Raises BadData in all processes where one of them cannot read them, for they wait for each other.
+    """
     problem, read = "", None
     try:
-        read = benchmark.read(folder)
+        read = benchmark.read(folder, in_part=True)
     except BadData as error:
         problem = str(error)
     problems = [found for one in gather_json({"problem": problem}) if (found := one["problem"])]
@@ -227,9 +239,16 @@ def _read(benchmark: Benchmark, folder: Path) -> Read:
     return need(read)
 
 
-def _several(question: Question) -> list[int]:
-    """How many pictures it shows, where that is not one."""
-    return [len(question.picture.pictures)] if isinstance(question.picture, Joined) else []
+def _shown(picture: Shows, folder: Path) -> Any:
+    """Which picture it is, wherever the folder lies."""
+    if isinstance(picture, Joined):
+        return [_shown(one, folder) for one in picture.pictures]
+    name = picture.file if isinstance(picture, InTable) else picture or ""
+    return [name.removeprefix(f"{folder.absolute()}/"), *(picture[1:] if isinstance(picture, InTable) else ())]
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 def limited(questions: Sequence[Question], limit: int | None, by_category: bool = False) -> list[Question]:
@@ -247,12 +266,11 @@ def limited(questions: Sequence[Question], limit: int | None, by_category: bool 
     return found
 
 
-def _about(run: Run, s: BenchmarksStage, protocol: str, questions: Any) -> Mapping[str, Any]:
-    """What predictions depend on."""
+def _about(run: Run, s: BenchmarksStage, protocol: str) -> Mapping[str, Any]:
+    """What all predictions depend on."""
     made = as_path(str(run.checkpoint(s.start))) / store.RECIPE
     return {
         "protocol": protocol,
-        "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest(),
         "checkpoint": hashlib.sha256(made.read_bytes()).hexdigest(),
         "quantize": s.quantize,
     }
