@@ -344,7 +344,7 @@ class Engine:
         if image is None:
             return None
         arguments.check_vision(self.config)
-        picture = image if isinstance(image, Picture) else self.pictures.picture(image)
+        picture = self.pictures.named(image) if isinstance(image, Picture) else self.pictures.picture(image)
         return self.pictures.in_detail(picture, detail)
 
     def _jobs(self, r: Request) -> list[Job]:

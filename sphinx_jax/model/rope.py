@@ -32,7 +32,9 @@ def rotation(
         frequencies = stretch(frequencies, *llama3)
     positions = positions.astype(jnp.float32)
     angles = (positions if scaling is None else positions * scaling)[..., None] * frequencies
-    if platform() == "cpu":  # whose compiler works out the angles anew for each number that is turned, but not in a loop
+    if (
+        platform() == "cpu"
+    ):  # whose compiler works out the angles anew for each number that is turned, but not in a loop
         cos, sin = jax.lax.map(lambda i: jax.lax.cond(i == 0, jnp.cos, jnp.sin, angles), jnp.arange(2))
         return cos, sin
     return jnp.cos(angles), jnp.sin(angles)
