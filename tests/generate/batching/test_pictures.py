@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import threading
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -196,3 +197,30 @@ def test_pictures_without_a_name_are_each_their_own(model):
 def test_a_picture_that_lacks_what_is_looked_at_is_refused(model, picture, told):
     with pytest.raises(BadArgument, match=told):
         model.engine.submit(Request("a", picture, detail="auto"))
+
+
+def test_pictures_that_are_scored_are_read_ahead_by_threads_and_let_go(model, monkeypatch, tmp_path):
+    shown = [tmp_path / f"{n}.png" for n in range(30)]
+    for n, path in enumerate(shown):
+        full(20 + n).save(path)
+    engine, read, readers, before, held = Engine(model, slots=1), [], set(), [], []
+    picture, advance = engine.pictures.picture, engine.advance
+    monkeypatch.setattr(read_ahead, "READERS", 2)
+
+    def look(image):
+        readers.add(threading.get_ident())
+        found = picture(image)
+        read.append(weakref.ref(found.pixels))
+        return found
+
+    def step(jobs):
+        before.append(len(read))
+        advance(jobs)
+        held.append(sum(pixels() is not None for pixels in read))
+
+    monkeypatch.setattr(engine.pictures, "picture", look)
+    monkeypatch.setattr(engine, "advance", step)
+    ids = TOKENIZER.encode("a star", bos=True)
+    found = engine.score([ids] * 30, [2] * 30, shown)
+    assert before[0] < 12 and max(held) < 15 and len(read) == 30 and threading.get_ident() not in readers
+    assert found[7] == pytest.approx(model.engine.score([ids], [2], [shown[7]])[0], rel=1e-4)
