@@ -12,7 +12,7 @@ _PUBLIC = {
     "from_pretrained": "sphinx_jax.generate.load",
     "Sphinx": "sphinx_jax.generate.sphinx",
     "Engine": "sphinx_jax.generate.engine",
-    "Request": "sphinx_jax.generate.engine",
+    "Request": "sphinx_jax.generate.request",
     "count_parameters": "sphinx_jax.model.blueprint",
 }
 

@@ -29,7 +29,7 @@ from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
 from sphinx_jax.command import plain_errors, with_huge_pages
-from sphinx_jax.paths import PROGRAMS, as_path
+from sphinx_jax.paths import MIN_SECONDS, PROGRAMS, as_path
 from sphinx_jax.recipe.find import find, folders
 from sphinx_jax.usage import asked, page
 
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
     profile = parse_profile(_PROFILE.value) if _PROFILE.value else None
     # a second run finds its programs compiled
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", MIN_SECONDS)
     from sphinx_jax import distributed
     from sphinx_jax.recipe.run import progress_of
 

@@ -11,6 +11,7 @@ from pathlib import Path
 WEB = ("http", "https", "ftp", "ftps")
 CACHE = Path.home() / ".cache" / "sphinx_jax"  # of what a machine can make again
 PROGRAMS = CACHE / "xla"  # that were compiled, where JAX_COMPILATION_CACHE_DIR names no other folder
+MIN_SECONDS = "0.5"  # that a program takes to compile to be kept there
 
 
 def in_store(name: str | os.PathLike[str]) -> bool:

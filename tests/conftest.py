@@ -94,11 +94,11 @@ class Parrot:
     def picture(self, found):
         return None
 
-    def fitted(self, prompt, with_picture, new_tokens):
+    def room(self, with_picture, new_tokens):
         return []
 
     def as_completed(self, requests):
-        from sphinx_jax.generate.engine import Said
+        from sphinx_jax.generate.request import Said
 
         for number, request in reversed(list(enumerate(requests))):
             if len(self.asked) == self.until:

@@ -9,7 +9,8 @@ from PIL import Image
 import sphinx_jax
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate import arguments
-from sphinx_jax.generate.engine import Engine, Said
+from sphinx_jax.generate.engine import Engine
+from sphinx_jax.generate.request import Said
 
 PICTURE = Image.new("RGB", (20, 30))
 PIXELS = np.zeros((1, 32, 32, 3), np.float32)
@@ -85,6 +86,17 @@ NO_IMAGE = "an image must be a path, bytes or a PIL image, not "
         (lambda m: m.respond([[None, None]]), "turns[0][0] must be a string, not None"),
         (lambda m: m.respond([["a", 3], ["b", None]]), "turns[0][1] must be a string, not 3"),
         (lambda m: m.respond([["a", None]], [PICTURE]), NO_IMAGE + "list"),
+        (
+            lambda m: m.respond([["a", "b"], [" <image>", None]]),
+            "turns[1][0], the question, must hold some text, not ''",
+        ),
+        (lambda m: m.respond([["", None]], PICTURE), "turns[0][0], the question, must hold some text, not ''"),
+        (lambda m: m.respond([["a", None]], images=[PICTURE]), "unknown setting 'images'; did you mean 'image'?"),
+        (lambda m: m.respond([["a", None]], image=""), "an image's path must not be empty; give that of a file"),
+        (lambda m: m.respond([["a", None]], logprobs="yes"), "logprobs must be True or False, not 'yes'"),
+        (lambda m: m.stream("a", logprobs=1), "logprobs must be True or False, not 1"),
+        (lambda m: m.respond_many(PICTURE, ["a", ""]), "questions[1] must hold some text, not ''"),
+        (lambda m: m.generate(["a", ""]), "prompts[1] must hold some text, not ''"),
         (lambda m: m.respond([["a", None]], top_p=2), "top_p must be a number above 0 and at most 1, not 2"),
         (lambda m: m.logits([[1.0, 2.0]]), COUNTS + "(1, 2) float64"),
         (lambda m: m.logits([[True, False]]), COUNTS + "(1, 2) bool"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 from os import PathLike
 from typing import Any
@@ -104,6 +105,8 @@ def read_data_url(source: str) -> bytes:
 
 
 def _read(source: str | PathLike[str]) -> bytes:
+    if not os.fspath(source):
+        raise BadImage("an image's path must not be empty; give that of a file")
     name = f"image {shortened(source)}"
     try:
         path = located(source)

@@ -20,7 +20,8 @@ from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.evaluate.question import Joined, Question
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching.pictures import Picture
-from sphinx_jax.generate.engine import Engine, Request, Settings
+from sphinx_jax.generate.engine import Engine
+from sphinx_jax.generate.request import Request, Settings
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.progress import progress
 from sphinx_jax.sharding import platform
@@ -125,7 +126,7 @@ def ask(
             for question in group:
                 try:
                     request = word(question, image)
-                    engine.fitted(request.prompt, look is not None, request.max_new_tokens)
+                    engine.room(look is not None, request.max_new_tokens)
                 except BadArgument as error:
                     leave_out([question], error)
                     continue

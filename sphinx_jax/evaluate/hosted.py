@@ -22,8 +22,9 @@ from sphinx_jax.data.tasks import PaddedSquare, Point
 from sphinx_jax.generate import arguments
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching.pictures import Picture
-from sphinx_jax.generate.engine import SLOTS, Engine, Request, Settings
+from sphinx_jax.generate.engine import SLOTS, Engine
 from sphinx_jax.generate.load import from_pretrained
+from sphinx_jax.generate.request import Request, Settings
 from sphinx_jax.progress import progress
 
 _log = logging.getLogger(__name__)
@@ -215,7 +216,7 @@ class Hosted:
         room = max(positions - len(self.model.encode_prompt(shown.prompt)), LEAST)
         settings["max_new_tokens"] = min(settings["max_new_tokens"], room)
         request = Request(shown.prompt, shown.picture, **settings)
-        self.engine.fitted(request.prompt, shown.picture is not None, request.max_new_tokens)
+        self.engine.room(shown.picture is not None, request.max_new_tokens)
         return request
 
     def _choice(self, args: tuple[Any, ...]) -> tuple[Shown, str]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.config import ModelConfig, need, unknown
+from sphinx_jax.data.conversation import clean
 from sphinx_jax.data.image import BadImage, ImageSource
 
 
@@ -30,6 +31,12 @@ _SAMPLING = {
 }
 STOP_LENGTH = 128
 _TURNS = "turns must be [[question, answer], …, [question, None]]"
+
+
+def check_flag(name: str, given: Any) -> bool:
+    if not isinstance(given, bool | np.bool_):
+        raise BadArgument(f"{name} must be True or False, not {short(given)}")
+    return bool(given)
 
 
 def check_known(settings: Collection[str], known: Collection[str]) -> None:
@@ -61,6 +68,12 @@ def check_text(name: str, given: str) -> str:
         given.encode()
     except UnicodeEncodeError:
         raise BadArgument(f"{name} holds half of a surrogate pair, which is no character") from None
+    return given
+
+
+def check_filled(name: str, given: str) -> str:
+    if not given.strip():
+        raise BadArgument(f"{name} must hold some text, not {short(given)}")
     return given
 
 
@@ -128,6 +141,7 @@ def check_turns(turns: Sequence[Sequence[str | None]]) -> None:
             raise BadArgument(f"{_TURNS}, None for the last answer alone; turns[{i}][1] is {short(answer)}")
         if answer is not None:
             check_text(f"turns[{i}][1]", answer)
+    check_filled(f"turns[{len(turns) - 1}][0], the question,", clean(question))
 
 
 def check_tokens(given: Any, vocab_size: int) -> np.ndarray:

@@ -27,7 +27,8 @@ from sphinx_jax.data.read_ahead import read_ahead
 from sphinx_jax.data.tasks import instruct
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching.pictures import Picture
-from sphinx_jax.generate.engine import Engine, Request, Settings
+from sphinx_jax.generate.engine import Engine
+from sphinx_jax.generate.request import Request, Settings
 from sphinx_jax.paths import write_whole
 
 _log = logging.getLogger(__name__)
@@ -220,7 +221,7 @@ def _ask(engine: Engine, what: Captions, piece: Piece, record: _Record, answered
             for task in one.tasks:
                 try:
                     request = Request(prompts[task], picture, **(what.sampling or {}))
-                    engine.fitted(request.prompt, True, request.max_new_tokens)
+                    engine.room(True, request.max_new_tokens)
                 except BadArgument as error:
                     raise ConfigError(f"task {task}: {error}") from None
                 waiting[place] = one.number, task

@@ -7,16 +7,15 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypedDict, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from reprlib import repr as short
+from typing import Any, Protocol
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from sphinx_jax.config import ConfigError, ModelConfig
-from sphinx_jax.data.answer_grammar import of_task
+from sphinx_jax.config import ModelConfig
+from sphinx_jax.data.answer_grammar import LONGEST
 from sphinx_jax.data.conversation import STOP
 from sphinx_jax.data.image import ImageSource
 from sphinx_jax.data.read_ahead import read_ahead
@@ -29,7 +28,8 @@ from sphinx_jax.generate.batching.jobs import Job
 from sphinx_jax.generate.batching.pictures import Detail, Picture, Pictures
 from sphinx_jax.generate.batching.sizes import Sizes
 from sphinx_jax.generate.batching.stops import Stops
-from sphinx_jax.generate.batching.warming import warm_up
+from sphinx_jax.generate.batching.warming import keep_programs, warm_up
+from sphinx_jax.generate.request import Request, Said, check_request
 from sphinx_jax.model.blueprint import Leaves
 from sphinx_jax.progress import progress
 
@@ -56,89 +56,6 @@ class Model(Protocol):
     def tokenizer(self) -> Tokenizer: ...
 
 
-@dataclass(frozen=True)
-class Request:
-    """A prompt, taken verbatim (BOS is added), and how it is to be continued.
-
-    Attributes:
-      image: its picture.
-      max_new_tokens: the most tokens that follow.
-      temperature: 0 always takes the likeliest token.
-      top_p: the share of the probability that tokens are chosen from, the likeliest first.
-      top_k: the most likely tokens that are chosen from; 0: all.
-      stop: texts that end the answer too, beside the template's own and the end of the sequence.
-      n: answers; the i-th is the one that `seed + i` gives.
-      detail: of a picture that is cut into crops, "high" is the overview and all of them, "auto" without those of a
-        single colour, and "low" the overview alone. Positions count as if all were read.
-      task: of `data.answer_grammar.TASKS`, to whose form the answer keeps.
-      grammar: to which the answer keeps, in Lark's form with a rule `answer`; `data.answer_grammar` writes some. An
-        answer that spells the stop text ends there all the same.
-
-    Raises:
-      BadArgument: one line on what cannot be used.
-    """
-
-    prompt: str
-    image: ImageSource | Picture | None = None
-    max_new_tokens: int = 512
-    temperature: float = 0.1
-    top_p: float = 0.75
-    top_k: int = 0
-    seed: int = 0
-    stop: Sequence[str] = ()
-    n: int = 1
-    detail: Detail = "high"
-    task: str = ""
-    grammar: str = ""
-
-    def __post_init__(self):
-        kinds = {"max_new_tokens": int, "temperature": float, "top_p": float, "top_k": int, "seed": int, "n": int}
-        arguments.check_text("prompt", self.prompt)
-        given = arguments.check_sampling(**{name: getattr(self, name) for name in kinds})
-        # of any kind of number, Python's own
-        plain: dict[str, Any] = {name: kind(given[name]) for name, kind in kinds.items()}
-        arguments.check_one_of("detail", self.detail, get_args(Detail))
-        for name in ("task", "grammar"):
-            arguments.check_text(name, getattr(self, name))
-        if self.task and self.grammar:
-            raise arguments.BadArgument("give task or grammar, not both")
-        if self.task:
-            try:
-                object.__setattr__(self, "grammar", of_task(self.task))
-            except ConfigError as error:
-                raise arguments.BadArgument(str(error)) from None
-            object.__setattr__(self, "task", "")
-        for name, value in (plain | {"stop": tuple(arguments.check_stop(self.stop))}).items():
-            object.__setattr__(self, name, value)
-
-
-class Settings(TypedDict, total=False):
-    """What a `Request` may say beside its prompt and its picture."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
-    stop: Sequence[str]
-    n: int
-    detail: Detail
-    task: str
-    grammar: str
-
-
-class Said(NamedTuple):
-    """An answer with how it came about."""
-
-    text: str
-    tokens: list[int]  # the stop's included
-    logprobs: list[float]  # natural logarithm of the probability that the model gives each, among those that fit
-    ended: str  # why: stop, length (max_new_tokens), cancelled
-    # of tokens that were chosen among those that fit a grammar, by their numbers: the likeliest of these, (K,) int32,
-    # and the logarithms of their probabilities, (K,) float32
-    others: Mapping[int, tuple[np.ndarray, np.ndarray]] = {}
-
-
 class Answer:
     """What becomes of a request.
 
@@ -162,17 +79,30 @@ class Answer:
         return all(job.done for job in self.jobs)
 
     def __iter__(self) -> Iterator[str | list[str]]:
+        before = [""] * len(self.jobs)
+        for said in self.so_far():
+            texts = [each.text for each in said]
+            if texts != before or not any(texts):  # an answer may be empty
+                before = texts
+                yield texts[0] if self._single else list(texts)
+
+    def so_far(self) -> Iterator[list[Said]]:
+        """All n answers whenever there is more text of one, and at the end, `ended` being "" of those that go on.
+
+        Their tokens may be ahead of their texts, by what may be the beginning of a stop text or of a character.
+        """
         for job in self.jobs:
             job.streamed = True
-        said: list[str] | None = [""] * len(self.jobs)
+        before = [""] * len(self.jobs)
         try:
             while True:
                 done = [job.done for job in self.jobs]  # before the tokens: another thread may add to them
-                texts = [job.stops.text(job.tokens, whole) for job, whole in zip(self.jobs, done, strict=True)]
+                said = [_said(job, whole) for job, whole in zip(self.jobs, done, strict=True)]
                 self._raise()
-                if texts != said or (all(done) and not any(texts)):  # an answer may be empty
-                    said = texts
-                    yield texts[0] if self._single else list(texts)
+                texts = [each.text for each in said]
+                if texts != before or all(done):
+                    before = texts
+                    yield said
                 if all(done):
                     return
                 self._engine.advance(self.jobs)
@@ -184,10 +114,7 @@ class Answer:
         while not self.done:
             self._engine.advance(self.jobs)
         self._raise()
-        return [
-            Said(job.stops.text(job.tokens), job.tokens, [chance for _, chance in job.said], job.ended, job.others)
-            for job in self.jobs
-        ]
+        return [_said(job, True) for job in self.jobs]
 
     def _raise(self) -> None:
         for job in self.jobs:
@@ -195,8 +122,18 @@ class Answer:
                 raise job.error
 
 
+def _said(job: Job, whole: bool) -> Said:
+    said = list(job.said)
+    tokens = [token for token, _ in said]
+    ended = job.ended if whole else ""
+    return Said(job.stops.text(tokens, whole), tokens, [chance for _, chance in said], ended, dict(job.others))
+
+
 class Engine:
     """Answers requests, as many at a time as there are slots.
+
+    In float32 an answer is the same whatever else is being answered. In bfloat16 batches of other sizes round sums
+    differently: of the likeliest tokens it is the same up to near ties, while one that is drawn may be another.
 
     Nothing runs by itself: whoever waits for an answer takes a step of all, so threads may share an engine.
 
@@ -208,6 +145,8 @@ class Engine:
     """
 
     def __init__(self, model: Model, slots: int = SLOTS, queue: int = QUEUE, pictures: int = PICTURES):
+        if not isinstance(getattr(model, "config", None), ModelConfig):
+            raise arguments.BadArgument(f"model must be as from_pretrained gives it, not {short(model)}")
         for name, count in (("slots", slots), ("queue", queue), ("pictures", pictures)):
             if not isinstance(count, int) or count < 1:
                 raise arguments.BadArgument(f"{name} must be an integer of at least 1, not {count!r}")
@@ -227,6 +166,7 @@ class Engine:
           BadArgument, BadImage: in one line.
           QueueFull: too many wait.
         """
+        check_request(request)
         if request.n > self.queue:
             raise arguments.BadArgument(f"n {request.n} is more than the {self.queue} that the engine's queue holds")
         waiting = [job for batch in self._batches for job in list(batch.waiting)]
@@ -279,38 +219,49 @@ class Engine:
     ) -> list[list[float]]:
         """Log-probabilities of the tokens of each text (BOS first) from number `begin` on, after all before them.
 
+        No more are taken at a time than keep the slots busy; files of pictures are read by threads, some ahead.
+
         Raises:
           BadArgument: a text takes more positions than there are.
         """
-        jobs = []
-        for number, (text, begin, image) in enumerate(zip(texts, begins, images, strict=False)):
-            picture = self._picture(image, detail)
-            taken, room = len(text), self.config.decoder.max_positions
-            taken += self.config.image_positions if picture else 0
+        asked, room = list(zip(texts, begins, images, strict=False)), self.config.decoder.max_positions
+        for number, (text, _, image) in enumerate(asked):
+            if image is not None:
+                arguments.check_vision(self.config)
+            taken = len(text) + (self.config.image_positions if image is not None else 0)
             if taken > room:
                 raise arguments.BadArgument(f"prompt {number} and its continuation take {taken} positions of {room}")
-            jobs.append(Job(list(text), 0, self.stops, picture=picture, judged_from=begin))
-        self._batch.waiting.extend(jobs)
+        shown = read_ahead(lambda one: self._picture(one[2], detail), asked, lambda one: in_file(one[2]))
+        going, judged = dict[int, Job](), dict[int, list[float]]()
+        numbered = enumerate(zip(asked, shown, strict=True))
+        following = next(numbered, None)
         try:
-            while rest := [job for job in jobs if not job.done]:
-                self.advance(rest)
+            while following or going:
+                while following and len(going) < AHEAD * self.slots:
+                    number, ((text, begin, _), picture) = following
+                    going[number] = Job(list(text), 0, self.stops, picture=picture.result(), judged_from=begin)
+                    self._batch.waiting.append(going[number])
+                    following = next(numbered, None)
+                self.advance(list(going.values()))
+                for number in [number for number, job in going.items() if job.done]:
+                    job = going.pop(number)
+                    if job.error is not None:
+                        raise job.error
+                    judged[number] = job.judged
         finally:
-            for job in jobs:
+            for job in going.values():
                 job.cancelled = True
-        for job in jobs:
-            if job.error is not None:
-                raise job.error
-        return [job.judged for job in jobs]
+        return [judged[number] for number in range(len(asked))]
 
     def _with_pictures(self, requests: Iterable[Request]) -> Iterator[Request]:
         """The same, those with pictures that were read."""
 
         def read(request: Request) -> Request:
+            check_request(request)
             return dataclasses.replace(request, image=self._picture(request.image, request.detail))
 
         def by_threads(request: Request) -> bool:
-            # what is in memory already may be in several requests, and PIL reads it when it is first looked at
-            return isinstance(request.image, str | bytes | os.PathLike)
+            return isinstance(request, Request) and in_file(request.image)
 
         return (done.result() for done in read_ahead(read, requests, by_threads))
 
@@ -321,11 +272,12 @@ class Engine:
     def warm_up(self, quiet: bool = False, grammars: bool = False) -> None:
         """Compile all programs before the first request: no request waits for a compilation then.
 
-        A second process finds them in JAX's compilation cache, where one is set.
+        A second process finds them in JAX's compilation cache; where none is set, in this user's cache folder.
 
         Args:
           grammars: also those of answers that keep to one.
         """
+        keep_programs()
         with self._lock, jax.set_mesh(self.mesh), progress(desc="compiling", unit=" programs", disable=quiet) as bar:
             for batch in self._batches if grammars else [self._batch]:
                 for name in warm_up(batch):
@@ -344,11 +296,15 @@ class Engine:
         if image is None:
             return None
         arguments.check_vision(self.config)
-        picture = image if isinstance(image, Picture) else self.pictures.picture(image)
+        picture = self.pictures.named(image) if isinstance(image, Picture) else self.pictures.picture(image)
         return self.pictures.in_detail(picture, detail)
 
     def _jobs(self, r: Request) -> list[Job]:
         prompt = self.fitted(r.prompt, r.image is not None, r.max_new_tokens)
+        if r.task in LONGEST and r.max_new_tokens < (most := self._guides.most_tokens(r.grammar, LONGEST[r.task])):
+            raise arguments.BadArgument(
+                f"max_new_tokens {r.max_new_tokens} may cut off an answer of task {r.task!r}; give {most} or more"
+            )
         stops = self.stops.and_texts(r.stop) if r.stop else self.stops
         rule = r.temperature, r.top_p, min(r.top_k, self.config.decoder.vocab_size)
         picture = self._picture(r.image, r.detail)
@@ -360,7 +316,19 @@ class Engine:
 
     def fitted(self, prompt: str, with_picture: bool, new_tokens: int) -> list[int]:
         """The tokens of a prompt, cut at its beginning where they leave no room for an answer."""
+        room = self.room(with_picture, new_tokens)
         tokens = self.tokenizer.encode(prompt, bos=True)
+        if len(tokens) <= room:
+            return tokens
+        _log.warning("a prompt of %d tokens was cut to its last %d", len(tokens), room - 1)
+        return [*tokens[:1], *tokens[1 - room :]]
+
+    def room(self, with_picture: bool, new_tokens: int) -> int:
+        """The most tokens of a prompt that are read beside an answer.
+
+        Raises:
+          BadArgument: there is no room for a prompt.
+        """
         positions = self.config.decoder.max_positions - (self.config.image_positions if with_picture else 0)
         room = positions - new_tokens
         if room < 2:
@@ -368,7 +336,10 @@ class Engine:
             raise arguments.BadArgument(
                 f"max_new_tokens {new_tokens} leaves no room for a prompt in {positions} positions{beside}"
             )
-        if len(tokens) <= room:
-            return tokens
-        _log.warning("a prompt of %d tokens was cut to its last %d", len(tokens), room - 1)
-        return [*tokens[:1], *tokens[1 - room :]]
+        return room
+
+
+def in_file(image: Any) -> bool:
+    """Whether a picture may be read by another thread than this."""
+    # what is in memory already may be in several requests, and PIL reads it when it is first looked at
+    return isinstance(image, str | bytes | os.PathLike)

@@ -6,12 +6,26 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
+from numbers import Real
+from reprlib import repr as short
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
+
 from sphinx_jax.data.image import load_image
-from sphinx_jax.data.tasks import Box, LayoutRegion, PaddedSquare, Pose, TextRegion, instruct, parse_answer
-from sphinx_jax.generate.arguments import BadArgument
-from sphinx_jax.generate.engine import Said
+from sphinx_jax.data.tasks import (
+    Box,
+    GrammarError,
+    LayoutRegion,
+    PaddedSquare,
+    Pose,
+    TextRegion,
+    instruct,
+    parse_answer,
+)
+from sphinx_jax.generate.arguments import BadArgument, check_filled, check_text
+from sphinx_jax.generate.batching.pictures import Detail
+from sphinx_jax.generate.request import Said
 
 Frame = Literal["pixels", "padded"]
 LENGTH = 1024  # tokens of an answer, at most
@@ -39,11 +53,39 @@ def question(task: str, image: Any, frame: str, **fields: Any) -> tuple[Question
     """
     if frame not in get_args(Frame):
         raise BadArgument(f"frame must be pixels (of the picture) or padded (0 to 1, of its square), not {frame!r}")
+    if "phrase" in fields:
+        check_filled(
+            "phrase, which follows the image,", check_text("phrase, which follows the image,", fields["phrase"])
+        )
+    if "box" in fields:
+        fields["box"] = _box(fields["box"])
     picture = load_image(image)
     square = PaddedSquare(*picture.size)
-    if frame == "pixels":
-        fields = {name: square.from_pixels(v) if isinstance(v, Box) else v for name, v in fields.items()}
-    return Question(task, instruct(task, **fields), square, frame), picture
+    moved = {n: square.from_pixels(v) if frame == "pixels" and isinstance(v, Box) else v for n, v in fields.items()}
+    try:
+        text = instruct(task, **moved)
+    except GrammarError:
+        of = (
+            f"{square.width} x {square.height} pixels"
+            if frame == "pixels"
+            else 'square, 0 to 1; frame="pixels" has others'
+        )
+        box = fields["box"]
+        raise BadArgument(f"box {(box.x1, box.y1, box.x2, box.y2)} is not within the picture's {of}") from None
+    return Question(task, text, square, frame), picture
+
+
+def _box(given: Any) -> Box:
+    """A box, from one or from its four numbers."""
+    if isinstance(given, Box):
+        return given
+    numbers = list(given) if isinstance(given, Sequence | np.ndarray) and not isinstance(given, str | bytes) else []
+    if len(numbers) != 4 or not all(isinstance(n, Real) and not isinstance(n, bool) for n in numbers):
+        raise BadArgument(f"box must be a Box or four numbers, left, top, right and bottom, not {short(given)}")
+    try:
+        return Box(*map(float, numbers))
+    except GrammarError as error:
+        raise BadArgument(str(error)) from None
 
 
 def places(asked: Question, said: Said, pieces: Sequence[bytes]) -> list[Any]:
@@ -119,34 +161,36 @@ class Located:
 
     `frame` says whether boxes and points are given and returned in "pixels" of the picture, or relative to the square
     it is padded to ("padded", 0 to 1, as answers have them).  Boxes have a `confidence`, from 0 to 1, and
-    an `expected` box, whose numbers lie between those that can be said.
+    an `expected` box, whose numbers lie between those that can be said.  `detail` is as `Request` has it.
     """
 
-    def ground(self, image: Any, phrase: str, frame: Frame = "pixels") -> list[Box]:
+    def ground(self, image: Any, phrase: str, frame: Frame = "pixels", detail: Detail = "high") -> list[Box]:
         """Where what a phrase describes is: one box."""
-        return self._places("rec", image, frame, phrase=phrase)
+        return self._places("rec", image, frame, detail, phrase=phrase)
 
-    def detect(self, image: Any, phrase: str, frame: Frame = "pixels") -> list[Box]:
+    def detect(self, image: Any, phrase: str, frame: Frame = "pixels", detail: Detail = "high") -> list[Box]:
         """Where all things of a kind are."""
-        return self._places("detection", image, frame, phrase=phrase)
+        return self._places("detection", image, frame, detail, phrase=phrase)
 
-    def pose(self, image: Any, box: Box, frame: Frame = "pixels") -> list[Pose]:
-        """The 17 COCO keypoints of the person in a box."""
-        return self._places("pose", image, frame, box=box)
+    def pose(
+        self, image: Any, box: Box | Sequence[float], frame: Frame = "pixels", detail: Detail = "high"
+    ) -> list[Pose]:
+        """The 17 COCO keypoints of the person in a box, or within its four numbers: left, top, right, bottom."""
+        return self._places("pose", image, frame, detail, box=box)
 
-    def read(self, image: Any, frame: Frame = "pixels") -> list[TextRegion]:
+    def read(self, image: Any, frame: Frame = "pixels", detail: Detail = "high") -> list[TextRegion]:
         """All texts in the picture, and where they are."""
-        return self._places("text_spotting", image, frame)
+        return self._places("text_spotting", image, frame, detail)
 
-    def layout(self, image: Any, frame: Frame = "pixels") -> list[LayoutRegion]:
+    def layout(self, image: Any, frame: Frame = "pixels", detail: Detail = "high") -> list[LayoutRegion]:
         """The parts of a page, and where they are."""
-        return self._places("layout", image, frame)
+        return self._places("layout", image, frame, detail)
 
-    def _places(self, task: str, image: Any, frame: str, **fields: Any) -> list[Any]:
+    def _places(self, task: str, image: Any, frame: str, detail: str, **fields: Any) -> list[Any]:
         asked, picture = question(task, image, frame, **fields)
         model: Any = self
         config = model.config
         most = min(LENGTH, (config.decoder.max_positions - config.image_positions) // 2)
-        settings = {"task": task, "temperature": 0.0, "max_new_tokens": most, "logprobs": True}
+        settings = {"task": task, "temperature": 0.0, "max_new_tokens": most, "logprobs": True, "detail": detail}
         said = model.respond([[asked.text, None]], picture, **settings)
         return places(asked, said, model.engine.stops.pieces)

@@ -19,12 +19,14 @@ from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import arguments
 from sphinx_jax.generate.batching.jobs import in_common
 from sphinx_jax.generate.batching.pictures import Detail, Picture, Pictures
-from sphinx_jax.generate.engine import Engine, Request, Settings
+from sphinx_jax.generate.engine import Engine
 from sphinx_jax.generate.located import Located
+from sphinx_jax.generate.request import Request, Settings
 from sphinx_jax.model.blueprint import Leaves, apart, blueprint
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.sharding import serving_mesh
 
+ASKED = ("image", "logprobs", *Settings.__annotations__)  # what a question may come with
 BUCKET = 32  # text lengths are rounded up to this where a whole text is looked at, so few programs are compiled
 
 
@@ -76,6 +78,7 @@ class Sphinx(Located):
         Settings, and what comes back, are those of `generate`; sampling defaults follow the published evaluation.
         """
         arguments.check_turns(turns)
+        arguments.check_known(settings, ASKED)
         text, _ = render([(clean(q), None if a is None else clean(a)) for q, a in turns])
         return self.generate([text], None if image is None else [image], **settings)[0]
 
@@ -83,7 +86,9 @@ class Sphinx(Located):
         """Answer many questions about one picture, which is looked at once; else as `respond`."""
         arguments.check_vision(self.config)
         picture = self.engine.pictures.picture(image)
-        texts = [render([(clean(q), None)])[0] for q in arguments.check_texts("questions", questions)]
+        arguments.check_known(settings, ASKED)
+        questions = [clean(q) for q in arguments.check_texts("questions", questions)]
+        texts = [render([(arguments.check_filled(f"questions[{i}]", q), None)])[0] for i, q in enumerate(questions)]
         return self.generate(texts, [picture] * len(texts), **settings)
 
     def generate(
@@ -108,22 +113,36 @@ class Sphinx(Located):
           A text for each prompt; with n > 1 a list of n texts.
         """
         arguments.check_known(settings, Settings.__annotations__)
+        arguments.check_flag("logprobs", logprobs)
         prompts = arguments.check_texts("prompts", prompts)
         given = arguments.check_images(self.config, images, prompts)
+        for i, prompt in enumerate(prompts if given is None else []):
+            arguments.check_filled(f"prompts[{i}]", prompt)
         pictures = itertools.repeat(None) if given is None else given
-        Request("", **settings)  # refuses them though there be no prompt
+        Request("any", **settings)  # refuses them though there be no prompt
         requests = [Request(p, image, **settings) for p, image in zip(prompts, pictures, strict=False)]
         found = [said if logprobs else [each.text for each in said] for said in self.engine.map(requests)]
         return found if settings.get("n", 1) > 1 else [one for (one,) in found]
 
-    def stream(self, prompt: str, image: ImageSource | None = None, **settings: Unpack[Settings]) -> Iterator[Any]:
+    def stream(
+        self,
+        prompt: str,
+        image: ImageSource | Picture | None = None,
+        *,
+        logprobs: bool = False,
+        **settings: Unpack[Settings],
+    ) -> Iterator[Any]:
         """Yield the text so far, in whole characters; what cannot be used is refused at the call.
 
-        Settings are those of `generate`.
+        Settings are those of `generate`; with `logprobs` each is the `Said` so far, as `Answer.so_far` has it.
         """
         arguments.check_known(settings, Settings.__annotations__)
+        arguments.check_flag("logprobs", logprobs)
         images = arguments.check_images(self.config, None if image is None else [image], [prompt])
-        return iter(self.engine.submit(Request(prompt, images[0] if images else None, **settings)))
+        answer = self.engine.submit(Request(prompt, images[0] if images else None, **settings))
+        if not logprobs:
+            return iter(answer)
+        return (said if settings.get("n", 1) > 1 else said[0] for said in answer.so_far())
 
     def score(
         self,
@@ -132,7 +151,10 @@ class Sphinx(Located):
         images: Sequence[ImageSource | Picture] | None = None,
         detail: Detail = "high",
     ) -> list[float]:
-        """Log-likelihood in nats of each continuation after its prompt; `detail` as `Request` has it."""
+        """Log-likelihood in nats of each continuation after its prompt; `detail` as `Request` has it.
+
+        Nothing is chosen, so there are no other settings: limits, sampling, stop texts, `n` and grammars have no say.
+        """
         arguments.check_one_of("detail", detail, get_args(Detail))
         prompts = arguments.check_texts("prompts", prompts)
         continuations = arguments.check_texts("continuations", continuations)

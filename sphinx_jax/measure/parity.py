@@ -24,8 +24,9 @@ from sphinx_jax.checkpoint.store import BadCheckpoint
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.generate.batching import programs
 from sphinx_jax.generate.batching.pictures import Picture
-from sphinx_jax.generate.engine import Engine, Request
+from sphinx_jax.generate.engine import Engine
 from sphinx_jax.generate.load import place
+from sphinx_jax.generate.request import Request
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import FROZEN, Leaves, blueprint, matches
 from sphinx_jax.model.cache import Cache

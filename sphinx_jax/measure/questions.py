@@ -19,7 +19,8 @@ from sphinx_jax.config import (
     dinov2_config,
 )
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.generate.engine import Engine, Request
+from sphinx_jax.generate.engine import Engine
+from sphinx_jax.generate.request import Request
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.measure.peers.sides import Pair
 from sphinx_jax.model.blueprint import blueprint

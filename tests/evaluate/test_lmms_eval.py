@@ -28,7 +28,7 @@ from sphinx_jax.evaluate.benchmarks.asking import ASKS
 from sphinx_jax.evaluate.hosted import Hosted, conversation, sampling, unpadded
 from sphinx_jax.evaluate.rules import texts
 from sphinx_jax.generate.arguments import BadArgument
-from sphinx_jax.generate.engine import Said
+from sphinx_jax.generate.request import Said
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "benchmarks"
 

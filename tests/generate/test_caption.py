@@ -19,7 +19,7 @@ from sphinx_jax.data.tasks import instruct
 from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.caption import Here, caption
 from sphinx_jax.generate.caption_piece import Captions
-from sphinx_jax.generate.engine import Said
+from sphinx_jax.generate.request import Said
 
 TASKS = ("short_caption", "detailed_caption")
 
@@ -38,7 +38,7 @@ class Teller:
     def picture(self, image):
         return Picture(name_of(image))
 
-    def fitted(self, prompt, with_picture, new_tokens):
+    def room(self, with_picture, new_tokens):
         return []
 
     def as_completed(self, requests):

@@ -18,7 +18,7 @@ from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate.batching.pictures import Picture
 from sphinx_jax.generate.caption import ByRunInference, Here, caption
 from sphinx_jax.generate.caption_piece import Captions, pieces
-from sphinx_jax.generate.engine import Said
+from sphinx_jax.generate.request import Said
 
 FILES, EACH = 3, 4
 
@@ -37,7 +37,7 @@ class Notes:
     def picture(self, image):
         return Picture(Path(image).name if isinstance(image, str) else str(sum(image)))
 
-    def fitted(self, prompt, with_picture, new_tokens):
+    def room(self, with_picture, new_tokens):
         return []
 
     def as_completed(self, requests):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import threading
+import time
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from sphinx_jax.generate.batching import programs
 from sphinx_jax.generate.batching.beginnings import grouping
 from sphinx_jax.generate.batching.jobs import in_common
 from sphinx_jax.generate.batching.sizes import Sizes
-from sphinx_jax.generate.engine import QueueFull
+from sphinx_jax.generate.engine import Answer, QueueFull
 from sphinx_jax.model.blueprint import apart, blueprint
 from sphinx_jax.model.cache import Common
 from sphinx_jax.model.views import normalise
@@ -110,6 +111,41 @@ def test_a_stream_only_grows_and_ends_as_the_whole(model):
         texts.append(text)
     assert texts[-1] == whole and len(texts) > 3
     assert all(b.startswith(a.strip()) for a, b in zip(texts, texts[1:], strict=False))
+
+
+def test_a_stream_with_logprobs_is_what_is_said_so_far(model):
+    settings = {"max_new_tokens": 40, "temperature": 0.0}
+    (whole,) = model.generate(["one two"], logprobs=True, **settings)
+    *before, last = model.stream("one two", logprobs=True, **settings)
+    assert last[:4] == whole[:4] and last.ended and len(before) > 2
+    for said in before:
+        assert said.ended == "" and said.tokens == whole.tokens[: len(said.tokens)] and len(said.text) < len(whole.text)
+        assert said.logprobs == whole.logprobs[: len(said.tokens)]
+    assert [said.text for said in before] + [last.text] == list(model.stream("one two", **settings))
+    *_, both = model.stream("one two", logprobs=True, n=2, max_new_tokens=3)
+    assert len(both) == 2 and all(said.tokens for said in both)
+
+
+@pytest.mark.parametrize(
+    ("ask", "told"),
+    [
+        (lambda e: Request(""), "a prompt without a picture must hold some text, not ''"),
+        (lambda e: Request(" \n"), "a prompt without a picture must hold some text"),
+        (lambda e: e.submit("a"), "an engine takes a Request, such as Request.prompt, image., not 'a'"),
+        (lambda e: list(e.map(["a"])), "an engine takes a Request"),
+        (lambda e: Engine("x"), "model must be as from_pretrained gives it, not 'x'"),
+    ],
+)
+def test_what_is_no_request_is_told(model, ask, told):
+    with pytest.raises(BadArgument, match=told):
+        ask(model.engine)
+
+
+def test_a_prompt_that_is_too_long_is_cut_and_told_once(model, caplog):
+    asked = Request("no " * 400, max_new_tokens=3, temperature=0.0)
+    ((said,),) = model.engine.map([asked])
+    assert said.tokens == model.engine.submit(dataclasses.replace(asked, prompt="no " * 500)).wait()[0].tokens
+    assert [record.getMessage().split(" was ")[1] for record in caplog.records] == ["cut to its last 296"] * 2
 
 
 def test_what_is_cancelled_or_left_alone_frees_its_slot(model):
@@ -254,8 +290,11 @@ def test_threads_share_an_engine(model):
 
 
 @pytest.mark.slow
-def test_two_thousand_requests_good_bad_and_cancelled_from_many_threads(seeing):
-    """About pictures, held to grammars, sampled: each good one is answered as it is alone, and all slots end free."""
+def test_two_thousand_requests_good_bad_and_cancelled_from_many_threads(seeing, model):
+    """About pictures, held to grammars, sampled: each good one is answered as it is alone, and all slots end free.
+
+    The queue is too short for all: who is refused comes again.
+    """
     rng, shown = np.random.default_rng(3), [*pictures(40), None]
     good = [
         dataclasses.replace(
@@ -267,8 +306,19 @@ def test_two_thousand_requests_good_bad_and_cancelled_from_many_threads(seeing):
         for n, request in enumerate(requests(40))
     ]
     alone = [[s.tokens for s in said] for r in good for said in Engine(seeing, slots=1).map([r])]
+    long = Request("one two three " * 400, shown[0], max_new_tokens=3, temperature=0.0)
+    (of_long,) = ([s.tokens for s in said] for said in Engine(seeing, slots=1).map([long]))
     bad = [{"max_new_tokens": 100_000}, {"stop": [""]}, {"grammar": "answer: nowhere"}, {"n": 0}, {"top_p": "most"}]
-    engine, wrong, kinds = Engine(seeing, slots=8, queue=64), [], rng.integers(0, 10, 2000)
+    engine, blind = Engine(seeing, slots=8, queue=12), Engine(model, slots=1)
+    wrong, refused, kinds = [], [], rng.integers(0, 12, 2000)
+
+    def submitted(request: Request) -> Answer:
+        while True:
+            try:
+                return engine.submit(request)
+            except QueueFull:
+                refused.append(1)
+                time.sleep(0.01)
 
     def ask(numbers: range) -> None:
         for i in numbers:
@@ -278,7 +328,15 @@ def test_two_thousand_requests_good_bad_and_cancelled_from_many_threads(seeing):
                     with pytest.raises(BadArgument):
                         engine.submit(Request("a", **bad[i % len(bad)]))
                     continue
-                answer = engine.submit(good[which])
+                if kinds[i] == 10:
+                    with pytest.raises(BadArgument, match="text-only"):
+                        blind.submit(Request("a", shown[i % 3]))
+                    continue
+                if kinds[i] == 11:
+                    if [said.tokens for said in submitted(long).wait()] != of_long:
+                        wrong.append(i)
+                    continue
+                answer = submitted(good[which])
                 if kinds[i] == 1:
                     answer.cancel()
                 elif kinds[i] == 2:
@@ -293,7 +351,7 @@ def test_two_thousand_requests_good_bad_and_cancelled_from_many_threads(seeing):
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert not wrong and refused
     gc.collect()
     assert engine.submit(good[0]).wait() and engine.submit(good[1]).wait()
     for batch in (engine._batch, engine._guided):

@@ -39,6 +39,7 @@ class Guides:
         vocabulary = llguidance.TokenizerWrapper(_Vocabulary(stops.tokenizer, self.pieces))
         self._tokens = llguidance.LLTokenizer(vocabulary, eos_token=list(stops.tokenizer.eos_ids))
         self._matcher = functools.lru_cache(KEPT)(self._compiled)
+        self.most_tokens = functools.lru_cache(KEPT)(self._most_tokens)
 
     def guide(self, grammar: str) -> Guide:
         """A guide through one answer; `grammar` has a rule `answer`, in Lark's form.
@@ -63,6 +64,19 @@ class Guides:
         if matcher.is_error():
             raise BadGrammar(f"the grammar cannot be used: {_in_a_line(matcher.get_error())}")
         return matcher
+
+    def _most_tokens(self, grammar: str, text: str) -> int:
+        """As many as a text takes where each that is chosen is the shortest that fits, the blank before it included."""
+        guide, rest, count = self.guide(grammar), b" " + text.encode(), 0
+        while True:
+            forced = guide.forced()
+            count, rest = count + len(forced), rest[sum(len(self.pieces[t]) for t in forced) :]
+            if guide.ended or not rest:
+                return count
+            fitting = guide.allowed()[: len(self.pieces)].nonzero()[0].tolist()
+            token = min((t for t in fitting if rest.startswith(self.pieces[t])), key=lambda t: len(self.pieces[t]))
+            guide.take(token)
+            count, rest = count + 1, rest[len(self.pieces[token]) :]
 
     def fitting(self, matcher: Any) -> list[int]:
         """The tokens that may follow."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 
 from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.data.image import PAD_COLOUR, ImageSource, load_image, padded_resize
+from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching import programs
 from sphinx_jax.model.blueprint import FROZEN, Leaves, make_encode, matches
 from sphinx_jax.model.embedding_mix import Features
@@ -29,6 +31,7 @@ Detail = Literal["low", "auto", "high"]
 class Picture(NamedTuple):
     """A picture as it is given to the model, and its name: the hash of its pixels as the encoders get them.
 
+    Those of one name are taken for one picture; one without ("") is given its own where it is asked about.
     `features` of one that was encoded before, each without the axis of the batch.  `views`: those that are read.
     """
 
@@ -76,11 +79,31 @@ class Pictures:
 
     def picture(self, image: ImageSource) -> Picture:
         """Raises BadImage for what is none."""
-        pixels = padded_resize(load_image(image), need(self.config.views).image_size)
-        return Picture(hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest(), pixels)
+        return self.named(Picture("", padded_resize(load_image(image), need(self.config.views).image_size)))
+
+    def named(self, picture: Picture) -> Picture:
+        """The same with a name: where it has none, of its pixels; without pixels one that no other has.
+
+        Raises:
+          BadArgument: it shows nothing.
+        """
+        pixels = picture.pixels
+        if pixels is None and picture.features is None:
+            raise BadArgument(
+                "a Picture must have pixels or features; sphinx_jax takes paths, bytes and PIL images too"
+            )
+        if picture.name:
+            return picture
+        if pixels is None:
+            return picture._replace(name=uuid.uuid4().hex)
+        return picture._replace(name=hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest())
 
     def in_detail(self, picture: Picture, detail: Detail) -> Picture:
-        """A picture of which those views alone are read that `detail` says; of few, as few as were said before."""
+        """A picture of which those views alone are read that `detail` says; of few, as few as were said before.
+
+        Raises:
+          BadArgument: "auto" of one without pixels.
+        """
         views = need(self.config.views)
         if detail == "high" or picture.views is not None or not views.crops:
             return picture
@@ -88,7 +111,11 @@ class Pictures:
             return picture._replace(views=(0,))
         if picture.full:
             return picture
-        pixels = need(picture.pixels)
+        if picture.pixels is None:
+            raise BadArgument(
+                'detail "auto" looks at pixels, and the Picture has none; give it pixels=, or another detail'
+            )
+        pixels = picture.pixels
         kept = set(holding(pixels, views.crops))
         if views.skip_padded:  # one position, which the model was trained to see
             kept.update(padded(pixels, views.crops))

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from sphinx_jax.generate.batching import programs
 from sphinx_jax.generate.batching.batch import Batch, Beside
+from sphinx_jax.paths import MIN_SECONDS, PROGRAMS
+
+
+def keep_programs() -> None:
+    """Keep what is compiled for other processes, where nothing says yet where to."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", float(MIN_SECONDS))
+    # whatever was compiled before has settled that there is none
+    compilation_cache.reset_cache()
 
 
 def warm_up(batch: Batch) -> Iterator[str]:

@@ -31,7 +31,8 @@ from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.evaluate.question import Question
 from sphinx_jax.evaluate.scores import tabulate
 from sphinx_jax.generate.batching.pictures import Detail, Picture
-from sphinx_jax.generate.engine import Engine, Request
+from sphinx_jax.generate.engine import Engine
+from sphinx_jax.generate.request import Request
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import blueprint, held_dtypes
 from sphinx_jax.paths import remove, write_whole

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sphinx_jax import Engine, Request, Sphinx
-from sphinx_jax.config import DecoderConfig, ModelConfig
-from sphinx_jax.data.answer_grammar import TASKS, of_choices, of_regex, of_schema, of_task
+from sphinx_jax.config import ConfigError, DecoderConfig, ModelConfig
+from sphinx_jax.data.answer_grammar import LONGEST, TASKS, of_choices, of_regex, of_schema, of_task
 from sphinx_jax.data.conversation import STOP
 from sphinx_jax.data.tasks import Box, PaddedSquare, format_answer, parse_answer
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching.guide import BadGrammar, Guides
 from sphinx_jax.generate.batching.stops import Stops
-from sphinx_jax.generate.engine import Said
 from sphinx_jax.generate.located import places, question, weighed
+from sphinx_jax.generate.request import Said
 from sphinx_jax.recipe.recipe import PLAYGROUND
 
 TOKENIZERS = {name: load_tokenizer(path) for name, path in {"letters": DATA, "numbers": PLAYGROUND}.items()}
@@ -276,3 +276,117 @@ def test_places_are_those_of_the_picture():
     assert places(asked, Said("[0.1", tokens[:3], [0.0] * 3, "length"), tokenizer.pieces()) == []
     with pytest.raises(BadArgument, match="frame must be pixels .* or padded"):
         question("rec", picture, "inches", phrase="x")
+
+
+WIDE = Image.new("RGB", (200, 100))
+NO_TEXT = "phrase, which follows the image, must be a string, not "
+
+
+@pytest.mark.parametrize(
+    ("task", "image", "frame", "fields", "told"),
+    [
+        ("rec", WIDE, "pixels", {"phrase": " "}, "phrase, which follows the image, must hold some text, not ' '"),
+        ("rec", WIDE, "pixels", {"phrase": None}, NO_TEXT + "None"),
+        ("detection", "the red star", "pixels", {"phrase": 5}, NO_TEXT + "5"),
+        ("pose", WIDE, "pixels", {"box": "left"}, "box must be a Box or four numbers, .*, not 'left'"),
+        ("pose", WIDE, "pixels", {"box": (1, 2, 3)}, "box must be a Box or four numbers"),
+        ("pose", WIDE, "pixels", {"box": (1, 2, 3, True)}, "box must be a Box or four numbers"),
+        ("pose", WIDE, "pixels", {"box": (5, 1, 2, 3)}, "give x1 <= x2"),
+        ("pose", WIDE, "pixels", {"box": (0, 0, 10, 900)}, "is not within the picture's 200 x 100 pixels"),
+        ("pose", WIDE, "padded", {"box": Box(10, 0, 20, 50)}, "is not within the picture's square, 0 to 1"),
+    ],
+)
+def test_what_no_place_can_be_asked_of_is_told_in_one_line(task, image, frame, fields, told):
+    with pytest.raises(BadArgument, match=told) as refused:
+        question(task, image, frame, **fields)
+    assert "\n" not in str(refused.value)
+
+
+def test_four_numbers_are_a_box_of_the_frame():
+    for box in ((50, 0, 100, 50), np.array([50, 0, 100, 50]), Box(50, 0, 100, 50)):
+        asked, _ = question("pose", WIDE, "pixels", box=box)
+        assert "[0.25, 0.25, 0.50, 0.50]" in asked.text
+    asked, _ = question("pose", WIDE, "padded", box=[0.25, 0.25, 0.5, 0.5])
+    assert "[0.25, 0.25, 0.50, 0.50]" in asked.text
+
+
+def test_places_are_looked_for_in_the_detail_that_is_asked_for(tiny, mesh, monkeypatch):
+    seeing, details = Sphinx(tiny, {}, TOKENIZERS["letters"], mesh), []
+    said = Said("", [], [], "stop")
+    monkeypatch.setattr(Engine, "map", lambda self, requests: [details.append(r.detail) or [said] for r in requests])
+    for ask in (seeing.ground, seeing.detect, seeing.read, seeing.layout, seeing.pose):
+        given = {seeing.pose: [(0, 0, 9, 9)], seeing.ground: ["star"], seeing.detect: ["stars"]}.get(ask, [])
+        assert ask(WIDE, *given, detail="low") == [] and details[-1] == "low"
+
+
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [
+        (lambda: of_choices("yes"), "choices must be a list of texts, not 'yes'"),
+        (lambda: of_choices(None), "choices must be a list of texts, not None"),
+        (lambda: of_choices([1, 2]), r"choices\[0\] must be a text without blanks around it, not 1"),
+        (lambda: of_choices(["a", " b "]), r"choices\[1\] must be a text without blanks around it, not ' b '"),
+        (lambda: of_choices([]), "choices must be texts, at least one"),
+        (lambda: of_regex(None), "pattern must be a regular expression as text, not None"),
+        (lambda: of_schema(None), "schema must be a table of JSON Schema, or True for any JSON, not None"),
+        (lambda: of_schema("{}"), "schema must be a table of JSON Schema"),
+        (lambda: of_schema(False), "schema must be a table of JSON Schema"),
+        (lambda: of_schema({"enum": {1}}), "schema cannot be written as JSON"),
+    ],
+)
+def test_what_no_grammar_can_be_made_of_is_told(write, told):
+    with pytest.raises(ConfigError, match=told):
+        write()
+
+
+def test_any_json_keeps_to_the_schema_true():
+    guide = GUIDES["letters"].guide(of_schema(True))
+    for token in TOKENIZERS["letters"].encode("\n[1,2]")[1:]:
+        if TOKENIZERS["letters"].pieces()[token].strip():
+            guide.take(token)
+    assert guide.error is None
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("task", LONGEST)
+def test_an_answer_of_so_many_characters_takes_no_more_tokens_than_is_asked_for(kind, task):
+    """However short the tokens are that are chosen."""
+    pieces, most = TOKENIZERS[kind].pieces(), GUIDES[kind].most_tokens(of_task(task), LONGEST[task])
+    rng = np.random.default_rng(0)
+
+    def short(allowed):
+        by_length = sorted(allowed, key=lambda t: len(pieces[t]) or 99)
+        return by_length[0] if rng.random() < 0.8 else rng.choice(allowed)
+
+    for choose in (short, rng.choice) * 3:
+        assert walk(kind, of_task(task), choose, most) is not None
+
+
+def test_a_limit_that_may_cut_off_an_answer_of_one_form_is_refused(model):
+    most = GUIDES["letters"].most_tokens(of_task("rec"), LONGEST["rec"])
+    asked = {"task": "rec", "temperature": 9.0, "top_p": 1.0, "n": 3}
+    with pytest.raises(BadArgument, match=f"may cut off an answer of task 'rec'; give {most} or more"):
+        model.engine.submit(Request("a", max_new_tokens=most - 1, **asked))
+    for said in model.engine.submit(dataclasses.replace(Request("a", max_new_tokens=most, **asked), seed=4)).wait():
+        assert said.ended == "stop" and format_answer("rec", parse_answer("rec", said.text)) == said.text
+
+
+@pytest.mark.parametrize("task", ["layout", "text_spotting", "grounded_caption"])
+def test_a_phrase_ends_though_a_model_would_go_on(task):
+    """One that says `a` wherever it may, then closes its box."""
+    pieces, kind = TOKENIZERS["letters"].pieces(), "letters"
+    wanted, blank = (pieces.index(b"a"), pieces.index(b"]")), pieces.index(b" ")
+
+    def choose(allowed):
+        return next((t for t in wanted if t in allowed), next(t for t in allowed if t != blank))
+
+    guide, said = GUIDES[kind].guide(of_task(task)), b""
+    for _ in range(600):
+        if b"]" in said:
+            break
+        forced = guide.forced()
+        token = choose(np.flatnonzero(guide.allowed())) if not forced else None
+        if token is not None:
+            guide.take(token)
+        said += b"".join(pieces[t] for t in (forced if token is None else [token]))
+    assert parse_answer(task, said.decode()) and b"a" * 120 in said and len(said) < 500

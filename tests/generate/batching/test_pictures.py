@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import threading
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from conftest import DATA, born
 from PIL import Image
 
 from sphinx_jax import Engine, Request, Sphinx
-from sphinx_jax.config import CLIP_MEAN
+from sphinx_jax.config import CLIP_MEAN, need
 from sphinx_jax.data import read_ahead
 from sphinx_jax.data.answer_grammar import of_regex
 from sphinx_jax.data.image import PAD_COLOUR, BadImage
@@ -167,3 +168,59 @@ def test_pictures_are_read_ahead_by_threads_and_refused_in_their_turn(model, mon
     assert threading.get_ident() not in readers
     assert threading.active_count() < 8
     assert len(list(engine.map(Request("a", image, 2) for image in shown[:3]))) == 3
+
+
+def test_pictures_without_a_name_are_each_their_own(model):
+    """Of pixels and of features alone, which an answer about one of another picture must not read."""
+    settings = {"max_new_tokens": 4, "temperature": 0.0}
+    shown = [np.asarray(need(model.engine.pictures.picture(image).pixels)) for image in (half_empty(), full())]
+    rows = [jax.tree.map(lambda seen: seen[0], model.features([image])) for image in (half_empty(), full())]
+    for engine in (Engine(model, slots=1), Engine(model, slots=2)):
+        for image, pixels, row in zip((half_empty(), full()), shown, rows, strict=True):
+            (expected,) = Engine(model, slots=1).submit(Request(PROMPTS[0], image, **settings)).wait()
+            for nameless in (Picture("", pixels), Picture(None, pixels), Picture("", features=row)):
+                (said,) = engine.submit(Request(PROMPTS[0], nameless, **settings)).wait()
+                np.testing.assert_allclose(said.logprobs, expected.logprobs, atol=1e-4)
+    asked = [Request(PROMPTS[0], Picture("", features=row), **settings) for row in rows * 2]
+    chances = [said.logprobs for (said,) in model.engine.map(asked)]
+    np.testing.assert_allclose(chances[:2], chances[2:], atol=1e-4)
+    assert not np.allclose(chances[0], chances[1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("picture", "told"),
+    [
+        (Picture("a"), "a Picture must have pixels or features"),
+        (Picture("a", features=()), 'detail "auto" looks at pixels, and the Picture has none'),
+    ],
+)
+def test_a_picture_that_lacks_what_is_looked_at_is_refused(model, picture, told):
+    with pytest.raises(BadArgument, match=told):
+        model.engine.submit(Request("a", picture, detail="auto"))
+
+
+def test_pictures_that_are_scored_are_read_ahead_by_threads_and_let_go(model, monkeypatch, tmp_path):
+    shown = [tmp_path / f"{n}.png" for n in range(30)]
+    for n, path in enumerate(shown):
+        full(20 + n).save(path)
+    engine, read, readers, before, held = Engine(model, slots=1), [], set(), [], []
+    picture, advance = engine.pictures.picture, engine.advance
+    monkeypatch.setattr(read_ahead, "READERS", 2)
+
+    def look(image):
+        readers.add(threading.get_ident())
+        found = picture(image)
+        read.append(weakref.ref(found.pixels))
+        return found
+
+    def step(jobs):
+        before.append(len(read))
+        advance(jobs)
+        held.append(sum(pixels() is not None for pixels in read))
+
+    monkeypatch.setattr(engine.pictures, "picture", look)
+    monkeypatch.setattr(engine, "advance", step)
+    ids = TOKENIZER.encode("a star", bos=True)
+    found = engine.score([ids] * 30, [2] * 30, shown)
+    assert before[0] < 12 and max(held) < 15 and len(read) == 30 and threading.get_ident() not in readers
+    assert found[7] == pytest.approx(model.engine.score([ids], [2], [shown[7]])[0], rel=1e-4)
