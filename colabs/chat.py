@@ -47,19 +47,20 @@ import jax
 
 import sphinx_jax
 from sphinx_jax.config import FAMILY
+from sphinx_jax.model.blueprint import held_bytes
 
 GIB = 2**30
 devices = jax.devices()
+dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"  # in which weights are loaded below
 limit = (devices[0].memory_stats() or {}).get("bytes_limit")
 memory = len(devices) * limit if limit else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 print(f"{len(devices)} × {devices[0].device_kind}, {memory / GIB:.0f} GiB together")
-print(f"{'':16}{'parameters':>12}{'bfloat16':>12}{'decoder int8':>14}")
+print(f"{'':16}{'parameters':>12}{dtype:>12}{'decoder int8':>16}")
 for name in FAMILY:
-    count = sphinx_jax.count_parameters(name)
-    whole = 2 * count["total"] / GIB
-    few = whole - count["decoder"] / GIB
-    fits = "fits" if 1.2 * whole < memory / GIB else "fits in int8" if 1.2 * few < memory / GIB else "too large"
-    print(f"{name:16}{count['total'] / 1e9:10.1f} B{whole:8.1f} GiB{few:10.1f} GiB  {fits}")
+    count = sphinx_jax.count_parameters(name)["total"]
+    whole, few = (held_bytes(name, dtype, quantize) for quantize in (None, "int8"))
+    fits = "fits" if 1.2 * whole < memory else "fits in int8" if 1.2 * few < memory else "too large"
+    print(f"{name:16}{count / 1e9:10.2f} B{whole / GIB:8.1f} GiB{few / GIB:12.1f} GiB  {fits}")
 
 # %% [markdown]
 # ## The weights
@@ -84,7 +85,6 @@ else:
 print(weights, *sorted(os.listdir(weights)))
 
 # %%
-dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
 model = sphinx_jax.from_pretrained(weights, dtype=dtype, quantize=QUANTIZE or None)
 print(f"{model.config.name}: {model.config.image_positions} positions a picture")
 
@@ -125,17 +125,31 @@ for question, answer in zip(questions, model.respond_many(picture, questions, ma
 # ## Places
 #
 # The published wording of a task asks for boxes; here the answer is kept to its form, and read into values, in pixels.
+# Random weights answer with boxes too, but these mean nothing.
 
 # %%
 from sphinx_jax.report.drawing import with_places
 
 places = model.ground(picture, "the face of the woman")
-print(*places, sep="\n")
+for box in places:
+    corners = ", ".join(f"{at:.0f}" for at in (box.x1, box.y1, box.x2, box.y2))
+    print(f"from left, top to right, bottom: {corners}; confidence {box.confidence:.2f}")
 with_places(picture, places)
+
+# %% [markdown]
+# How a place looks that is right: the astronaut's face, in a box written by hand.
 
 # %%
 from sphinx_jax.data.tasks import Box
 
+face = Box(172, 62, 270, 185)
+astronaut = PIL.Image.fromarray(skimage.data.astronaut())
+with_places(astronaut, [face])
+
+# %% [markdown]
+# Key points of what is in a box, here of the whole picture:
+
+# %%
 pose = model.pose(picture, Box(0, 0, *picture.size))
 with_places(picture, pose)
 

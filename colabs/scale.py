@@ -86,8 +86,8 @@ for axes in ({"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "tensor": 4}):
 # %% [markdown]
 # ## A profile
 #
-# `--profile=4:8` traces the steps 4 to 7. XProf and TensorBoard open the folder
-# (`pip install xprof; xprof runs/traced`); what took longest can be read here as well.
+# `--profile=4:8` traces the steps 4 to 7. XProf opens the folder (`pip install xprof` and
+# `xprof --logdir=runs/traced/pretrain_real/profile`); what took longest can be read here as well.
 
 # %%
 # !python -m sphinx_jax.main --config configs/quickstart.py --workdir runs/traced --stage pretrain_real --profile=4:8 --config.data.playground=nano \

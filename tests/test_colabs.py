@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
 import re
+import runpy
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -45,3 +49,22 @@ def test_the_badge_opens_it(path):
 def test_all_bring_the_package_by_the_same_cell():
     cells = {path.read_text().split("# %%\n")[1].split("\n# %%")[0] for path in TEXTS}
     assert len(cells) == 1
+
+
+def test_deprecations_of_this_package_are_seen_and_others_are_not(tmp_path):
+    runner = runpy.run_path(str(ROOT / "tools" / "run_notebooks.py"))
+    for name in ("sphinx_jax", "elsewhere", "sphinx_jax_extras"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+        (tmp_path / name / "old.py").write_text(
+            f"import warnings\nwarnings.warn('of {name}', DeprecationWarning, stacklevel=1)\n"
+        )
+    (tmp_path / "deprecated.pth").write_text(runner["SHOWN"])
+    code = "import site; site.addsitedir('.'); import elsewhere.old, sphinx_jax_extras.old, sphinx_jax.old"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = runner["DEPRECATED"].findall(done.stderr)
+    assert [line for line in found if "stacklevel" not in line and not line.endswith(": of sphinx_jax")] == []
+    assert found
+    assert runner["DEPRECATED"].search("DEPRECATION: Legacy editable install of x is deprecated")

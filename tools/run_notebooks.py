@@ -33,7 +33,13 @@ if TYPE_CHECKING:  # an extra, which --help does without
 
 ROOT = Path(__file__).parents[1]
 KERNEL = "colab"
-DEPRECATED = re.compile(r".*(?:Deprecation|PendingDeprecation|Future)Warning.*")
+DEPRECATED = re.compile(r".*(?:(?:Deprecation|PendingDeprecation|Future)Warning|DEPRECATION:).*")  # pip's the last
+# Python hides warnings of deprecation but in __main__; those that other packages cause stay hidden.  A line that Python
+# runs as it begins: PYTHONWARNINGS takes whole names of modules alone.
+SHOWN = "import warnings; " + "; ".join(
+    f"warnings.filterwarnings('default', '', {kind}, r'(sphinx_jax|configs|tools)(\\.|$)')"
+    for kind in ("DeprecationWarning", "PendingDeprecationWarning")
+)
 # a command of a cell (`!…`) that fails is an error of the cell
 STRICT = """
 import subprocess
@@ -70,6 +76,9 @@ def environment(folder: Path) -> None:
         ["ipykernel", "install", "--prefix", folder, "--name", KERNEL],
     ):
         subprocess.run([python, "-m", *command], check=True, stdout=subprocess.DEVNULL)
+    where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = subprocess.run(where, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    Path(packages, "deprecated.pth").write_text(SHOWN)
     os.environ |= {
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
         "VIRTUAL_ENV": str(folder),

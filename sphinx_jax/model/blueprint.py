@@ -25,7 +25,7 @@ from sphinx_jax.model.decoder import Block
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.model.layers import Flat, flat, is_quantised
 from sphinx_jax.model.lora import BASE
-from sphinx_jax.model.quantise import MATRICES, scales_outputs
+from sphinx_jax.model.quantise import MATRICES, quantise, scales_outputs
 from sphinx_jax.model.sphinx import Encoders, SphinxModel
 from sphinx_jax.model.views import kept_views, normalise, padding_alone
 from sphinx_jax.sharding import partition_spec, platform
@@ -265,3 +265,20 @@ def count_parameters(model: str | ModelConfig) -> dict[str, int]:
     counts["trainable"] = sum(spec.size for path, spec in specs.items() if not matches(path, FROZEN))
     counts["total"] = sum(spec.size for spec in specs.values())
     return counts
+
+
+def held_bytes(model: str | ModelConfig, dtype: str | None = None, quantize: str | None = None) -> int:
+    """Bytes of the weights that `from_pretrained` would hold, without allocating them.
+
+    Args:
+      dtype: of all weights; by default the model's own.
+      quantize: int8 or nf4, of the matrices of the decoder's layers alone.
+    """
+    config = model if isinstance(model, ModelConfig) else family(model)
+    bits = 0
+    for path, spec in blueprint(config).specs.items():
+        leaf = jax.ShapeDtypeStruct(spec.shape, dtype or config.dtype)
+        few = quantize and path in MATRICES
+        parts = jax.tree.leaves(quantise.eval_shape(path, leaf, quantize) if few else leaf)
+        bits += sum(part.size * jax.dtypes.itemsize_bits(part.dtype) for part in parts)
+    return -(-bits // 8)

@@ -13,7 +13,7 @@ import sphinx_jax
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, DecoderConfig, MoeConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
-from sphinx_jax.model.blueprint import blueprint
+from sphinx_jax.model.blueprint import blueprint, held_bytes
 from sphinx_jax.model.layers import contract, flat, is_quantised
 from sphinx_jax.model.quantise import MATRICES, quantise, whole
 from sphinx_jax.recipe import runner
@@ -99,6 +99,8 @@ def test_a_model_in_few_bits_answers_nearly_as_the_whole(folder, kind, share, mo
         return sum(x.size * bits.get(x.dtype, 8 * x.dtype.itemsize) / 8 for x in parts)
 
     assert size(few.leaves) < share * size(exact.leaves)
+    both = jax.tree.leaves(few.leaves)  # embeddings, encoders and what else is whole
+    assert held_bytes(CONFIG, quantize=kind) == sum(x.size * bits.get(x.dtype, 8 * x.dtype.itemsize) for x in both) / 8
     tokens = np.random.default_rng(0).integers(3, 1280, (1, 24)).astype(np.int32)
     a, b = exact.logits(tokens), few.logits(tokens)
     assert 0 < np.abs(a - b).mean() < moved * np.abs(a).mean()
