@@ -16,7 +16,7 @@ from sphinx_jax.paths import MIN_SECONDS, PROGRAMS
 
 def keep_programs() -> None:
     """Keep what is compiled for other processes, where nothing says yet where to."""
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
