@@ -92,7 +92,7 @@ NO_IMAGE = "an image must be a path, bytes or a PIL image, not "
         ),
         (lambda m: m.respond([["", None]], PICTURE), "turns[0][0], the question, must hold some text, not ''"),
         (lambda m: m.respond([["a", None]], images=[PICTURE]), "unknown setting 'images'; did you mean 'image'?"),
-        (lambda m: m.respond([["a", None]], image=""), "an image's path must not be empty; give that of a file"),
+        (lambda m: m.respond([["a", None]], image=""), "image cannot be read: its path is empty"),
         (lambda m: m.respond([["a", None]], logprobs="yes"), "logprobs must be True or False, not 'yes'"),
         (lambda m: m.stream("a", logprobs=1), "logprobs must be True or False, not 1"),
         (lambda m: m.respond_many(PICTURE, ["a", ""]), "questions[1] must hold some text, not ''"),

@@ -106,7 +106,7 @@ def read_data_url(source: str) -> bytes:
 
 def _read(source: str | PathLike[str]) -> bytes:
     if not os.fspath(source):
-        raise BadImage("an image's path must not be empty; give that of a file")
+        raise BadImage("image cannot be read: its path is empty")
     name = f"image {shortened(source)}"
     try:
         path = located(source)
