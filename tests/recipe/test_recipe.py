@@ -201,26 +201,27 @@ def test_what_it_suggests_can_be_run(workdir, tmp_path):
         and f"{workdir}/real" in mix
         and f"{workdir}/synthetic" in mix
     )
-    for command, made in ((mix, "mixed"), (tune, "taught")):
-        done = subprocess.run(
-            [sys.executable, *command[1:-1], tmp_path / made],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
-        assert done.returncode == 0, done.stderr
-    assert store.is_complete(tmp_path / "mixed") and (tmp_path / "taught" / "finetune" / "done.json").exists()
+    carried_out(*mix[1:-1], tmp_path / "mixed", cwd=ROOT)
+    assert store.is_complete(tmp_path / "mixed")
     assert things_to_try(Run(run.recipe, tmp_path / "empty"), ()) == []
 
 
+@pytest.mark.slow
 def test_what_it_suggests_without_a_clone_can_be_run(workdir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = things_to_try(Run(runner.parse(values()), workdir, quiet=True), ["--config", "some.py"])
-    _, _, ask = (shlex.split(line) for line in lines if line.startswith("    "))
-    done = subprocess.run([sys.executable, *ask[1:]], capture_output=True, text=True)
+    _, tune, ask = (shlex.split(line) for line in lines if line.startswith("    "))
+    assert carried_out(*ask[1:], cwd=tmp_path).startswith("[")
+    carried_out(*tune[1:-1], tmp_path / "taught", cwd=tmp_path)
+    assert (tmp_path / "taught" / "finetune" / "done.json").exists()
+
+
+def carried_out(*words, cwd):
+    """What a command of Python's prints."""
+    there = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=cwd, env=os.environ | there)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("[")
+    return done.stdout
 
 
 def test_the_mix_on_disk_is_the_papers_formula(workdir, mesh):
