@@ -300,6 +300,8 @@ class Engine:
         return self.pictures.in_detail(picture, detail)
 
     def _jobs(self, r: Request) -> list[Job]:
+        if r.image is not None:
+            arguments.check_vision(self.config)
         prompt = self.fitted(r.prompt, r.image is not None, r.max_new_tokens)
         if r.task in LONGEST and r.max_new_tokens < (most := self._guides.most_tokens(r.grammar, LONGEST[r.task])):
             raise arguments.BadArgument(

@@ -326,7 +326,7 @@ def test_two_thousand_requests_good_bad_and_cancelled_from_many_threads(seeing, 
             try:
                 if kinds[i] == 0:
                     with pytest.raises(BadArgument):
-                        engine.submit(Request("a", **bad[i % len(bad)]))
+                        submitted(Request("a", **bad[i % len(bad)]))
                     continue
                 if kinds[i] == 10:
                     with pytest.raises(BadArgument, match="text-only"):
