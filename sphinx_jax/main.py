@@ -31,7 +31,7 @@ from ml_collections.config_flags.config_flags import UnsupportedOperationError
 from sphinx_jax.command import plain_errors, with_huge_pages
 from sphinx_jax.paths import MIN_SECONDS, PROGRAMS, as_path
 from sphinx_jax.recipe.find import find, folders
-from sphinx_jax.usage import asked, page
+from sphinx_jax.usage import ASKS, page
 
 # not locked: a setting that the file leaves at its default can be given too; `runner.parse` refuses unknown keys
 CONFIG = config_flags.DEFINE_config_file(
@@ -120,8 +120,8 @@ def parse(argv: list[str], text: str = __doc__, options: Sequence[flags.FlagHold
 
     text, options: what --help prints of the command.
     """
-    if asked(argv):
-        argv = _parsed([given for given in argv if not asked(["", given])])
+    if ASKS & {*argv}:
+        argv = _parsed([given for given in argv if given not in ASKS])
         print(page(text, options, CONFIG.value and CONFIG.value.to_dict()))
         sys.exit(0)
     return _parsed(argv)

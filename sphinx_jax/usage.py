@@ -11,7 +11,7 @@ from absl import flags
 from sphinx_jax.recipe.find import known
 
 WIDTH, INDENT = 100, 22
-ASKS = ("-h", "-help", "--help")
+ASKS = {"-h", "-help", "--help"}  # for this page
 
 
 def page(text: str, holders: Sequence[flags.FlagHolder], recipe: Mapping[str, Any] | None = None) -> str:
@@ -46,8 +46,3 @@ def _settings(recipe: Mapping[str, Any], above: str = "") -> Iterator[tuple[str,
             yield from _settings(value, f"{above}{key}.")
         elif above or key not in ("title", "about"):
             yield f"{above}{key}", value
-
-
-def asked(argv: Sequence[str]) -> bool:
-    """Whether these arguments ask for the page."""
-    return any(given in ASKS for given in argv[1:])

@@ -63,9 +63,9 @@ class Answers(Said):
         super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._settings, self._asked = folder, about, asked
-        # processes of one run have the same questions
-        whole = {} if asked is None else {"questions": hashlib.sha256(json.dumps(list(asked.items())).encode())}
-        self._about = dict(about) | {name: digest.hexdigest() for name, digest in whole.items()}
+        self._about = dict(about)
+        if asked is not None:  # processes of one run have the same questions
+            self._about["questions"] = hashlib.sha256(json.dumps(list(asked.items())).encode()).hexdigest()
         # the first process has its file under the name by which all have their answers in the end
         self._head = _one_line(self._about) if process else b""
         self.path = _file_of(folder, process)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sphinx_jax.config import ConfigError, need
 from sphinx_jax.evaluate.intervals import Answered, bootstrap, compared, mme, mme_compared
-from sphinx_jax.evaluate.question import Question, Score, mean, means_of, picture_as_json
+from sphinx_jax.evaluate.question import Question, Score, mean, means_by, picture_as_json
 from sphinx_jax.evaluate.rules import circular, yes_no
 
 ITEMS = "items.jsonl"  # of a benchmark in a run
@@ -124,9 +124,11 @@ def lines(
         if values is not None and inside is not None:
             kept = [i for i in inside if values[i] is not None]
             percent = [100 * (values[i] or 0.0) for i in kept]
-            kinds = [asked[i].labels.get(KINDS[benchmark], "") for i in kept] if benchmark in KINDS else []
-            by_kind = means_of(percent, kinds) if kinds else percent
-            if kept and math.isclose(mean(by_kind), value * scale, abs_tol=ROUNDED):
+            kinds, averaged = list[str](), percent
+            if kind := KINDS.get(benchmark):
+                kinds = [asked[i].labels[kind] for i in kept]
+                averaged = [*means_by([asked[i] for i in kept], percent, kind).values()]
+            if kept and math.isclose(mean(averaged), value * scale, abs_tol=ROUNDED):
                 interval = bootstrap(percent, [pictures[i] for i in kept], kinds)
             count = len(kept)
         published = _published(benchmark, split, model)

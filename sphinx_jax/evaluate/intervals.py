@@ -23,8 +23,8 @@ def _numbered(clusters: Sequence[Hashable]) -> list[int]:
 def _summed(
     values: Sequence[float], clusters: Sequence[Hashable], kinds: Sequence[Hashable]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sums and counts of the values, (clusters, kinds)."""
-    at, kind = _numbered(clusters), _numbered(kinds)
+    """Sums and counts of the values, (clusters, kinds); all are of one kind where none are given."""
+    at, kind = _numbered(clusters), _numbered(kinds or [""] * len(values))
     shape = max(at) + 1, max(kind) + 1
     cells = np.array(at) * shape[1] + kind
     sums, counts = np.bincount(cells, np.array(values, float), np.prod(shape)), np.bincount(cells, None, np.prod(shape))
@@ -41,7 +41,7 @@ def bootstrap(
     """
     if not len(values):
         return None, None
-    sums, counts = _summed(values, clusters, kinds or [""] * len(values))
+    sums, counts = _summed(values, clusters, kinds)
     rng = np.random.default_rng(zlib.crc32(sums.tobytes()))
     means = np.empty(DRAWN)
     for draw in range(DRAWN):
@@ -61,7 +61,7 @@ def compared(
     """
     differences = [b - a for a, b in zip(first, second, strict=True)]
     low, high = bootstrap(differences, clusters, kinds)
-    sums, counts = _summed(differences, clusters, kinds or [""] * len(differences))
+    sums, counts = _summed(differences, clusters, kinds)
     of_pictures = (sums / counts.sum(0)).mean(1)
     return {"difference": float(of_pictures.sum()), "low": low, "high": high, "p": _by_chance(of_pictures)}
 

@@ -173,14 +173,6 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def means_of(values: Sequence[float], kinds: Sequence[Hashable]) -> list[float]:
-    """The mean of each kind."""
-    found: dict[Hashable, list[float]] = {}
-    for value, kind in zip(values, kinds, strict=True):
-        found.setdefault(kind, []).append(value)
-    return [mean(of_kind) for of_kind in found.values()]
-
-
 def means_by(questions: Sequence[Question], values: Sequence[float | None], *labels: str) -> dict[str, float]:
     """Means of the values by each of these labels, those without it left out."""
     found: dict[str, list[float]] = {}

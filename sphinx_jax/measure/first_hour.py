@@ -46,8 +46,8 @@ def measure(repository: Path, revision: str, folder: Path, settings: Sequence[st
         if made.returncode:
             raise ValueError(f"revision {revision}: {made.stderr.strip().splitlines()[-1]}")
     runs = []
-    for name, tree in ((revision, old), ("now", repository)):
-        runs.append(_run(tree.absolute(), (folder / f"run-{'old' if tree is old else 'now'}").absolute(), settings))
+    for name, tree, kept in ((revision, old, "run-old"), ("now", repository, "run-now")):
+        runs.append(_run(tree.absolute(), (folder / kept).absolute(), settings))
         stages = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in runs[-1].stages.items())
         yield f"{name}: {runs[-1].seconds / 60:.1f} min, mean score {runs[-1].score:.4f}; seconds of stages: {stages}"
     before, now = runs

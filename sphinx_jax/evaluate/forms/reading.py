@@ -207,10 +207,9 @@ def tabled(
     found: Found, needs: Sequence[str], question: Callable[[int, dict[str, Any]], Question]
 ) -> list[Question] | None:
     """Questions of the table; a row that holds none is one that cannot be scored."""
-    path = found.table()
-    return (
-        None if path is None else [_of_row(path, i, row, question) for i, row in enumerate(f.read_table(path, needs))]
-    )
+    if (path := found.table()) is None:
+        return None
+    return [_of_row(path, i, row, question) for i, row in enumerate(f.read_table(path, needs))]
 
 
 def _of_row(
