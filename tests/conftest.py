@@ -124,6 +124,9 @@ LONG = (
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if "importorskip" in item.function.__code__.co_names:
+            item.add_marker("peers")
     order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
 
@@ -182,13 +185,17 @@ def compilations() -> list[str]:
     return counted
 
 
-def run_with_devices(code: str, devices: int = 8) -> str:
-    """Run a script in a process with that many virtual CPU devices; it can import from the tests.  Returns stderr."""
+def run_with_devices(code: str, devices: int = 8, **settings: str) -> str:
+    """Run a script in a process with that many virtual CPU devices; it can import from the tests.
+
+    `settings`: of its environment.  Returns stderr.
+    """
     env = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
     }
+    env |= settings
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr

@@ -73,10 +73,14 @@ def alone(recipe):
     return losses(workdir)
 
 
-def start(recipe, workdir, count, *more, heartbeat=60):
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(recipe, workdir, count, *more, heartbeat=60):
+    port = free_port()
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     processes = []
     for i in range(count):
@@ -251,6 +255,53 @@ def test_benchmarks_go_on_in_fewer_or_more_processes(asked, tmp_path, later):
     (line,) = json.loads((tmp_path / "run" / "benchmarks" / "card.json").read_text())
     assert line["count"] == len(found) and line["count"] + line["missing"] == 30
     assert sorted(path.name for path in folder.iterdir()) == ["about.json", "items.jsonl", "predictions.jsonl"]
+
+
+ANSWERING = """
+import json, sys
+import jax
+
+port, count, index, folder, out = sys.argv[1:]
+if count != "1":
+    jax.distributed.initialize(f"localhost:{port}", int(count), int(index))
+import sphinx_jax
+from sphinx_jax import Engine, Request
+
+model = sphinx_jax.from_pretrained(f"{folder}/tiny")
+assert dict(model.mesh.shape)["tensor"] == len(jax.devices()) == int(count)
+picture = f"{folder}/picture.png"
+asked = [
+    Request("What is it?", max_new_tokens=6),
+    Request("Where is the red star?", max_new_tokens=9, temperature=1.0, seed=3),
+    *(Request(question, max_new_tokens=5, image=picture) for question in ("What?", "How many?", "Where?")),
+]
+said = [answers[0].tokens for answers in Engine(model, slots=2).map(asked)]
+json.dump([said, list(model.stream("What?", image=picture, max_new_tokens=4))], open(out, "w"))
+"""
+
+
+@pytest.mark.slow
+def test_a_model_that_lies_on_devices_of_two_processes_answers_as_on_one(tmp_path):
+    words = load_tokenizer(DATA / "tokenizer.model")
+    config = tiny_config(decoder=DecoderConfig(dim=32, layers=2, heads=2, vocab_size=512, multiple_of=16))
+    store.save(tmp_path / "tiny", born(config), config, words, {"made_by": "test"})
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), np.uint8)).save(tmp_path / "picture.png")
+    script, env = (
+        tmp_path / "answer.py",
+        os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    )
+    script.write_text(ANSWERING)
+    said = []
+    for count in (1, 2):
+        port, files = free_port(), [tmp_path / f"{count}-{index}.json" for index in range(count)]
+        commands = [
+            [sys.executable, script, str(port), str(count), str(index), tmp_path, file]
+            for index, file in enumerate(files)
+        ]
+        processes = [subprocess.Popen(command, env=env) for command in commands]
+        assert [process.wait(timeout=300) for process in processes] == [0] * count
+        said += [json.loads(file.read_text()) for file in files]
+    assert said[0] == said[1] == said[2] and all(said[0][0])
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import DATA, born, compilations
+from conftest import DATA, born, compilations, run_with_devices
 from PIL import Image
 
 from sphinx_jax import Engine, Request, Sphinx
@@ -607,6 +607,41 @@ def test_nothing_is_compiled_after_the_first_answers(model):
     assert not counted
     jax.jit(lambda x: x + 1)(np.zeros(7))
     assert counted
+
+
+WARMED = """
+import collections, sys
+import jax
+from conftest import DATA, born
+from sphinx_jax import Engine, Request, Sphinx
+from sphinx_jax.config import DecoderConfig, ModelConfig
+from sphinx_jax.data.tokenizer import load_tokenizer
+from sphinx_jax.sharding import make_mesh
+
+found = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: found.update([name.rpartition("/")[2]]))
+words = load_tokenizer(DATA / "tokenizer.model")
+config = ModelConfig("text", DecoderConfig(32, 2, 4, vocab_size=words.vocab_size, hidden_dim=64, max_positions=40))
+engine = Engine(Sphinx(config, born(config), words, make_mesh()), slots=1)
+found.clear()
+engine.warm_up(quiet=True)
+warm = dict(found)
+found.clear()
+engine.submit(Request("what is it?", max_new_tokens=9)).wait()
+names = "cache_misses", "cache_hits"
+print("COUNTED", *(counts.get(name, 0) for counts in (warm, found) for name in names), file=sys.stderr)
+"""
+
+
+def test_a_second_process_finds_what_was_compiled(tmp_path):
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    counts = []
+    for _ in range(2):
+        (line,) = (s for s in run_with_devices(WARMED, 1, **kept).splitlines() if s.startswith("COUNTED"))
+        counts.append([int(count) for count in line.split()[1:]])
+    first, second = counts
+    assert first[0] > 5 and second[0] == 0 and second[1] >= first[0], "all of it is found"
+    assert first[2:] == second[2:] == [0, 0], "and no request asks for more"
 
 
 def test_the_cache_is_written_in_place():

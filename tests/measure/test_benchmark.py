@@ -11,6 +11,8 @@ pytest.importorskip("transformers")
 from sphinx_jax.config import ConfigError, DecoderConfig
 from sphinx_jax.measure.peers import encoders, sides, train
 
+pytestmark = pytest.mark.peers
+
 SMALL = {"dim": 64, "layers": 2, "heads": 2, "kv_heads": 1, "vocab_size": 96, "multiple_of": 32}
 
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 registry = pytest.importorskip("mergekit.merge_methods.registry")
 from mergekit.merge_methods.base import TensorGroup  # noqa: E402
 
+pytestmark = pytest.mark.peers
 WEIGHTS = [0.7, 0.4, -0.2]
 SPARSE = {"weight": WEIGHTS, "density": [0.6, 0.35, 0.8]}
 SPARSE_OPTIONS = [{}, {"normalize": True}, {"normalize": False}, {"rescale": True, "lambda": 0.7}, {"rescale": False}]
