@@ -55,6 +55,7 @@ keypoint: NUMBER "," NUMBER | "-"
 LONGEST = {
     "rec": "[0.00, 0.00, 0.00, 0.00]",
     "relation": "[0.00, 0.00, 0.00, 0.00]",
+    "pose": "[" + ";".join(["0.00,0.00"] * len(COCO_KEYPOINTS)) + "]",
     "multiple_choice": "A",
     "yes_no": "yes",
 }

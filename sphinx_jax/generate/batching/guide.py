@@ -36,6 +36,7 @@ class Guides:
 
         self.pieces, self.ends = stops.pieces, stops.ends
         (self.stop,) = stops.texts
+        self.closing = self.pieces.index(b"]") if b"]" in self.pieces else -1
         vocabulary = llguidance.TokenizerWrapper(_Vocabulary(stops.tokenizer, self.pieces))
         self._tokens = llguidance.LLTokenizer(vocabulary, eos_token=list(stops.tokenizer.eos_ids))
         self._matcher = functools.lru_cache(KEPT)(self._compiled)
@@ -89,13 +90,13 @@ class Guide:
 
     def __init__(self, guides: Guides, matcher: Any, boxes: bool):
         self._guides, self._matcher, self._boxes = guides, matcher, boxes
-        self._text = b""
-        self._fits: list[int] | None = None  # the tokens that do, once they are asked for
+        self.restart(())
 
     def restart(self, tokens: Sequence[int]) -> None:
         """Be where these tokens lead."""
         self._matcher.reset()
-        self._text, self._fits = b"", None
+        self._text = b""
+        self._fits: list[int] | None = None  # the tokens that do, once they are asked for
         for token in tokens:
             self.take(token)
 
@@ -103,6 +104,21 @@ class Guide:
         self._text += self._guides.pieces[token]
         self._matcher.consume_token(token)
         self._fits = None
+
+    def whole(self, tokens: Sequence[int]) -> tuple[int, list[int]] | None:
+        """How many of an answer's tokens, cut off, could be all of it, and what would close a list of boxes there.
+
+        None: there is no such place.
+        """
+        self.restart(())
+        found: tuple[int, list[int]] | None = None
+        for count, token in enumerate(tokens):
+            if self._matcher.is_accepting():
+                found = count, []
+            elif self._boxes and self._guides.closing in self._fitting:
+                found = count, [self._guides.closing]
+            self.take(token)
+        return (len(tokens), []) if self._matcher.is_accepting() else found
 
     @property
     def error(self) -> BadGrammar | None:

@@ -124,12 +124,23 @@ class Job:
         self.error = guide.error
         if guide.ended and whole and self.ended in ("", "length"):
             self.ended = "stop"
+        self._keep_whole()
+
+    def _keep_whole(self) -> None:
+        """Of an answer that its limit has cut off, keep what the grammar would have let end; a stream has shown it."""
+        if self.ended != "length" or self.guide is None or self.streamed:
+            return
+        if (whole := self.guide.whole(self.tokens)) is not None:
+            count, closing = whole
+            self.said[count:] = [(token, 0.0) for token in closing]
+            self.others = {number: other for number, other in self.others.items() if number < count}
 
     def settle(self) -> None:
         """Whatever `add` was at when it was interrupted."""
         if self.guide is not None:
             self.guide.restart(self.tokens)
         self._end(self.stops.after(0, *self.tokens))
+        self._keep_whole()
 
     def _end(self, state: int) -> None:
         self.state = state

@@ -42,8 +42,8 @@ from sphinx_jax.sharding import device_bytes, serving_mesh
 from sphinx_jax.train.features import FeatureCache, pictures_hash
 
 # what an answer may take at most: the published evaluation's 10 for short answers and 30 for boxes, more where an
-# answer lists many things
-SHORT, LONG = 32, 128
+# answer lists many things: a pose takes 172 where digits are tokens
+SHORT, LONG = 32, 192
 SLOTS = 64  # answers at once, where the stage does not say
 LONG_TASKS = (
     "grounded_caption",

@@ -371,6 +371,32 @@ def test_a_limit_that_may_cut_off_an_answer_of_one_form_is_refused(model):
         assert said.ended == "stop" and format_answer("rec", parse_answer("rec", said.text)) == said.text
 
 
+@pytest.mark.parametrize(
+    ("task", "limit", "some"),
+    [("detection", 60, True), ("detection", 75, True), ("layout", 250, True), ("layout", 20, False)],
+)
+def test_a_list_that_its_limit_cuts_off_is_what_was_whole(model, task, limit, some):
+    asked = Request("a", max_new_tokens=limit, task=task, temperature=9.0, top_p=1.0, n=6, seed=2)
+    cut = [said for said in model.engine.submit(asked).wait() if said.ended == "length"]
+    streamed = list(model.engine.submit(asked).so_far())[-1]
+    shown = [said for said in streamed if said.ended == "length"]
+    assert len(cut) == len(shown) > 0
+    kept = False
+    for said, whole in zip(cut, shown, strict=True):
+        assert len(whole.tokens) == limit and len(said.tokens) == len(said.logprobs) <= limit
+        assert whole.text.startswith(said.text.removesuffix("]"))
+        if len(said.tokens) < limit:
+            assert format_answer(task, parse_answer(task, said.text)) == said.text
+            kept = True
+    assert kept == some
+
+
+def test_an_answer_that_could_end_nowhere_is_left_as_it_is(model):
+    schema = of_schema({"type": "array", "items": {"type": "integer"}, "minItems": 50})
+    (said,) = model.engine.submit(Request("a", max_new_tokens=20, grammar=schema)).wait()
+    assert said.ended == "length" and len(said.tokens) == 20 and said.text.startswith("[")
+
+
 @pytest.mark.parametrize("task", ["layout", "text_spotting", "grounded_caption"])
 def test_a_phrase_ends_though_a_model_would_go_on(task):
     """One that says `a` wherever it may, then closes its box."""
