@@ -44,7 +44,7 @@ extra = "[tpu]" if tpu else "[cuda]" if shutil.which("nvidia-smi") else ""
 # in order. It goes on where it stopped, should the runtime be lost; `--config.key=value` changes a setting.
 
 # %%
-steps = {"pretrain_real": 450, "continue_synthetic": 180, "finetune": 2000}
+steps = {"pretrain_real": 450, "continue_synthetic": 180, "finetune": 1100}
 more = SCALE * (3 if tpu or extra else 1)
 flags = [f"--config.stage.{stage}.steps={max(4, round(more * count))}" for stage, count in steps.items()]
 flags += [f"--config.stage.{stage}.warmup={max(1, round(min(more, 1) * 30))}" for stage in steps]
@@ -79,6 +79,21 @@ display(Image("runs/quickstart/beta.png", width=700))
 
 # %%
 display(Image("runs/quickstart/grid.png", width=1000))
+
+# %% [markdown]
+# The same model, asked questions in the files of public benchmarks by their own rules. They are made of the playground's
+# held-out pictures, so the numbers say nothing of the real ones:
+
+# %%
+display(Markdown(pathlib.Path("runs/quickstart/benchmarks/card.md").read_text()))
+
+# %% [markdown]
+# The losses of the stages, and of which pictures and tasks each took its tokens. `runs/quickstart/report.html` has all of this
+# on one page.
+
+# %%
+display(Image("runs/quickstart/loss.png", width=1000))
+display(Image("runs/quickstart/seen.png", width=1000))
 
 # %% [markdown]
 # ## Ask it

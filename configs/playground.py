@@ -16,6 +16,9 @@ def get_config() -> ConfigDict:
     for name, steps in (("pretrain_real", 3000), ("continue_synthetic", 1000), ("finetune", 15000)):
         c.stage[name].steps = steps
         c.stage[name].save_every = 1000
+    c.stage.finetune.rate = 1e-2
+    c.stage.finetune.optimizer_settings.adam_learning_rate = 0.3
+    c.stage.finetune.repeats = {}
     c.stage.finetune.tasks.vqa = 2.0  # its many kinds, reading above all, are learnt last
     c.stage.evaluate.limit = None
     return c

@@ -55,6 +55,20 @@ class Source:
     # task -> relative weight of its turns; tasks not named have weight 1
     task_weights: Mapping[str, float] = field(default_factory=dict)
     features: Any = None  # FeatureCache: the encoders' view of each picture, in place of its pixels
+    # task -> how often an item that has it comes, where others come once
+    repeats: Mapping[str, int] = field(default_factory=dict)
+
+    @functools.cached_property
+    def epoch(self) -> Sequence[int]:
+        """Numbers of the eligible items, each as often as it comes."""
+        found = tasks_of(self.items)
+        if not self.repeats or (found is not None and found.isdisjoint(self.repeats)):
+            return self.eligible
+        times = np.ones(len(self.items), np.int64)
+        for count in sorted(set(self.repeats.values())):
+            often = {task for task, n in self.repeats.items() if n >= count}
+            times[mask_of(self.items, lambda item, often=often: not often.isdisjoint(item.tasks))] = count
+        return np.repeat(self.eligible, times[self.eligible])
 
     @functools.cached_property
     def eligible(self) -> Sequence[int]:
@@ -73,8 +87,8 @@ class Source:
         return np.linspace(0, count - 1, min(most, count)).astype(int)
 
     def name_of(self, number: int) -> str:
-        """What an eligible item is called: its data set, and its own id or number there."""
-        index = int(self.eligible[number])
+        """What an item of an epoch is called: its data set, and its own id or number there."""
+        index = int(self.epoch[number])
         return f"{self.name}/{getattr(self.items[index], 'id', '') or index}"
 
     def _wanted(self, item: Item | str) -> bool:
@@ -108,7 +122,7 @@ class Rows(grain.transforms.RandomMap):
         self._named: set[int] = set()  # bad items come again every epoch, their line in the log does not
 
     def random_map(self, number: int, rng: np.random.Generator) -> Row:
-        index = int(self.source.eligible[number])
+        index = int(self.source.epoch[number])
         item = self.source.items[index]
         try:
             return self.row(item, index, rng)

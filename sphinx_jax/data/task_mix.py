@@ -118,9 +118,9 @@ def _shuffled(
 ) -> Iterator[tuple[grain.MapDataset, Source]]:
     seeds = _seeds(seed, phases)
     for source in _usable(sources):
-        count, own = len(source.eligible), seeds[source.name]
+        count, own = len(source.epoch), seeds[source.name]
         if (block := getattr(source.items, "block", 1)) > 1:
-            whole = count == len(source.items)  # and the pieces of all are those of these
+            whole = count == len(source.eligible) == len(source.items)  # and the pieces of all are those of these
             order = Order(edges_of(source.items) if whole else even(count), own, block)
             yield grain.MapDataset.range(sys.maxsize).seed(own).map(_Near(order)), source
         else:

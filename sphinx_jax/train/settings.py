@@ -28,6 +28,8 @@ class TrainStage(Settings):
     split: Name = "train"  # of the data: with data.meta any list that is named there
     domains: Mapping[str, Positive] = dataclasses.field(default_factory=dict)  # domain (*: all) -> share; none: text
     tasks: Mapping[str, NonNegative] | None = None  # task -> weight, others 0; None: all alike
+    # task -> how often pictures with it come, where others come once: of what is rare, or learnt slowly
+    repeats: Mapping[Name, Count] = dataclasses.field(default_factory=dict)
     # data set of people's own list -> weight, others 0: of one domain, and of texts, among each other; None: the list's
     sets: Mapping[Name, NonNegative] | None = None
     batch: Count = 128  # pictures a step; pictures and texts where text_batch is auto

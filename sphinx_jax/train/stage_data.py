@@ -84,7 +84,7 @@ def with_steps(s: TrainStage, sources: Mapping[str, Sequence[Source]], every: bo
         return s
     counted = list(s.rows().items())
     epoch = max(
-        sum(len(source.eligible) for source in sources[kind]) / rows
+        sum(len(source.epoch) for source in sources[kind]) / rows
         for kind, rows in (counted if every and not s.pack_text else counted[:1])
     )
     warmup = round(s.warmup_epochs * epoch) if s.warmup_epochs else s.warmup
@@ -104,7 +104,8 @@ def sources_of(s: TrainStage, data: Data) -> dict[str, list[Source]]:
                 raise unknown("data set", name, known)
     if s.domains:
         weights = {} if s.tasks is None else dict.fromkeys(INSTRUCTIONS, 0.0) | dict(s.tasks)
-        for task in weights.keys() - INSTRUCTIONS.keys():  # people's own data may have tasks of their own
+        # people's own data may have tasks of their own
+        for task in (weights.keys() | s.repeats.keys()) - INSTRUCTIONS.keys():
             if not any(task in one.tasks for domain in s.domains for one, _ in counted(data.items(s.split, domain))):
                 raise unknown("task", task, INSTRUCTIONS)
         found["image"] = [
@@ -121,12 +122,14 @@ def sources_of(s: TrainStage, data: Data) -> dict[str, list[Source]]:
 
 def _of_domain(s: TrainStage, data: Data, domain: str, share: float, weights: Mapping[str, float]) -> list[Source]:
     """The data sets of one domain, whose shares sum to the domain's."""
-    sets = [dataclasses.replace(one, task_weights=weights) for one in data.sets(s.split, domain, s.sets)]
+    sets = [
+        dataclasses.replace(one, task_weights=weights, repeats=s.repeats) for one in data.sets(s.split, domain, s.sets)
+    ]
     if not any(len(one.eligible) for one in sets):
         tasks = sorted({task or "none" for one, _ in counted(data.items(s.split, domain)) for task in one.tasks})
         raise ConfigError(f"tasks: no picture of domain {domain!r} has one of them; its tasks are {some(tasks)}")
     if s.sets is None and not data.weighted(s.split):  # each item counts alike, of those that have one of the tasks
-        sets = [dataclasses.replace(one, weight=float(len(one.eligible))) for one in sets]
+        sets = [dataclasses.replace(one, weight=float(len(one.epoch))) for one in sets]
     kept = [one for one in sets if one.weight > 0 and len(one.eligible)]
     if not kept:
         raise ConfigError(f"sets: none of these data sets has pictures of domain {domain!r} with one of the tasks")
@@ -164,7 +167,7 @@ def held_out_sources(
         # a list may hold out some of the tasks that are trained
         tasks = None if s.tasks is None else {t: w for t, w in s.tasks.items() if t in held or t in INSTRUCTIONS}
         asked = dataclasses.replace(
-            s, split=s.held_out, domains=pictures, tasks=tasks, text_batch=s.text_batch if texts else 0
+            s, split=s.held_out, domains=pictures, tasks=tasks, repeats={}, text_batch=s.text_batch if texts else 0
         )
         found = sources_of(dataclasses.replace(asked, sets=None), data)
         if not data.config.playground:

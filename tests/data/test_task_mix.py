@@ -1,5 +1,6 @@
 """The stream: deterministic, resumable, the same for any number of workers and processes."""
 
+import collections
 import dataclasses
 import io
 import itertools
@@ -178,6 +179,22 @@ def test_a_bad_picture_is_skipped_from_cached_features_too(tmp_path):
     assert again.bad.keys() == {1, 2}, "kept with the features"
     items[0] = dataclasses.replace(items[0], image=good.getvalue() + b" ")
     assert pictures_hash(items) != json.loads((tmp_path / "features" / "complete.json").read_text())["pictures"]
+
+
+def test_items_of_a_task_that_is_repeated_come_so_often_in_an_epoch():
+    kinds = [("vqa",), ("vqa", "pose"), ("layout",), ("short_caption",), ("pose", "layout")] * 3
+    shown = [
+        Item(picture(n), tuple(("q", "a") for _ in tasks), tasks, domain="real", id=str(n))
+        for n, tasks in enumerate(kinds)
+    ]
+    wanted = dict.fromkeys(TASKS, 1.0) | {"short_caption": 0.0}
+    source = Source("real", shown, 1.0, wanted, repeats={"pose": 2, "layout": 3})
+    often = [{1: 2, 2: 3, 4: 3}.get(n % 5, 1) for n in range(15)]
+    assert len(source.eligible) == 12 and len(source.epoch) == 27
+    named = names([source], TOKENIZER, SHAPE, 0)
+    for epoch in range(2):
+        found = collections.Counter(named[epoch * 27 + i] for i in range(27))
+        assert found == {f"real/{n}": times for n, times in enumerate(often) if kinds[n] != ("short_caption",)}
 
 
 def test_a_source_without_any_wanted_task_is_an_error():

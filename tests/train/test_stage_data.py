@@ -15,7 +15,16 @@ from sphinx_jax.data.sources import Data, DataConfig
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.recipe.stages.evaluate import EvaluateStage, questions
 from sphinx_jax.train.settings import TrainStage, shapes
-from sphinx_jax.train.stage_data import check_usable, fitted, left_out, sources_of, whole, with_rows, with_steps
+from sphinx_jax.train.stage_data import (
+    check_usable,
+    fitted,
+    held_out_sources,
+    left_out,
+    sources_of,
+    whole,
+    with_rows,
+    with_steps,
+)
 
 TALK = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "This."}]
 STAGE = TrainStage(start="fresh", epochs=1.0, batch=10, length=200, domains={"*": 1.0})
@@ -220,6 +229,17 @@ def test_weights_of_a_stage_are_split_among_the_pictures_and_texts_of_a_data_set
                 {"file": "none", "pictures": 3},
             ),
         )
+
+
+def test_an_epoch_has_what_is_repeated_as_often_as_it_comes_and_what_is_held_out_once(tmp_path):
+    data = sets(tmp_path, {"file": "a", "pictures": 30, "task": "pose"}, {"file": "b", "pictures": 10, "task": "vqa"})
+    s = dataclasses.replace(STAGE, repeats={"pose": 2}, text_batch=0, evaluate_every=1, held_out="train")
+    found = sources_of(s, data)
+    assert with_steps(s, found).steps == 7 and shares(s, data) == {"a": 6 / 7, "b": 1 / 7}
+    held = held_out_sources("tune", s, data, shapes(tiny_config(), s), TOKENIZER)
+    assert [len(one.epoch) for one in held["image"]] == [40]
+    with pytest.raises(ConfigError, match="dance"):
+        sources_of(dataclasses.replace(s, repeats={"dance": 2}), data)
 
 
 def test_all_domains_and_one_of_them_are_held_out_once_each(tmp_path):
