@@ -79,9 +79,12 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+
+
 def start(recipe, workdir, count, *more, heartbeat=60):
-    port = free_port()
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    port, env = free_port(), environment()
     processes = []
     for i in range(count):
         flags = [
@@ -286,10 +289,7 @@ def test_a_model_that_lies_on_devices_of_two_processes_answers_as_on_one(tmp_pat
     config = tiny_config(decoder=DecoderConfig(dim=32, layers=2, heads=2, vocab_size=512, multiple_of=16))
     store.save(tmp_path / "tiny", born(config), config, words, {"made_by": "test"})
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), np.uint8)).save(tmp_path / "picture.png")
-    script, env = (
-        tmp_path / "answer.py",
-        os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-    )
+    script = tmp_path / "answer.py"
     script.write_text(ANSWERING)
     said = []
     for count in (1, 2):
@@ -298,7 +298,7 @@ def test_a_model_that_lies_on_devices_of_two_processes_answers_as_on_one(tmp_pat
             [sys.executable, script, str(port), str(count), str(index), tmp_path, file]
             for index, file in enumerate(files)
         ]
-        processes = [subprocess.Popen(command, env=env) for command in commands]
+        processes = [subprocess.Popen(command, env=environment()) for command in commands]
         assert [process.wait(timeout=300) for process in processes] == [0] * count
         said += [json.loads(file.read_text()) for file in files]
     assert said[0] == said[1] == said[2] and all(said[0][0])

@@ -51,16 +51,21 @@ def kinds_of(items: Sequence[Any]) -> tuple[Sequence[Item], np.ndarray] | None:
 
 
 def mask_of(items: Sequence[Any], wanted: Callable[[Any], bool]) -> np.ndarray:
-    """(N,) bool: which items are wanted, by what `kinds_of` tells; where it tells nothing each item is looked at."""
+    """(N,) bool: which items are wanted, as `values_of` finds out."""
+    return values_of(items, wanted, bool)
+
+
+def values_of(items: Sequence[Any], value: Callable[[Any], Any], dtype: type) -> np.ndarray:
+    """(N,) what `value` says of each item, by what `kinds_of` tells; where it tells nothing each item is looked at."""
     if isinstance(items, Joined):
-        return np.concatenate([np.zeros(0, bool), *(mask_of(part, wanted) for part in items.parts)])
+        return np.concatenate([np.zeros(0, dtype), *(values_of(part, value, dtype) for part in items.parts)])
     if (found := kinds_of(items)) is None:
-        return np.fromiter(map(wanted, items), bool, len(items))
+        return np.fromiter(map(value, items), dtype, len(items))
     examples, kinds = found
-    of_kind, mask = np.array([wanted(kind) for kind in examples], bool), np.empty(len(kinds), bool)
+    of_kind, values = np.array([value(kind) for kind in examples], dtype), np.empty(len(kinds), dtype)
     for begin in range(0, len(kinds), PIECE):  # indices are eight bytes
-        mask[begin : begin + PIECE] = of_kind[kinds[begin : begin + PIECE]]
-    return mask
+        values[begin : begin + PIECE] = of_kind[kinds[begin : begin + PIECE]]
+    return values
 
 
 def counted(items: Sequence[Any]) -> Iterator[tuple[Any, int]]:

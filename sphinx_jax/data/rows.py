@@ -13,7 +13,7 @@ import numpy as np
 
 from sphinx_jax.data.conversation import SYSTEM, BadItem, Encoded, Item, encode_conversation, pad
 from sphinx_jax.data.image import BadImage, load_image, padded_resize
-from sphinx_jax.data.joined import mask_of, tasks_of
+from sphinx_jax.data.joined import mask_of, tasks_of, values_of
 from sphinx_jax.data.tasks import DOMAINS, INSTRUCTIONS
 from sphinx_jax.data.tokenizer import Tokenizer
 
@@ -61,13 +61,9 @@ class Source:
     @functools.cached_property
     def epoch(self) -> Sequence[int]:
         """Numbers of the eligible items, each as often as it comes."""
-        found = tasks_of(self.items)
-        if not self.repeats or (found is not None and found.isdisjoint(self.repeats)):
-            return self.eligible
-        times = np.ones(len(self.items), np.int64)
-        for count in sorted(set(self.repeats.values())):
-            often = {task for task, n in self.repeats.items() if n >= count}
-            times[mask_of(self.items, lambda item, often=often: not often.isdisjoint(item.tasks))] = count
+        if not self.repeats or ((tasks := tasks_of(self.items)) is not None and tasks.isdisjoint(self.repeats)):
+            return self.eligible  # of many millions not one is looked at
+        times = values_of(self.items, self._times, int)
         return np.repeat(self.eligible, times[self.eligible])
 
     @functools.cached_property
@@ -90,6 +86,9 @@ class Source:
         """What an item of an epoch is called: its data set, and its own id or number there."""
         index = int(self.epoch[number])
         return f"{self.name}/{getattr(self.items[index], 'id', '') or index}"
+
+    def _times(self, item: Item) -> int:
+        return max((self.repeats.get(task, 1) for task in item.tasks), default=1)
 
     def _wanted(self, item: Item | str) -> bool:
         return (

@@ -90,13 +90,13 @@ class Guide:
 
     def __init__(self, guides: Guides, matcher: Any, boxes: bool):
         self._guides, self._matcher, self._boxes = guides, matcher, boxes
-        self.restart(())
+        self._text = b""
+        self._fits: list[int] | None = None  # the tokens that do, once they are asked for
 
     def restart(self, tokens: Sequence[int]) -> None:
         """Be where these tokens lead."""
         self._matcher.reset()
-        self._text = b""
-        self._fits: list[int] | None = None  # the tokens that do, once they are asked for
+        self._text, self._fits = b"", None
         for token in tokens:
             self.take(token)
 
