@@ -97,12 +97,21 @@ def _matched_f1(predictions: Sequence[Any], answers: Sequence[Any], fits: Callab
         return 1.0
     if not predictions or not answers:
         return 0.0
+    fitting = [[number for number, answer in enumerate(answers) if fits(p, answer)] for p in predictions]
+    if all(len(numbers) <= 1 for numbers in fitting):  # nothing to choose, and building a graph takes longest
+        matches = len({number for numbers in fitting for number in numbers})
+    else:
+        matches = _largest_matching(fitting, len(answers))
+    return 2 * matches / (len(predictions) + len(answers))
+
+
+def _largest_matching(fitting: Sequence[Sequence[int]], columns: int) -> int:
+    """How many rows can each have a column of its own among the numbers that fit it."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
-    pairs = csr_array([[fits(p, answer) for answer in answers] for p in predictions])
-    matches = int((maximum_bipartite_matching(pairs) >= 0).sum())
-    return 2 * matches / (len(predictions) + len(answers))
+    pairs = csr_array([[number in numbers for number in range(columns)] for numbers in fitting])
+    return int((maximum_bipartite_matching(pairs) >= 0).sum())
 
 
 def f1_boxes(predictions: Sequence[Box], answers: Sequence[Box], threshold: float = 0.5) -> float:
