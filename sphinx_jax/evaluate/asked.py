@@ -144,3 +144,15 @@ def ask(
             progressed.update()
     if rest := [question for group in unasked[TOLD:] for question in group]:
         _log.warning("so are %d more, question %s the last", len(rest), rest[-1].key)
+
+
+def ask_blind(engine: Engine, questions: Sequence[Question], word: Worded, answers: Said, bar: str = "") -> None:
+    """The same without pictures, where many questions are one: each request is answered once, for all who have it."""
+    alike: dict[Request, list[Question]] = {}
+    for question in questions:
+        alike.setdefault(word(question, None), []).append(question)
+    ask(engine, [first for first, *_ in alike.values()], word, None, answers, bar)
+    for first, *others in alike.values():
+        for question in others:
+            if question.key not in answers.texts and first.key in answers.texts:
+                answers.add(question.key, answers.texts[first.key])

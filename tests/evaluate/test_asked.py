@@ -4,6 +4,7 @@ import collections
 import io
 import json
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ from sphinx_jax.data.conversation import SYSTEM, Item
 from sphinx_jax.data.image import BadImage
 from sphinx_jax.evaluate import asked
 from sphinx_jax.evaluate.answers import FILE, OLD, Answers
-from sphinx_jax.evaluate.asked import TOLD, ask, own
+from sphinx_jax.evaluate.asked import TOLD, ask, ask_blind, own
 from sphinx_jax.evaluate.question import Question
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.recipe.stages.evaluate import EvaluateStage, check_room, questions, worded
@@ -54,6 +55,19 @@ def test_a_killed_evaluation_asks_nothing_twice(tmp_path, until):
     assert len(both) == len(set(both)) == len(asked)
     lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
     assert {line["key"]: line["prediction"] for line in lines} == found and len(lines) == len(asked)
+
+
+@pytest.mark.parametrize("until", [2, 99])
+def test_without_pictures_what_many_ask_is_answered_once_for_all(tmp_path, until):
+    asked = [replace(q, text=f"what is {n % 4}") for n, q in enumerate(held_out(6, turns=3))]
+    engine = Parrot(until)
+    if until < 4:  # killed with the first half, it goes on with the other
+        with pytest.raises(KeyboardInterrupt):
+            ask_blind(engine, asked, worded(HOW), Answers(tmp_path, ABOUT))
+    answers, going_on = Answers(tmp_path, ABOUT), Parrot(99)
+    ask_blind(going_on, asked, worded(HOW), answers)
+    assert all(q.text in answers.texts[q.key] for q in asked) and len(answers.texts) == len(asked)
+    assert len(engine.asked) + len(going_on.asked) == 4
 
 
 @pytest.mark.parametrize("lost", [0, 3, TOLD + 4])

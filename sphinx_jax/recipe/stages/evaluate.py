@@ -25,7 +25,7 @@ from sphinx_jax.data.sources import some
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.distributed import agree
 from sphinx_jax.evaluate.answers import Answers, put_together
-from sphinx_jax.evaluate.asked import Worded, ask, own, slots_for
+from sphinx_jax.evaluate.asked import Worded, ask, ask_blind, own, slots_for
 from sphinx_jax.evaluate.baseline import best_constant
 from sphinx_jax.evaluate.metrics import METRICS
 from sphinx_jax.evaluate.question import Question
@@ -120,7 +120,7 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     seen, blind = (Answers(folder / ANSWERS / which, about, process) for which in ("seen", "blind"))
     bars = ("", "") if run.quiet else ("answering", "answering blind")
     ask(engine, mine, worded(s), looking(run, s, engine, features), seen, bars[0])
-    ask(engine, [q for q in mine if q.key in seen.texts], worded(s), None, blind, bars[1])
+    ask_blind(engine, [q for q in mine if q.key in seen.texts], worded(s), blind, bars[1])
     put_together(f"answered {name}", seen, blind)
     constant = constants(run, s, asked)  # in all processes, which open data together
     none = process == 0 and not blind.texts
