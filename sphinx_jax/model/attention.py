@@ -6,6 +6,7 @@ holds the scores.  What a kernel does not do (masks that are data, float32), or 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal, NamedTuple
 
 import einops
@@ -22,6 +23,8 @@ MASKED = -1e30  # finite, so that a row that sees nothing gives numbers and not 
 LANES = 128  # width of a TPU's registers, to which the splash kernel's blocks keep
 SPLASH_BLOCK = 512  # longest, in positions
 KEY_BLOCK = 128  # positions whose scores a CPU holds at once
+# causal attention on a CPU: queries of a part, which meet no keys after it, and parts at most
+QUERY_PART, PARTS = 48, 4
 
 Implementation = Literal["xla", "cudnn"]  # of jax.nn.dot_product_attention
 
@@ -48,7 +51,7 @@ def attend(
         same = documents[:, None, :, None] == documents[:, None, None, :]
         mask = same if mask is None else mask & same
     if where == "cpu":
-        return _attend_matrices(q, k, v, causal, mask)
+        return _attend_before(q, k, v, mask) if causal else _attend_matrices(q, k, v, mask)
     kernel_has = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
     if where == "gpu" and kernel_has and has_cudnn_attention():
         return of_even_lengths(q, k, v, causal, mask, "cudnn")
@@ -230,16 +233,27 @@ def of_even_lengths(
     return out[:, :length]
 
 
-def _attend_matrices(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, mask: jax.Array | None) -> jax.Array:
+def _attend_before(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Causal attention, part by part of the queries: of two parts the first has half of the keys to meet."""
+    length, keys = q.shape[1], k.shape[1]
+    before = jnp.tril(jnp.ones((length, keys), bool))[None, None]
+    mask = before if mask is None else mask & before
+    parts = max(1, min(PARTS, length // QUERY_PART))
+    cuts = [length * part // parts for part in range(parts + 1)]
+    found = [
+        _attend_matrices(q[:, begin:end], k[:, :end], v[:, :end], mask[:, :, begin:end, :end])
+        for begin, end in itertools.pairwise(cuts)
+    ]
+    return jnp.concatenate(found, axis=1)
+
+
+def _attend_matrices(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
     """The same as plain matrix products, which XLA's CPU backend differentiates in two thirds of the time."""
     batch, length, heads, width = q.shape
     shared = heads // k.shape[2]
     q = einops.rearrange(q, "b t (k g) h -> (b k) (g t) h", g=shared)
     k, v = (einops.rearrange(x, "b s k h -> (b k) s h") for x in (k, v))
     scores = jnp.einsum("bth,bsh->bts", q * width**-0.5, k, preferred_element_type=jnp.float32)
-    if causal:
-        before = jnp.tril(jnp.ones((length, k.shape[1]), bool))[None, None]
-        mask = before if mask is None else mask & before
     if mask is not None:
         bias = jnp.where(mask, 0.0, MASKED)  # (B | 1, 1, T, S)
         bias = jnp.broadcast_to(bias, (batch, heads // shared, length, k.shape[1])).reshape(-1, 1, length, k.shape[1])

@@ -22,7 +22,7 @@ from sphinx_jax.sharding import constrain
 
 
 class Seen(NamedTuple):
-    """What a position sees: all before it, unless `mask` (B, 1, T, T) says what; then of its own document alone."""
+    """What a position sees: all before it, of these what `mask` (B, 1, T, T) shows, and of its own document alone."""
 
     mask: jax.Array | None = None
     documents: jax.Array | None = None  # (B, T) int32
@@ -57,7 +57,7 @@ class Attention(Maps):
         q, k, v = (checkpoint_name(y, "qkv") for y in (rotate(q, by), rotate(k, by), v))
         cache = None
         if held is None:
-            y = attend(q, k, v, causal=seen.mask is None, mask=seen.mask, documents=seen.documents)
+            y = attend(q, k, v, causal=True, mask=seen.mask, documents=seen.documents)
         else:
             start = held.positions[:, 0]
             start = start if held.groups is None else start - held.groups.held
