@@ -81,21 +81,21 @@ class Run:
 
         `parts` holds encoders and decoder: projections and tags are born here, as LoRA is where the start has none.
         """
-        model, plan, mesh = self.recipe.model, blueprint(self.recipe.model), mesh or self.mesh
+        model, mesh = self.recipe.model, mesh or self.mesh
         if start == "fresh":
-            leaves = plan.init(mesh, self.recipe.seed)
+            leaves = self._with_born({}, mesh)
             table = order_numbers(leaves["decoder/embedding"], self.tokenizer, self.recipe.seed)
             return leaves | {"decoder/embedding": table}
         folder = self.checkpoint(start)
         if start == "parts":
-            return plan.init(mesh, self.recipe.seed) | store.restore_parts(folder, mesh, model)
+            return self._with_born(store.restore_parts(folder, mesh, model), mesh)
         return self.read(folder, dtypes, quantize, mesh)
 
     def read(
         self, folder: Path, dtypes: Mapping[str, str] | None = None, quantize: str = "", mesh: Mesh | None = None
     ) -> Leaves:
         """The model that a checkpoint holds; LoRA is born where it has none.  Arguments as those of `leaves`."""
-        model, plan, mesh = self.recipe.model, blueprint(self.recipe.model), mesh or self.mesh
+        model, mesh = self.recipe.model, mesh or self.mesh
         lacks_lora = model.decoder.lora_rank and not store.read_config(folder).decoder.lora_rank
         decoder = dataclasses.replace(model.decoder, lora_rank=0) if lacks_lora else model.decoder
         stored = blueprint(dataclasses.replace(model, decoder=decoder))
@@ -105,7 +105,13 @@ class Run:
             leaves = restore_quantised(folder, mesh, stored, quantize, dtypes or {})
         else:
             leaves = store.restore(folder, mesh, stored, dtypes=dtypes)
+        return self._with_born(leaves, mesh)
+
+    def _with_born(self, leaves: Leaves, mesh: Mesh) -> Leaves:
+        """Leaves with those beside them that the model has more."""
+        plan = blueprint(self.recipe.model)
         born = plan.specs.keys() - leaves.keys()
+        # to compile the birth of all takes as long as to compile a step
         return leaves | plan.init(mesh, self.recipe.seed, only=born) if born else leaves
 
     def features(

@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -90,7 +90,7 @@ class Playground(tfds.core.GeneratorBasedBuilder):
                         "domain": example.domain,
                         "scene": example.scene,
                         "sources": list(example.sources),
-                        "turns": [asdict(turn) for turn in example.turns],
+                        "turns": [vars(turn) for turn in example.turns],
                         "labels": json.dumps(example.labels),
                     },
                 )

@@ -98,7 +98,12 @@ def apart(run: Run, models: Sequence[Leaves]) -> tuple[list[Leaves], Leaves]:
     """
     frozen = {path: x for path, x in models[0].items() if matches(path, FROZEN)}
     for other in models[1:]:
-        for path, x in frozen.items():
-            if not jnp.array_equal(x, other[path]):
+        for path, same in _equal(frozen, {path: other[path] for path in frozen}).items():
+            if not same:
                 raise store.BadCheckpoint(f"frozen leaf {path} differs between models; a mix needs the same encoders")
     return [{path: x for path, x in leaves.items() if path not in frozen} for leaves in models], frozen
+
+
+@jax.jit  # one program: one for each shape takes seconds to compile
+def _equal(some: Leaves, others: Leaves) -> dict[str, jax.Array]:
+    return {path: jnp.array_equal(x, others[path]) for path, x in some.items()}
