@@ -64,6 +64,8 @@ def get_config() -> ConfigDict:
             "synthetic": "continue_synthetic",
             "tasks": dict(CAPTIONS),
             "metric": "caption_loss",
+            "length": 112,
+            "pictures": 128,
         },
         "finetune": deepcopy(shared)
         | {
