@@ -141,7 +141,8 @@ class Engine:
       model: as `from_pretrained` gives it.
       slots: answers that are continued together, at most.
       queue: requests that may wait beside them.
-      pictures: as many at least have their keys and values kept for more questions (those with a grammar apart).
+      pictures: as many at least have their keys and values kept for more questions. Answers with a grammar have
+        copies of their own, of which each picture is read once all the same.
     """
 
     def __init__(self, model: Model, slots: int = SLOTS, queue: int = QUEUE, pictures: int = PICTURES):
@@ -157,6 +158,7 @@ class Engine:
         sizes = Sizes.of(slots, model.config.decoder.max_positions, pictures)
         made_of = model.config, model.leaves, self.pictures, self.stops, model.mesh, sizes
         self._batch, self._guided = self._batches = Batch(*made_of), Guided(*made_of)
+        self._batch.neighbour, self._guided.neighbour = self._guided, self._batch
         self._lock = threading.Lock()
 
     def submit(self, request: Request) -> Answer:

@@ -442,6 +442,22 @@ def test_a_picture_is_held_once_whoever_asks(seeing):
     assert engine._batch.beginnings.places == 1, "one row, one picture"
 
 
+def test_answers_with_a_grammar_and_without_read_a_picture_once(seeing, monkeypatch):
+    read, prefill = [], programs.prefill
+    one, shown = of_choices(["red star", "one", "no"]), [p for p in pictures(40) for _ in range(2)]
+    asked = [Request(f"what is {n}", p, 9, temperature=0.0, grammar=n % 2 * one) for n, p in enumerate(shown)]
+    expected = [said.tokens for r in asked for (said,) in Engine(seeing, slots=1).map([r])]
+    monkeypatch.setattr(programs, "prefill", lambda *a: read.append(a[3].copy()) or prefill(*a))
+    for requests in (asked, asked[::-1]):
+        engine = Engine(seeing, slots=2, pictures=1)
+        by_turns = [said.tokens for r in requests for (said,) in engine.map([r])]
+        assert sum((piece == -1).sum() for piece in read) == len(shown) // 2, "position 0 of each picture"
+        # what both hold, or only the other did, makes room and comes back
+        together = [said.tokens for (said,) in engine.map(requests * 2)]
+        assert by_turns == expected and together == expected * 2
+        expected, read[:] = expected[::-1], []
+
+
 def test_an_error_while_a_picture_is_read_is_told_to_all_who_wait_for_it(seeing, monkeypatch):
     engine, prefill = Engine(seeing, slots=2), programs.prefill
     picture, other, _ = pictures(40)
@@ -565,9 +581,9 @@ def test_what_was_long_does_not_hold_up_what_is_short(seeing):
     engine = Engine(seeing, slots=2)
     for picture in (None, pictures(40)[0]):
         engine.submit(Request("one two three " * 60, max_new_tokens=300)).wait()
-        assert engine._batch._cache.positions == 1024
+        assert engine._batch._slots.positions == 1024
         engine.submit(Request("no", picture, max_new_tokens=3)).wait()
-        assert engine._batch._cache.positions == 256
+        assert engine._batch._slots.positions == 256
     held = engine._batch.beginnings
     assert held._cache.positions == 1 + seeing.config.image_positions
 

@@ -10,7 +10,7 @@ import itertools
 import math
 import traceback
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -21,14 +21,14 @@ from sphinx_jax.generate.batching import programs
 from sphinx_jax.generate.batching.beginnings import Beginnings
 from sphinx_jax.generate.batching.jobs import Job, Reading, Slot, in_common
 from sphinx_jax.generate.batching.pictures import Pictures
-from sphinx_jax.generate.batching.programs import NOTHING, STEPS, Rows
+from sphinx_jax.generate.batching.programs import NOTHING, STEPS
 from sphinx_jax.generate.batching.sizes import Sizes
+from sphinx_jax.generate.batching.slots import SHARED, Slots
 from sphinx_jax.generate.batching.stops import Stops
 from sphinx_jax.model.blueprint import Leaves
-from sphinx_jax.model.cache import Cache, Common
+from sphinx_jax.model.cache import Common
 
 Beside = tuple[tuple[jax.Array, ...] | None, Common | None]  # pictures and beginnings of rows that are read
-SHARED = 16  # positions that two sequences must have in common for one to take them from the other
 SOON = 4  # steps between two looks where somebody reads along, and between two pieces of others' prompts
 BUSY = 8  # and where somebody waits for a slot
 
@@ -48,13 +48,13 @@ class Batch:
         self.stops, self.sizes = stops, sizes
         self.waiting: deque[Job] = deque()
         self.table = jax.numpy.asarray(stops.table(config.decoder.vocab_size))
+        self.neighbour: Batch | None = None  # with the same model: pictures that it has read are not read again
         self._ticks = itertools.count(1)
         self.forget()
 
     def forget(self) -> None:
         """Nothing is on its way, and nothing of what was."""
-        self._cache: Cache | None = None
-        self._slots: list[Slot] = []
+        self._slots = Slots(self.config, self.sizes)
         self._reading: Reading | None = None
         self._entering: list[Job] = []
         self.beginnings = Beginnings(self.config, self.sizes)
@@ -63,11 +63,6 @@ class Batch:
     def active(self) -> list[int]:
         """Slots whose sequence is being continued."""
         return [i for i, slot in enumerate(self._slots) if slot.sequence is not None and not self._is_read(i)]
-
-    @property
-    def _busy(self) -> set[str | None]:
-        """Names of the pictures that sequences in slots are about."""
-        return {slot.named for slot in self._slots if slot.sequence is not None}
 
     def _is_read(self, slot: int) -> bool:
         return self._reading is not None and slot in self._reading.slots
@@ -90,7 +85,8 @@ class Batch:
                     room -= positions
                 if self.active:
                     if not self.waiting and self._reading is None:
-                        self._shrink()
+                        self._slots.shrink()
+                        self.beginnings.shrink(len(self._slots), self._slots.named)
                     self._continue()
         except BaseException as error:
             running = [slot.sequence for slot in self._slots if slot.sequence is not None]
@@ -126,16 +122,15 @@ class Batch:
 
     def _admit(self) -> bool:
         """Give slots to the next that wait, and begin to read their prompts."""
-        free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
-        room = min(len(free) + self.sizes.rows[-1] - len(self._slots), len(self.waiting))
+        room = min(len(self._slots.free) + self.sizes.rows[-1] - len(self._slots), len(self.waiting))
         if not room:
             return False
         count = next(p for p in reversed(self.sizes.prompts) if p <= room)
         self._entering = [self.waiting[i] for i in range(count)]
         self._look(self._entering)
         if self.beginnings.lacks(self._entering[0]):
-            self._read_beginnings([s for s in self._entering if self.beginnings.lacks(s)])
-            return True
+            waiting = [s for s in self._entering if self.beginnings.lacks(s)]
+            return self._admit() if self._take_over_beginnings(waiting) else self._read_beginnings(waiting)
         self._entering = self._first_of_each([s for s in self._entering if not self.beginnings.lacks(s)])
         count = next(p for p in reversed(self.sizes.prompts) if p <= len(self._entering))
 
@@ -150,21 +145,19 @@ class Batch:
         chosen = self._entering = self._entering[:count]
         for sequence in chosen:
             self.waiting.remove(sequence)
-        larger = self._cache is not None and positions(count) < self._cache.positions
+        larger = positions(count) < self._slots.positions
         if larger and not self.active and all(source is None for _, source in sources):
-            self._cache, self._slots, free = None, [], []  # of what was longer, nothing goes on
+            self._slots.clear()  # of what was longer, nothing goes on
         self._make_room(count, positions(count))
         self.beginnings.use(chosen)
-        cache = self._cache
-        assert cache is not None
         ends = [len(sequence.ids) for sequence in chosen]
         reading = Reading(chosen, ends, [], [], programs.empty(self.config, count, positions(count)))
         for row, (sequence, (shared, source)) in enumerate(zip(chosen, sources, strict=True)):
             # the slot that has the most in common, if it is free; else the one that was left the longest ago
-            free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
+            free = self._slots.free
             slot = source if source in free else min(free, key=lambda i: self._slots[i].used)
             if source is not None:
-                reading.cache = programs.copy_row(reading.cache, cache, source, row)
+                reading.cache = programs.copy_row(reading.cache, self._slots.cache, source, row)
             state = self.stops.after(0, *sequence.tokens)
             # nothing can be taken from it until it is read: what it shares lies with those that are being read
             self._slots[slot] = Slot(sequence, [], sequence.named, sequence.held, next(self._ticks), state)
@@ -173,17 +166,32 @@ class Batch:
         self._reading, self._entering = reading, []
         return True
 
-    def _read_beginnings(self, waiting: Sequence[Job]) -> None:
-        """Begin to read what these sequences begin with, for some of their pictures."""
+    def _take_over_beginnings(self, waiting: Sequence[Job]) -> bool:
+        """Copy what some of these sequences begin with, where the other batch has it."""
+        if self.neighbour is None:
+            return False
+        firsts = self._place_for_beginnings(waiting)
+        busy, names = self._slots.named | {s.named for s in firsts}, [need(s.named) for s in firsts]
+        return self.beginnings.take_over(self.neighbour.beginnings, names, busy, len(self._slots))
+
+    def _place_for_beginnings(self, waiting: Sequence[Job]) -> list[Job]:
+        """One sequence for each of some of their pictures, for which there is a place then."""
         firsts = list({s.named: s for s in waiting}.values())
         positions = self.sizes.room(self.beginnings.positions)
         firsts = firsts[: max(p for p in self.sizes.together(positions) if p <= len(firsts))]
         # the slots that they are going to take, without which there may be no place for what is read
         self._make_room(len(firsts), max(s.need for s in firsts))
+        return firsts
+
+    def _read_beginnings(self, waiting: Sequence[Job]) -> bool:
+        """Begin to read what these sequences begin with, for some of their pictures."""
+        firsts = self._place_for_beginnings(waiting)
+        positions = self.sizes.room(self.beginnings.positions)
         jobs = [Job(s.text[:1], 0, self.stops, picture=s.picture, seen=s.seen, begins=True) for s in firsts]
         cache = programs.empty(self.config, len(jobs), positions)
         self._reading = Reading(jobs, [len(job.ids) for job in jobs], [], [0] * len(jobs), cache)
         self._entering = []
+        return True
 
     def _look(self, chosen: Sequence[Job]) -> None:
         """Positions for the pictures of these prompts, after BOS."""
@@ -206,37 +214,11 @@ class Batch:
         return [sequence for sequence, _ in now] if saved > self.sizes.overhead else list(chosen)
 
     def _best_source(self, sequence: Job) -> tuple[int, int | None]:
-        """How many positions of a sequence are there already, and which slot holds those beyond its beginning."""
-        shared, slot = max(
-            ((slot.shares(sequence), -i) for i, slot in enumerate(self._slots) if not self._is_read(i)),
-            default=(0, 0),
-        )
-        return (shared, -slot) if shared >= sequence.held + SHARED else (sequence.held, None)
+        return self._slots.best_source(sequence, self._reading.slots if self._reading else ())
 
     def _make_room(self, more: int, positions: int) -> None:
-        """Slots for so many more, with so many positions."""
-        busy = sum(slot.sequence is not None for slot in self._slots)
-        rows = next(size for size in self.sizes.rows if size >= busy + more)
-        positions = self.sizes.room(positions)
-        if self._cache is None:
-            self._cache = programs.empty(self.config, rows, positions)
-            self._slots = [Slot() for _ in range(rows)]
-            self.beginnings.shrink(rows, {s.named for s in self._entering})
-            return
-        # one size after the other: programs for all pairs would be many
-        for size in self.sizes.positions:
-            if self._cache.positions < size <= positions:
-                self._take(list(range(len(self._slots))), size)
-        for size in self.sizes.rows:
-            if len(self._slots) < size <= rows:
-                self._take([*range(len(self._slots)), *[0] * (size - len(self._slots))], self._cache.positions)
-
-    def _take(self, rows: list[int], positions: int) -> None:
-        """Lay the cache out anew: these rows; one that is named again is free."""
-        assert self._cache is not None
-        self._cache = programs.resized(self._cache, rows, positions)
-        first = {row: i for i, row in reversed(list(enumerate(rows)))}
-        self._slots = [self._slots[row] if first[row] == i else Slot() for i, row in enumerate(rows)]
+        if self._slots.make_room(more, positions):
+            self.beginnings.shrink(len(self._slots), {s.named for s in self._entering})
 
     def _read(self) -> tuple[int, bool]:
         """One piece of the prompts that are being read; those that are read take their slots.
@@ -245,7 +227,7 @@ class Batch:
         whether something has ended with them.
         """
         reading, size = self._reading, 0
-        assert reading is not None and self._cache is not None
+        assert reading is not None
         count, room = len(reading.sequences), reading.cache.positions
         if reading.left:
             size = self.sizes.piece(reading.left, count, room)
@@ -266,12 +248,12 @@ class Batch:
             return count * size, False
         self._reading = None
         if reading.beginnings:
-            busy = self._busy | {s.named for s in reading.sequences}
+            busy = self._slots.named | {s.named for s in reading.sequences}
             for row, sequence in enumerate(reading.sequences):
                 self.beginnings.put(need(sequence.named), reading.cache, row, busy, len(self._slots))
             return count * size, False
         for row, (number, sequence) in enumerate(zip(reading.slots, reading.sequences, strict=True)):
-            self._cache = programs.copy_row(self._cache, reading.cache, row, number)
+            self._slots.cache = programs.copy_row(self._slots.cache, reading.cache, row, number)
             slot = self._slots[number]
             slot.ids = sequence.ids[: reading.ends[row] - (row not in reading.begun)]
             if sequence.judged_from:
@@ -295,7 +277,7 @@ class Batch:
     def _choose(self, hidden: jax.Array, last: np.ndarray, slots: Sequence[int | None]) -> None:
         """The next token of the sequences in these slots, from what the last layer made of them at `last` (P,)."""
         going = [slot for slot in slots if slot is not None]
-        rows = self._rows([slot or 0 for slot in slots], going)
+        rows = self._slots.rows([slot or 0 for slot in slots], going)
         allowed = self.allowed([None if slot is None else self._slots[slot].sequence for slot in slots])
         inside = np.clip(last, 0, hidden.shape[1] - 1)
         rows, made = programs.begin(self.config, self.leaves, hidden, inside, rows, self.table, allowed)
@@ -349,10 +331,10 @@ class Batch:
         fewer = [size for size in self.sizes.rows if size < len(self._slots)]
         enough = len(active) // self.sizes.leaving if waiting else len(active) - max([0, *fewer])
         enough = max(1, enough)
-        assert self._cache is not None
-        arguments = (self._rows(range(len(self._slots)), active), self.table, np.int32(steps), np.int32(enough))
-        common = self.beginnings.common(self._slots, active)
-        self._cache, rows, *new = programs.decode(self.config, self.leaves, self._cache, *arguments, common)
+        arguments = (self._slots.rows(range(len(self._slots)), active), self.table, np.int32(steps), np.int32(enough))
+        common = self.beginnings.common(list(self._slots), active)
+        cache = self._slots.cache
+        self._slots.cache, rows, *new = programs.decode(self.config, self.leaves, cache, *arguments, common)
         states, made, chances = (np.asarray(x) for x in (rows.state, *new))
         for i, sequence in zip(active, sequences, strict=True):
             assert sequence is not None
@@ -365,16 +347,6 @@ class Batch:
             slot.used, slot.state = next(self._ticks), int(states[i])
             slot.settle()
 
-    def _shrink(self) -> None:
-        """Fewer rows where few go on, the longest unused go first."""
-        assert self._cache is not None
-        sizes = [size for size in self.sizes.rows if len(self.active) <= size < len(self._slots)]
-        for size in reversed(sizes):
-            free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
-            free.sort(key=lambda i: -self._slots[i].used)
-            self._take(sorted([*self.active, *free[: size - len(self.active)]]), self._cache.positions)
-        self.beginnings.shrink(len(self._slots), self._busy)
-
     def warm_going_on(self, rows: int, positions: int, beside: Iterable[Beside]) -> None:
         """Compile what continues so many rows."""
         few = np.int32(1)
@@ -382,21 +354,3 @@ class Batch:
             if seen is None:
                 cache, idle = programs.empty(self.config, rows, positions), programs.idle(rows)
                 programs.decode(self.config, self.leaves, cache, idle, self.table, few, few, common)
-
-    def _rows(self, slots: Sequence[int], going: Collection[int]) -> Rows:
-        """The rows of these slots, of which those `going` are to say something."""
-        rows = programs.idle(len(slots))
-        for i, number in enumerate(slots):
-            slot = self._slots[number]
-            rows.position[i] = len(slot.ids)
-            if number not in going or (s := slot.sequence) is None:
-                continue
-            ids = s.ids
-            rows.token[i], rows.position[i], rows.said[i] = ids[-1], len(ids) - 1, len(s.said)
-            rows.left_out[i] = s.seen.left_out if s.seen else 0
-            rows.left[i] = s.most - len(s.said)
-            rows.state[i] = slot.state
-            for of_all, value in zip(rows.rule, s.rule, strict=True):
-                of_all[i] = value
-            rows.key[i] = programs.key_of(s.seed)
-        return rows

@@ -46,6 +46,13 @@ class Beginnings:
         self._cache = programs.copy_row(self._cache, read, row, place)
         self._names[name] = place
 
+    def take_over(self, others: Beginnings, names: Sequence[str], busy: Collection[str | None], rows: int) -> bool:
+        """Hold a copy of what others hold under these names, as `put` does; whether there was any."""
+        there = [name for name in names if name in others._names]
+        for name in there:
+            self.put(name, need(others._cache), others._names[name], {*busy, *there}, rows)
+        return bool(there)
+
     def use(self, sequences: Sequence[Job]) -> None:
         for sequence in sequences:
             if sequence.held and sequence.named is not None:
@@ -83,7 +90,9 @@ class Beginnings:
         return Common(programs.empty(self.config, places, self.positions, COMMON_AXES), grouping([0] * rows, {}))
 
     def warm_up(self) -> None:
-        """Compile what moves beginnings."""
+        """Compile what moves beginnings, also from another batch's."""
+        for places, theirs in itertools.product(self.sizes.beginnings, repeat=2):
+            programs.copy_row(self.nobodys(places, 1).cache, self.nobodys(theirs, 1).cache, 0, 0)
         for places, more in itertools.zip_longest(self.sizes.beginnings, self.sizes.beginnings[1:]):
             held = self.nobodys(places, 1).cache
             if more:

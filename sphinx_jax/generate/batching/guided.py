@@ -38,9 +38,8 @@ class Guided(Batch):
 
     def _pass(self) -> None:
         """Read what was added to each sequence, and choose the next token of those that are read whole."""
-        active, cache = self.active, self._cache
-        assert cache is not None
-        count, room = len(self._slots), cache.positions
+        active = self.active
+        count, room = len(self._slots), self._slots.positions
         pending = {i: len(job.ids) - len(self._slots[i].ids) for i, job in zip(active, self._jobs(), strict=True)}
         sizes = _sizes(room)
         size = next((s for s in sizes if s >= max(pending.values())), sizes[-1])
@@ -54,8 +53,9 @@ class Guided(Batch):
                 slot.sequence.put(piece, i)
                 last[i] = len(slot.sequence.ids) - 1 - start[i]
         visual = self._visual([slot.sequence for slot in self._slots]) if (piece.tokens < 0).any() else None
-        common = self.beginnings.common(self._slots, active)
-        self._cache, hidden = programs.prefill(self.config, self.leaves, cache, *piece, visual, common)
+        common = self.beginnings.common(list(self._slots), active)
+        cache = self._slots.cache
+        self._slots.cache, hidden = programs.prefill(self.config, self.leaves, cache, *piece, visual, common)
         for i, job in zip(active, self._jobs(), strict=True):
             self._slots[i].ids = job.ids[: start[i] + size]
         self._choose(hidden, last, [i if i in pending and last[i] < size else None for i in range(count)])
