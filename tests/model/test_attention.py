@@ -1,4 +1,4 @@
-"""Attention to a cache, beside the softmax of all scores in float64."""
+"""Attention of a whole text and to a cache, beside the softmax of all scores in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sphinx_jax.generate.batching.beginnings import grouping
-from sphinx_jax.model.attention import KEY_BLOCK, attend_cached
+from sphinx_jax.model.attention import KEY_BLOCK, PARTS, QUERY_PART, attend, attend_cached
 
 
 def whole(q, keys, values, positions):
@@ -20,6 +20,41 @@ def whole(q, keys, values, positions):
         weights = np.exp(scores - scores.max())
         out[b, t, n] = weights @ values[b, k, :length] / weights.sum()
     return out
+
+
+@settings(max_examples=12)
+@given(
+    st.sampled_from([1, QUERY_PART, 2 * QUERY_PART - 1, 2 * QUERY_PART, 3 * QUERY_PART + 1, PARTS * QUERY_PART + 77]),
+    st.sampled_from(["alone", "mask", "documents", "both"]),
+)
+def test_a_position_sees_what_is_before_it_and_shown(length, kind):
+    """Whatever parts the queries are taken in; what comes later has no share in the gradient either."""
+    rng = np.random.default_rng(length)
+    shapes = (2, length, 4, 8), (2, length, 2, 8), (2, length, 2, 8)
+    q, k, v = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    mask = rng.random((2, 1, length, length)) < 0.5 if kind in ("mask", "both") else np.ones((2, 1, 1, length), bool)
+    mask[..., 0] = True
+    documents = np.zeros((2, length), np.int32)
+    if kind in ("documents", "both"):
+        documents = np.sort(rng.integers(0, 3, (2, length)), axis=1)
+        mask = mask | np.eye(length, dtype=bool)  # who sees nothing of his document has no answer
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    seen = np.tril(np.ones((length, length), bool)) & mask & same
+
+    expected = np.zeros(q.shape)
+    for b, t, n in np.ndindex(q.shape[:3]):
+        there = seen[b, 0, t]
+        scores = k[b, there, n // 2].astype(np.float64) @ q[b, t, n] / np.sqrt(8)
+        weights = np.exp(scores - scores.max())
+        expected[b, t, n] = weights @ v[b, there, n // 2] / weights.sum()
+    given = {"mask": jnp.asarray(mask)} | ({"documents": jnp.asarray(documents)} if kind != "mask" else {})
+    q, k, v = map(jnp.asarray, (q, k, v))
+    found = jax.jit(lambda *x: attend(*x, causal=True, **given))(q, k, v)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    middle = length // 2
+    of_early = jax.jit(jax.grad(lambda k, v: attend(q, k, v, causal=True, **given)[:, : middle + 1].sum(), (0, 1)))
+    for gradient in of_early(k, v):
+        assert np.isfinite(gradient).all() and not gradient[:, middle + 1 :].any()
 
 
 @settings(max_examples=30)
@@ -48,9 +83,9 @@ def test_a_row_does_not_depend_on_how_far_others_are():
     q, keys, values = (
         jnp.asarray(rng.normal(size=(2, *s)), jnp.float32) for s in ((1, 4, 8), (2, 1000, 8), (2, 1000, 8))
     )
-    attend = jax.jit(attend_cached)
-    near = attend(q, keys, values, jnp.array([[40], [41]]))
-    far = attend(q, keys, values, jnp.array([[40], [999]]))
+    cached = jax.jit(attend_cached)
+    near = cached(q, keys, values, jnp.array([[40], [41]]))
+    far = cached(q, keys, values, jnp.array([[40], [999]]))
     np.testing.assert_array_equal(near[0], far[0])
 
 
