@@ -148,9 +148,13 @@ def ask(
 
 def ask_blind(engine: Engine, questions: Sequence[Question], word: Worded, answers: Said, bar: str = "") -> None:
     """The same without pictures, where many questions are one: each request is answered once, for all who have it."""
-    alike: dict[Request, list[Question]] = {}
+    alike: dict[Any, list[Question]] = {}
     for question in questions:
-        alike.setdefault(word(question, None), []).append(question)
+        try:
+            same: Any = word(question, None)
+        except BadArgument:  # which is told where it is asked
+            same = question.key
+        alike.setdefault(same, []).append(question)
     ask(engine, [first for first, *_ in alike.values()], word, None, answers, bar)
     for first, *others in alike.values():
         for question in others:

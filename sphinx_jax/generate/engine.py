@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from reprlib import repr as short
 from typing import Any, Protocol
@@ -141,8 +142,8 @@ class Engine:
       model: as `from_pretrained` gives it.
       slots: answers that are continued together, at most.
       queue: requests that may wait beside them.
-      pictures: as many at least have their keys and values kept for more questions. Answers with a grammar have
-        copies of their own, of which each picture is read once all the same.
+      pictures: as many at least have their keys and values kept for more questions; as many again for answers
+        with a grammar, copied from those where they are there.
     """
 
     def __init__(self, model: Model, slots: int = SLOTS, queue: int = QUEUE, pictures: int = PICTURES):
@@ -158,7 +159,7 @@ class Engine:
         sizes = Sizes.of(slots, model.config.decoder.max_positions, pictures)
         made_of = model.config, model.leaves, self.pictures, self.stops, model.mesh, sizes
         self._batch, self._guided = self._batches = Batch(*made_of), Guided(*made_of)
-        self._batch.neighbour, self._guided.neighbour = self._guided, self._batch
+        self._batch.neighbour, self._guided.neighbour = weakref.ref(self._guided), weakref.ref(self._batch)
         self._lock = threading.Lock()
 
     def submit(self, request: Request) -> Answer:

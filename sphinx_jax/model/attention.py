@@ -23,7 +23,7 @@ MASKED = -1e30  # finite, so that a row that sees nothing gives numbers and not 
 LANES = 128  # width of a TPU's registers, to which the splash kernel's blocks keep
 SPLASH_BLOCK = 512  # longest, in positions
 KEY_BLOCK = 128  # positions whose scores a CPU holds at once
-# causal attention on a CPU: queries of a part, which meet no keys after it, and parts at most
+# causal attention on a CPU: queries of a part, which meet no keys after it, at least, and parts at most
 QUERY_PART, PARTS = 48, 4
 
 Implementation = Literal["xla", "cudnn"]  # of jax.nn.dot_product_attention
@@ -248,7 +248,7 @@ def _attend_before(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | N
 
 
 def _attend_matrices(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The same as plain matrix products, which XLA's CPU backend differentiates in two thirds of the time."""
+    """Attention as plain matrix products, which XLA's CPU backend differentiates in two thirds of the time."""
     batch, length, heads, width = q.shape
     shared = heads // k.shape[2]
     q = einops.rearrange(q, "b t (k g) h -> (b k) (g t) h", g=shared)

@@ -108,7 +108,7 @@ class Run:
         return self._with_born(leaves, mesh)
 
     def _with_born(self, leaves: Leaves, mesh: Mesh) -> Leaves:
-        """Leaves with those beside them that the model has more."""
+        """These leaves, and fresh ones where the model has more."""
         plan = blueprint(self.recipe.model)
         born = plan.specs.keys() - leaves.keys()
         # to compile the birth of all takes as long as to compile a step

@@ -136,19 +136,20 @@ def test_the_tpu_kernel_computes_what_the_matrices_do(length, heads, shared, wid
 
 
 @pytest.mark.parametrize(("length", "keys"), [(7, 7), (8, 8), (7, 10), (6, 9)])
-@pytest.mark.parametrize("kind", ["causal", "all", "mask", "mask of keys"])
+@pytest.mark.parametrize("kind", ["causal", "all", "mask", "mask of keys", "causal mask"])
 def test_lengths_made_even_change_nothing(length, keys, kind):
     random = np.random.default_rng(0)
-    keys = length if kind == "causal" else keys
+    causal = "causal" in kind
+    keys = length if causal else keys
     q, k, v = (jnp.asarray(random.normal(size=(2, n, 2, 8)), jnp.float32) for n in (length, keys, keys))
-    shapes = {"mask": (2, 1, length, keys), "mask of keys": (2, 1, 1, keys)}
+    shapes = dict.fromkeys(("mask", "causal mask"), (2, 1, length, keys)) | {"mask of keys": (2, 1, 1, keys)}
     mask = jnp.asarray(random.random(shapes[kind]) < 0.7).at[..., 0].set(True) if kind in shapes else None
 
     def by(attention):
         return jax.grad(lambda *x: jnp.sin(attention(*x)).sum(), argnums=(0, 1, 2))(q, k, v)
 
-    found = by(lambda *x: of_even_lengths(*x, kind == "causal", mask, "xla"))
-    expected = by(lambda *x: attend(*x, causal=kind == "causal", mask=mask))
+    found = by(lambda *x: of_even_lengths(*x, causal, mask, "xla"))
+    expected = by(lambda *x: attend(*x, causal=causal, mask=mask))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import threading
 import time
+import weakref
 
 import jax
 import numpy as np
@@ -444,18 +445,40 @@ def test_a_picture_is_held_once_whoever_asks(seeing):
 
 def test_answers_with_a_grammar_and_without_read_a_picture_once(seeing, monkeypatch):
     read, prefill = [], programs.prefill
-    one, shown = of_choices(["red star", "one", "no"]), [p for p in pictures(40) for _ in range(2)]
-    asked = [Request(f"what is {n}", p, 9, temperature=0.0, grammar=n % 2 * one) for n, p in enumerate(shown)]
-    expected = [said.tokens for r in asked for (said,) in Engine(seeing, slots=1).map([r])]
     monkeypatch.setattr(programs, "prefill", lambda *a: read.append(a[3].copy()) or prefill(*a))
-    for requests in (asked, asked[::-1]):
-        engine = Engine(seeing, slots=2, pictures=1)
-        by_turns = [said.tokens for r in requests for (said,) in engine.map([r])]
-        assert sum((piece == -1).sum() for piece in read) == len(shown) // 2, "position 0 of each picture"
-        # what both hold, or only the other did, makes room and comes back
-        together = [said.tokens for (said,) in engine.map(requests * 2)]
-        assert by_turns == expected and together == expected * 2
-        expected, read[:] = expected[::-1], []
+    choice, shown = of_choices(["red star", "one", "no"]), pictures(40)
+    engine = Engine(seeing, slots=2, pictures=1)
+    for n, picture in enumerate(shown):
+        for grammar in ("", choice)[:: 1 - 2 * (n % 2)]:  # either comes first
+            engine.submit(Request("what is it", picture, 9, grammar=grammar)).wait()
+    assert sum((piece == -1).sum() for piece in read) == len(shown), "position 0 of each picture"
+
+
+@pytest.mark.parametrize(("slots", "held"), [(2, 1), (4, 1), (4, 2), (16, 1)])
+def test_pictures_that_answers_with_a_grammar_and_without_share_come_and_go(seeing, slots, held):
+    """However many ask about whichever pictures: what one kind of answers has is no place for the other to rely on."""
+    grammars, shown = ("", of_choices(["red star", "one", "no"])), pictures(40)
+    every = [(i, g) for i in range(len(shown)) for g in range(2)]
+    asked = {(i, g): Request("what is it", shown[i], 5, temperature=0.0, grammar=grammars[g]) for i, g in every}
+    alone = {key: Engine(seeing, slots=1).submit(r).wait()[0].tokens for key, r in asked.items()}
+    engine, rng = Engine(seeing, slots=slots, pictures=held), np.random.default_rng(slots + held)
+    groups = [[(1, 1), (2, 1)], [(0, 0), (1, 0), (2, 0), (2, 0)]]  # the first of those who come is new, others are not
+    groups += [[every[n] for n in rng.integers(len(every), size=rng.integers(1, 7))] for _ in range(20)]
+    for group in groups:
+        answers = [said.tokens for (said,) in engine.map(asked[key] for key in group)]
+        assert answers == [alone[key] for key in group]
+
+
+def test_an_engine_that_is_let_go_leaves_nothing_behind(seeing):
+    engine = Engine(seeing, slots=1)
+    engine.submit(Request("what is it", pictures(40)[0], 2)).wait()
+    batches = [weakref.ref(engine._batch), weakref.ref(engine._guided)]
+    gc.disable()  # what the device holds does not wait for it
+    try:
+        del engine
+        assert [batch() for batch in batches] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_an_error_while_a_picture_is_read_is_told_to_all_who_wait_for_it(seeing, monkeypatch):

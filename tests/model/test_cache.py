@@ -82,7 +82,7 @@ def test_answers_in_8_bits_do_not_depend_on_others_and_are_near_the_whole_ones(t
     engine = Engine(model, slots=4)
     together = [said.tokens for (said,) in engine.map(asked)]
     assert together == [said.tokens for r in asked for (said,) in Engine(model, slots=1).map([r])]
-    sizes = {x.dtype for x in jax.tree.leaves((engine._batch._cache, engine._batch.beginnings._cache))}
+    sizes = {x.dtype for x in jax.tree.leaves((engine._batch._slots.cache, engine._batch.beginnings._cache))}
     assert sizes == {jnp.dtype(jnp.int8), jnp.dtype(jnp.float32)}
     prompts, ends, images = ["what is it", "no " * 30], [" a star", " and so on"], shown[1:]
     np.testing.assert_allclose(model.score(prompts, ends, images), whole.score(prompts, ends, images), atol=0.02)

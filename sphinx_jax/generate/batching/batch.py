@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -48,7 +49,8 @@ class Batch:
         self.stops, self.sizes = stops, sizes
         self.waiting: deque[Job] = deque()
         self.table = jax.numpy.asarray(stops.table(config.decoder.vocab_size))
-        self.neighbour: Batch | None = None  # with the same model: pictures that it has read are not read again
+        # with the same model: pictures that it has read are copied.  Weakly, or two that hold each other would stay
+        self.neighbour: weakref.ref[Batch] | None = None
         self._ticks = itertools.count(1)
         self.forget()
 
@@ -130,7 +132,9 @@ class Batch:
         self._look(self._entering)
         if self.beginnings.lacks(self._entering[0]):
             waiting = [s for s in self._entering if self.beginnings.lacks(s)]
-            return self._admit() if self._take_over_beginnings(waiting) else self._read_beginnings(waiting)
+            if not self._take_over_beginnings(waiting):
+                self._read_beginnings(waiting)
+                return True
         self._entering = self._first_of_each([s for s in self._entering if not self.beginnings.lacks(s)])
         count = next(p for p in reversed(self.sizes.prompts) if p <= len(self._entering))
 
@@ -167,12 +171,14 @@ class Batch:
         return True
 
     def _take_over_beginnings(self, waiting: Sequence[Job]) -> bool:
-        """Copy what some of these sequences begin with, where the other batch has it."""
-        if self.neighbour is None:
+        """Where the other batch has what the first of these sequences begins with, copy that, and others' with it."""
+        other = self.neighbour and self.neighbour()
+        if not other or other.beginnings.lacks(waiting[0]):
             return False
         firsts = self._place_for_beginnings(waiting)
-        busy, names = self._slots.named | {s.named for s in firsts}, [need(s.named) for s in firsts]
-        return self.beginnings.take_over(self.neighbour.beginnings, names, busy, len(self._slots))
+        busy = self._slots.named | {s.named for s in firsts}
+        self.beginnings.take_over(other.beginnings, [need(s.named) for s in firsts], busy, len(self._slots))
+        return True
 
     def _place_for_beginnings(self, waiting: Sequence[Job]) -> list[Job]:
         """One sequence for each of some of their pictures, for which there is a place then."""
@@ -183,7 +189,7 @@ class Batch:
         self._make_room(len(firsts), max(s.need for s in firsts))
         return firsts
 
-    def _read_beginnings(self, waiting: Sequence[Job]) -> bool:
+    def _read_beginnings(self, waiting: Sequence[Job]) -> None:
         """Begin to read what these sequences begin with, for some of their pictures."""
         firsts = self._place_for_beginnings(waiting)
         positions = self.sizes.room(self.beginnings.positions)
@@ -191,7 +197,6 @@ class Batch:
         cache = programs.empty(self.config, len(jobs), positions)
         self._reading = Reading(jobs, [len(job.ids) for job in jobs], [], [0] * len(jobs), cache)
         self._entering = []
-        return True
 
     def _look(self, chosen: Sequence[Job]) -> None:
         """Positions for the pictures of these prompts, after BOS."""
@@ -217,6 +222,7 @@ class Batch:
         return self._slots.best_source(sequence, self._reading.slots if self._reading else ())
 
     def _make_room(self, more: int, positions: int) -> None:
+        """Slots for so many more, with so many positions; to begin with, few may need few beginnings."""
         if self._slots.make_room(more, positions):
             self.beginnings.shrink(len(self._slots), {s.named for s in self._entering})
 

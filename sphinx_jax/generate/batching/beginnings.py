@@ -46,12 +46,11 @@ class Beginnings:
         self._cache = programs.copy_row(self._cache, read, row, place)
         self._names[name] = place
 
-    def take_over(self, others: Beginnings, names: Sequence[str], busy: Collection[str | None], rows: int) -> bool:
-        """Hold a copy of what others hold under these names, as `put` does; whether there was any."""
-        there = [name for name in names if name in others._names]
-        for name in there:
-            self.put(name, need(others._cache), others._names[name], {*busy, *there}, rows)
-        return bool(there)
+    def take_over(self, others: Beginnings, names: Sequence[str], busy: Collection[str | None], rows: int) -> None:
+        """Hold a copy of what others hold under these names, which are busy too, as `put` does."""
+        for name in names:
+            if name in others._names:
+                self.put(name, need(others._cache), others._names[name], busy, rows)
 
     def use(self, sequences: Sequence[Job]) -> None:
         for sequence in sequences:

@@ -60,8 +60,8 @@ class Slots:
         return {slot.named for slot in self._slots if slot.sequence is not None}
 
     def best_source(self, sequence: Job, but: Collection[int]) -> tuple[int, int | None]:
-        """How many positions of a sequence are there already, and which slot `but` these holds those beyond its
-        beginning."""
+        """How many positions of a sequence are there already, and which slot holds those beyond its beginning; `but`
+        cannot be taken from."""
         shared, slot = max(
             ((slot.shares(sequence), -number) for number, slot in enumerate(self._slots) if number not in but),
             default=(0, 0),
