@@ -132,9 +132,12 @@ class Batch:
         self._look(self._entering)
         if self.beginnings.lacks(self._entering[0]):
             waiting = [s for s in self._entering if self.beginnings.lacks(s)]
-            if not self._take_over_beginnings(waiting):
-                self._read_beginnings(waiting)
+            other = self.neighbour and self.neighbour()
+            there = [s for s in waiting if not other.beginnings.lacks(s)] if other else []
+            if not other or waiting[0] not in there:
+                self._read_beginnings([s for s in waiting if s not in there])
                 return True
+            self._take_over_beginnings(there, other.beginnings)
         self._entering = self._first_of_each([s for s in self._entering if not self.beginnings.lacks(s)])
         count = next(p for p in reversed(self.sizes.prompts) if p <= len(self._entering))
 
@@ -170,15 +173,11 @@ class Batch:
         self._reading, self._entering = reading, []
         return True
 
-    def _take_over_beginnings(self, waiting: Sequence[Job]) -> bool:
-        """Where the other batch has what the first of these sequences begins with, copy that, and others' with it."""
-        other = self.neighbour and self.neighbour()
-        if not other or other.beginnings.lacks(waiting[0]):
-            return False
+    def _take_over_beginnings(self, waiting: Sequence[Job], others: Beginnings) -> None:
+        """Copy what these sequences begin with from others, for some of their pictures, the first's among them."""
         firsts = self._place_for_beginnings(waiting)
         busy = self._slots.named | {s.named for s in firsts}
-        self.beginnings.take_over(other.beginnings, [need(s.named) for s in firsts], busy, len(self._slots))
-        return True
+        self.beginnings.take_over(others, [need(s.named) for s in firsts], busy, len(self._slots))
 
     def _place_for_beginnings(self, waiting: Sequence[Job]) -> list[Job]:
         """One sequence for each of some of their pictures, for which there is a place then."""

@@ -49,8 +49,7 @@ class Beginnings:
     def take_over(self, others: Beginnings, names: Sequence[str], busy: Collection[str | None], rows: int) -> None:
         """Hold a copy of what others hold under these names, which are busy too, as `put` does."""
         for name in names:
-            if name in others._names:
-                self.put(name, need(others._cache), others._names[name], busy, rows)
+            self.put(name, need(others._cache), others._names[name], busy, rows)
 
     def use(self, sequences: Sequence[Job]) -> None:
         for sequence in sequences:
