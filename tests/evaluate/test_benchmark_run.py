@@ -216,7 +216,7 @@ def test_the_stage_leaves_predictions_that_score_the_same(tmp_path, model, caplo
         "tokenizer": str(model),
         "data": str(data),
         "stages": ("benchmarks",),
-        "stage": {"benchmarks": {"kind": "benchmarks", "start": str(model), "batch": 8}},
+        "stage": {"benchmarks": {"kind": "benchmarks", "start": str(model), "batch": 2}},
     }
     runner.run(runner.parse(values), tmp_path / "run", quiet=True)
     folder = tmp_path / "run" / "benchmarks"
