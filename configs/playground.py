@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
         c.stage[name].steps = steps
         c.stage[name].save_every = 1000
     # as its report was made: the quickstart's own settings suit a fifteenth of the steps
+    del c.stage.mix.length, c.stage.mix.pictures
     c.stage.finetune.rate = 1e-2
     c.stage.finetune.optimizer_settings.adam_learning_rate = 0.3
     c.stage.finetune.repeats = {}
