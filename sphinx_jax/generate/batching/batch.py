@@ -145,7 +145,8 @@ class Batch:
             return self.sizes.room(max(s.need for s in self._entering[:count]))
 
         count = max(p for p in self.sizes.prompts if p <= count and p in self.sizes.together(positions(p)))
-        sources = [self._best_source(s) for s in self._entering[:count]]  # before one of them takes another's place
+        # before one of them takes another's place
+        sources = [self._slots.best_source(s) for s in self._entering[:count]]
         lefts = [len(s.ids) - held for s, (held, _) in zip(self._entering, sources, strict=False)]
         count = self.sizes.worth(lefts, positions(count))
         sources = sources[:count]
@@ -209,16 +210,13 @@ class Batch:
         now: list[tuple[Job, list[int]]] = []
         saved = 0
         for sequence in chosen:
-            held, before = self._best_source(sequence)[0], sequence.before
+            held, before = self._slots.best_source(sequence)[0], sequence.before
             shared = max((in_common(ids, s.named, before, sequence.named) for s, ids in now), default=0)
             if shared < max(sequence.held + SHARED, held + 1):
                 now.append((sequence, sequence.ids))
             else:
                 saved += shared - held
         return [sequence for sequence, _ in now] if saved > self.sizes.overhead else list(chosen)
-
-    def _best_source(self, sequence: Job) -> tuple[int, int | None]:
-        return self._slots.best_source(sequence, self._reading.slots if self._reading else ())
 
     def _make_room(self, more: int, positions: int) -> None:
         """Slots for so many more, with so many positions; to begin with, few may need few beginnings."""

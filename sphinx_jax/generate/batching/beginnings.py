@@ -89,8 +89,6 @@ class Beginnings:
 
     def warm_up(self) -> None:
         """Compile what moves beginnings, also from another batch's."""
-        for places, theirs in itertools.product(self.sizes.beginnings, repeat=2):
-            programs.copy_row(self.nobodys(places, 1).cache, self.nobodys(theirs, 1).cache, 0, 0)
         for places, more in itertools.zip_longest(self.sizes.beginnings, self.sizes.beginnings[1:]):
             held = self.nobodys(places, 1).cache
             if more:
@@ -99,6 +97,8 @@ class Beginnings:
             room = self.sizes.room(self.positions)
             for count in self.sizes.together(room):
                 held = programs.copy_row(held, programs.empty(self.config, count, room), 0, 0)
+            for theirs in self.sizes.beginnings:
+                held = programs.copy_row(held, self.nobodys(theirs, 1).cache, 0, 0)
 
 
 def grouping(held: Sequence[int], of: dict[int, int]) -> Grouping:

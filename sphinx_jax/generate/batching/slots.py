@@ -59,12 +59,13 @@ class Slots:
         """Names of the pictures that sequences in slots are about."""
         return {slot.named for slot in self._slots if slot.sequence is not None}
 
-    def best_source(self, sequence: Job, but: Collection[int]) -> tuple[int, int | None]:
-        """How many positions of a sequence are there already, and which slot holds those beyond its beginning; `but`
-        cannot be taken from."""
+    def best_source(self, sequence: Job) -> tuple[int, int | None]:
+        """How many positions of a sequence are there already, and which slot holds those beyond its beginning.
+
+        Not to be asked while prompts are read: their slots do not hold yet what they say.
+        """
         shared, slot = max(
-            ((slot.shares(sequence), -number) for number, slot in enumerate(self._slots) if number not in but),
-            default=(0, 0),
+            ((slot.shares(sequence), -number) for number, slot in enumerate(self._slots)), default=(0, 0)
         )
         return (shared, -slot) if shared >= sequence.held + SHARED else (sequence.held, None)
 
