@@ -59,13 +59,3 @@ def shortened(message: str, most: int = LONGEST) -> str:
     if not 0 < kept <= most // 2:  # what a message ends in tells more than its middle
         kept = most // 3
     return f"{line[: most - kept - 3].rstrip()} … {line[-kept:].lstrip()}"[:most]
-
-
-def with_huge_pages() -> None:
-    """Start again with glibc's heap in huge pages, unless the environment tunes glibc itself.
-
-    XLA's CPU backend takes its memory anew at every step; faulting it in by 4 KiB costs a small model half of its time.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

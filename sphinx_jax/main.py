@@ -28,7 +28,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
-from sphinx_jax.command import plain_errors, with_huge_pages
+from sphinx_jax import heap
+from sphinx_jax.command import plain_errors
 from sphinx_jax.paths import MIN_SECONDS, PROGRAMS, as_path
 from sphinx_jax.recipe.find import find, folders
 from sphinx_jax.usage import ASKS, page
@@ -159,11 +160,11 @@ def _parsed(argv: list[str]) -> list[str]:
 
 
 def entry() -> None:
+    heap.keep()
     logging.set_verbosity(logging.WARNING)
     with plain_errors(flags.Error, stopped="stopped; the same command goes on from the last checkpoint"):
         app.run(main, flags_parser=parse)
 
 
 if __name__ == "__main__":
-    with_huge_pages()
     entry()

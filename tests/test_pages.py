@@ -216,7 +216,6 @@ def check_arguments(source, words, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parsed)
     monkeypatch.setattr("sys.argv", [str(source), *words])
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")  # set, so that no process starts itself again
     try:
         runpy.run_path(str(source), run_name="__main__")
     except Parsed as end:

@@ -47,7 +47,8 @@ from typing import Any
 
 from absl import flags
 
-from sphinx_jax.command import plain_errors, with_huge_pages
+from sphinx_jax import heap
+from sphinx_jax.command import plain_errors
 from sphinx_jax.measure.peers import mix
 
 ROOT = Path(__file__).parents[1]
@@ -217,7 +218,7 @@ if __name__ == "__main__":
     with plain_errors(flags.Error):
         args = arguments()
         if args.kind != "mix":  # whose command runs without
-            with_huge_pages()
+            heap.keep()
         work = {
             "mix": compare_mix,
             "train": compare_train,

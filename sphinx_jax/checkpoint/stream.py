@@ -11,14 +11,12 @@ several processes may write to one folder, each its own leaves or chunks.
 from __future__ import annotations
 
 import collections
-import ctypes
 import itertools
 import json
 import math
 import operator
 import os
 import re
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import EllipsisType
@@ -27,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
+from sphinx_jax import heap
 from sphinx_jax.checkpoint import orbax_files, store
 from sphinx_jax.checkpoint.casting import Cast, place_of
 from sphinx_jax.checkpoint.store import CHUNK_BYTES, BadCheckpoint
@@ -37,7 +36,6 @@ from sphinx_jax.paths import located
 
 UNFINISHED = "unfinished.json"
 IN_FLIGHT_BYTES = 16 * 2**20  # of chunks being written; they take about twice as much memory
-M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # of glibc's malloc.h
 ROW_BYTES = 2**20  # rows from this size on are chunks of their own
 
 Index = int | slice | EllipsisType | tuple[int | slice, ...]
@@ -343,7 +341,7 @@ def _relative(inside: Box, box: Box) -> Box:
 
 def _context() -> ts.Context:
     """No cache but for the database's index, and few files at a time: memory stays with the chunks in use."""
-    _share_one_heap()
+    heap.give_back()
     return ts.Context(
         {
             "cache_pool": {"total_bytes_limit": 0},
@@ -351,18 +349,6 @@ def _context() -> ts.Context:
             "file_io_concurrency": {"limit": 4},
         }
     )
-
-
-def _share_one_heap() -> None:
-    """Keeps glibc from giving each of tensorstore's threads a heap, each as large as its largest chunks ever were.
-
-    For the whole process.  Mixing two checkpoints then peaks at two thirds of the memory, at the same speed.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        if mallopt is not None:
-            mallopt(M_ARENA_MAX, 1)
-            mallopt(M_MMAP_THRESHOLD, 2**20)  # fixed, so that chunks go back to the system when they are freed
 
 
 def _wait(future: ts.Future, failed: str) -> Any:

@@ -23,8 +23,9 @@ MASKED = -1e30  # finite, so that a row that sees nothing gives numbers and not 
 LANES = 128  # width of a TPU's registers, to which the splash kernel's blocks keep
 SPLASH_BLOCK = 512  # longest, in positions
 KEY_BLOCK = 128  # positions whose scores a CPU holds at once
-# causal attention on a CPU: queries of a part, which meet no keys after it, at least, and parts at most
-QUERY_PART, PARTS = 48, 4
+# attention on a CPU: parts at most; queries of a part, which meet no keys after it, at least, and from which length on
+# rows are taken in parts where all keys are met
+PARTS, QUERY_PART, LONG = 4, 48, 128
 
 Implementation = Literal["xla", "cudnn"]  # of jax.nn.dot_product_attention
 
@@ -51,7 +52,7 @@ def attend(
         same = documents[:, None, :, None] == documents[:, None, None, :]
         mask = same if mask is None else mask & same
     if where == "cpu":
-        return _attend_before(q, k, v, mask) if causal else _attend_matrices(q, k, v, mask)
+        return _attend_before(q, k, v, mask) if causal else _attend_by_rows(q, k, v, mask)
     kernel_has = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
     if where == "gpu" and kernel_has and has_cudnn_attention():
         return of_even_lengths(q, k, v, causal, mask, "cudnn")
@@ -245,6 +246,23 @@ def _attend_before(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | N
         for begin, end in itertools.pairwise(cuts)
     ]
     return jnp.concatenate(found, axis=1)
+
+
+def _attend_by_rows(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Attention of a share of the rows at a time.
+
+    XLA's CPU backend gives all products of a batch that have few queries to one thread, but carries out several such
+    at once; and the scores of a share stay in its caches.
+    """
+    batch, mesh = len(q), jax.sharding.get_abstract_mesh()
+    parts = min(PARTS, batch) if q.shape[1] >= LONG and (mesh.empty or mesh.size == 1) else 1
+    cuts = [batch * part // parts for part in range(parts + 1)]
+    whole = None if mask is None else jnp.broadcast_to(mask, (batch, *mask.shape[1:]))
+    found = [
+        _attend_matrices(q[begin:end], k[begin:end], v[begin:end], None if whole is None else whole[begin:end])
+        for begin, end in itertools.pairwise(cuts)
+    ]
+    return jnp.concatenate(found)
 
 
 def _attend_matrices(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
