@@ -143,6 +143,8 @@ def compare_train(args: argparse.Namespace) -> Iterator[str]:
     from sphinx_jax.measure.peers import encoders, sides, train
 
     yield sides.HEADER
+    for pair in sides.pairs(train.product, args.rounds):
+        yield pair.line()
     if args.what != "encoders":
         config = {"dim": args.dim, "layers": args.layers, "heads": args.dim // 64}
         for pair in sides.pairs(train.decoder, args.rounds, config, args.batch, args.length):

@@ -29,7 +29,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 COCO_KEYPOINTS = (
     "nose",
@@ -90,6 +91,9 @@ class Point:
     x: float
     y: float
 
+    def __repr__(self) -> str:
+        return _shown(self)
+
 
 @dataclass(frozen=True)
 class Box:
@@ -110,6 +114,9 @@ class Box:
         if not (self.x1 <= self.x2 and self.y1 <= self.y2):
             corners = (self.x1, self.y1, self.x2, self.y2)
             raise GrammarError(f"box {corners}: give x1 <= x2 and y1 <= y2")
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
     @property
     def area(self) -> float:
@@ -149,6 +156,13 @@ class Pose:
     def __post_init__(self) -> None:
         if len(self.points) != len(COCO_KEYPOINTS):
             raise GrammarError(f"pose of {len(self.points)} points: give all {len(COCO_KEYPOINTS)} COCO keypoints")
+
+
+def _shown(place: Any) -> str:
+    """A place as one reads it: four decimals of each number, and nothing of what is not known."""
+    known = {f.name: value for f in fields(place) if (value := getattr(place, f.name)) is not None}
+    numbers = {name: round(value, 4) if isinstance(value, float) else value for name, value in known.items()}
+    return f"{type(place).__name__}({', '.join(f'{name}={value!r}' for name, value in numbers.items())})"
 
 
 def _number(value: float) -> str:

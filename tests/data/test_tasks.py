@@ -372,3 +372,11 @@ def test_the_skeleton_is_of_the_keypoints():
     assert len(COCO_KEYPOINTS) == len(set(COCO_KEYPOINTS)) == 17
     assert len({frozenset(edge) for edge in COCO_SKELETON}) == 19
     assert {i for edge in COCO_SKELETON for i in edge} == set(range(17))
+
+
+def test_a_place_is_printed_as_one_reads_it():
+    box = Box(1 / 3, 12.5, 4032.123456, 20, confidence=0.98765432, expected=Box(0.0, 0.25, 0.5, 1.0))
+    expected = "Box(x1=0.0, y1=0.25, x2=0.5, y2=1.0)"
+    assert repr(box) == f"Box(x1=0.3333, y1=12.5, x2=4032.1235, y2=20, confidence=0.9877, expected={expected})"
+    assert eval(expected) == Box(0, 0.25, 0.5, 1)
+    assert repr(Point(2 / 3, 1.0)) == "Point(x=0.6667, y=1.0)"

@@ -16,6 +16,11 @@ pytestmark = pytest.mark.peers
 SMALL = {"dim": 64, "layers": 2, "heads": 2, "kv_heads": 1, "vocab_size": 96, "multiple_of": 32}
 
 
+def test_what_bounds_the_rest_is_timed_on_both_sides():
+    (pair,) = sides.pairs(train.product, 2, 500)
+    assert pair.name == "a product of 0.2 GFLOP" and min(pair.ours + pair.theirs) > 0
+
+
 @pytest.mark.slow
 def test_both_sides_agree_before_they_are_timed(monkeypatch):
     pairs = list(sides.pairs(train.decoder, 2, SMALL, 2, 16))

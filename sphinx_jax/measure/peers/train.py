@@ -27,6 +27,7 @@ from sphinx_jax.train.optimizer import make_optimizer
 from sphinx_jax.train.step import TrainState, token_losses, update
 
 GRADIENT, STEP = "forward + backward", "whole step, AdamW"
+PRODUCT = 2048  # rows, columns and depth of it
 
 
 class Torch:
@@ -57,6 +58,26 @@ class Torch:
     def wait(self) -> None:
         if self.gpu:
             self.module.cuda.synchronize()
+
+
+def product(side: str, size: int = PRODUCT) -> Iterator[Work]:
+    """One product of square matrices, whose rate bounds that of all other work."""
+    name = f"a product of {2e-9 * size**3:.1f} GFLOP"
+    matrix = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
+    if side == OURS:
+        placed = jnp.asarray(matrix, jnp.bfloat16 if platform() == "gpu" else jnp.float32)
+        multiply = jax.jit(jnp.matmul)
+        yield Work(name, lambda: jax.block_until_ready(multiply(placed, placed)))
+        return
+    peer = Torch()
+    given = peer.module.from_numpy(matrix).to(peer.device, getattr(peer.module, peer.dtype))
+
+    def their_product() -> Any:
+        found = given @ given
+        peer.wait()
+        return found
+
+    yield Work(name, their_product)
 
 
 def decoder(side: str, config: dict[str, Any], batch: int, length: int) -> Iterator[Work]:
