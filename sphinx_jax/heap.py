@@ -14,7 +14,7 @@ def keep() -> None:
     """Memory that is freed stays with the process, in pieces of up to a gibibyte, to be had again.
 
     For the whole process. XLA's CPU backend asks for the memory of a step anew at every step: from the system it comes
-    page by page, which costs a small model a fifth of its time.
+    page by page, which costs a small model a quarter of its time.
     """
     _set(KEPT)
 

@@ -255,6 +255,7 @@ def _attend_by_rows(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | 
     at once; and the scores of a share stay in its caches.
     """
     batch, mesh = len(q), jax.sharding.get_abstract_mesh()
+    # on a mesh a share of the rows would have to be moved
     parts = min(PARTS, batch) if q.shape[1] >= LONG and (mesh.empty or mesh.size == 1) else 1
     cuts = [batch * part // parts for part in range(parts + 1)]
     whole = None if mask is None else jnp.broadcast_to(mask, (batch, *mask.shape[1:]))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sphinx_jax.generate.batching.beginnings import grouping
-from sphinx_jax.model.attention import KEY_BLOCK, PARTS, QUERY_PART, attend, attend_cached
+from sphinx_jax.model.attention import KEY_BLOCK, LONG, PARTS, QUERY_PART, attend, attend_cached
 
 
 def whole(q, keys, values, positions):
@@ -54,6 +54,23 @@ def test_a_position_sees_what_is_before_it_and_shown(length, kind):
     of_early = jax.jit(jax.grad(lambda k, v: attend(q, k, v, causal=True, **shown)[:, : middle + 1].sum(), (0, 1)))
     for gradient in of_early(k, v):
         assert np.isfinite(gradient).all() and not gradient[:, middle + 1 :].any()
+
+
+@pytest.mark.parametrize("masked", [None, "all alike", "each its own"])
+@pytest.mark.parametrize("rows", [1, PARTS - 1, PARTS + 1])
+def test_a_position_sees_all_others_of_its_row(rows, masked):
+    """Whatever rows are taken together, also where a row's keys are not as many as its queries."""
+    rng = np.random.default_rng(rows)
+    q, k, v = (rng.normal(size=(rows, n, heads, 8)).astype(np.float32) for n, heads in ((LONG, 4), (20, 2), (20, 2)))
+    mask = np.ones((1, 1, LONG, 20), bool)
+    if masked:
+        mask = rng.random((1 if masked == "all alike" else rows, 1, LONG, 20)) < 0.5
+        mask[..., 3] = True
+    scores = np.einsum("btnh,bsnh->bnts", q, k.repeat(2, axis=2), dtype=np.float64) / np.sqrt(8)
+    weights = np.where(mask, np.exp(scores), 0)
+    expected = np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v.repeat(2, axis=2))
+    found = jax.jit(lambda *x: attend(*x, mask=jnp.asarray(mask) if masked else None))(q, k, v)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 @settings(max_examples=30)
