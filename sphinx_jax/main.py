@@ -160,7 +160,7 @@ def _parsed(argv: list[str]) -> list[str]:
 
 
 def entry() -> None:
-    heap.keep()
+    heap.keep_on_cpu()
     logging.set_verbosity(logging.WARNING)
     with plain_errors(flags.Error, stopped="stopped; the same command goes on from the last checkpoint"):
         app.run(main, flags_parser=parse)

@@ -220,7 +220,7 @@ if __name__ == "__main__":
     with plain_errors(flags.Error):
         args = arguments()
         if args.kind != "mix":  # whose command runs without
-            heap.keep()
+            heap.keep_on_cpu()
         work = {
             "mix": compare_mix,
             "train": compare_train,

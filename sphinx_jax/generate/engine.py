@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
-from sphinx_jax import heap
 from sphinx_jax.config import ModelConfig
 from sphinx_jax.data.answer_grammar import LONGEST
 from sphinx_jax.data.conversation import STOP
@@ -34,7 +33,6 @@ from sphinx_jax.generate.batching.warming import keep_programs, warm_up
 from sphinx_jax.generate.request import Request, Said, check_request
 from sphinx_jax.model.blueprint import Leaves
 from sphinx_jax.progress import progress
-from sphinx_jax.sharding import platform
 
 SLOTS = 16
 PICTURES = 2
@@ -154,8 +152,6 @@ class Engine:
         for name, count in (("slots", slots), ("queue", queue), ("pictures", pictures)):
             if not isinstance(count, int) or count < 1:
                 raise arguments.BadArgument(f"{name} must be an integer of at least 1, not {count!r}")
-        if platform() == "cpu":
-            heap.keep()
         self.config, self.mesh, self.tokenizer = model.config, model.mesh, model.tokenizer
         self.slots, self.queue = slots, queue
         self.stops = Stops(self.tokenizer, [STOP])

@@ -257,13 +257,11 @@ def _attend_by_rows(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | 
     batch, mesh = len(q), jax.sharding.get_abstract_mesh()
     # on a mesh a share of the rows would have to be moved
     parts = min(PARTS, batch) if q.shape[1] >= LONG and (mesh.empty or mesh.size == 1) else 1
-    cuts = [batch * part // parts for part in range(parts + 1)]
-    whole = None if mask is None else jnp.broadcast_to(mask, (batch, *mask.shape[1:]))
-    found = [
-        _attend_matrices(q[begin:end], k[begin:end], v[begin:end], None if whole is None else whole[begin:end])
-        for begin, end in itertools.pairwise(cuts)
-    ]
-    return jnp.concatenate(found)
+    masks: list[jax.Array | None] = [None] * parts
+    if mask is not None:
+        masks[:] = jnp.array_split(jnp.broadcast_to(mask, (batch, *mask.shape[1:])), parts)
+    shares = zip(*(jnp.array_split(x, parts) for x in (q, k, v)), masks, strict=True)
+    return jnp.concatenate([_attend_matrices(*share) for share in shares])
 
 
 def _attend_matrices(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from sphinx_jax import heap
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError, from_dict, unknown
 from sphinx_jax.disk import DiskFull, is_full, told_when_full
@@ -154,6 +155,7 @@ def _carry_out(this: Run, only: str | None) -> None:
             if not this.quiet:
                 print(f"{name} and what follows is for one process: run the same command there")
             break
+        heap.keep_on_cpu()  # a stage that reads checkpoints chunk by chunk undoes it
         STAGE_KINDS[kind].function(this, name, recipe.settings[name])
         if name in recipe.stages and jax.process_index() == 0:
             _mark(this, name, time.time() - started)

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sphinx_jax import heap
 from sphinx_jax.checkpoint import store
 from sphinx_jax.command import Stopped
 from sphinx_jax.config import ModelConfig
@@ -26,7 +25,7 @@ from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.distributed import gather
 from sphinx_jax.progress import compiling
-from sphinx_jax.sharding import platform, row_sharding, row_share
+from sphinx_jax.sharding import row_sharding, row_share
 from sphinx_jax.train.checkpoints import Checkpoints
 from sphinx_jax.train.history import History
 from sphinx_jax.train.preemption import Preemption
@@ -119,8 +118,6 @@ def run(job: TrainJob) -> TrainState:
       Stopped: on SIGTERM and Ctrl-C, after a checkpoint of the step at hand.
       DiskFull: a checkpoint could not be written; those before it are whole.
     """
-    if platform() == "cpu":
-        heap.keep()  # which reading a checkpoint chunk by chunk undoes
     folder, name, settings, profile = job.folder, job.name, job.settings, job.profile
     checkpoints = Checkpoints(folder / "checkpoints", settings.keep, job.config, job.tokenizer, job.recipe)
     leader = jax.process_index() == 0

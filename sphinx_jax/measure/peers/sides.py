@@ -132,7 +132,7 @@ def pairs(make: Callable[..., Iterator[Work]], rounds: int, *given: Any) -> Iter
 
 def serve() -> None:
     """What a `Side` runs."""
-    heap.keep()  # PyTorch takes a step's memory anew as XLA does
+    heap.keep_on_cpu()  # PyTorch takes a step's memory anew as XLA does
     module, make, side, given = sys.argv[1:]
     answers, made = os.fdopen(os.dup(1), "w"), None
     os.dup2(2, 1)  # what a library prints is no answer
