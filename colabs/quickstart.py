@@ -98,7 +98,8 @@ display(Image("runs/quickstart/seen.png", width=1000))
 # %% [markdown]
 # ## Ask it
 #
-# A picture that no stage was trained on. The answer about a place is a value, in pixels, with a confidence.
+# Pictures that no stage was trained on, several questions about each. Half to two thirds of the answers are right to the
+# letter: it is a model of two minutes' reading and five minutes' looking.
 
 # %%
 import io
@@ -110,11 +111,19 @@ from sphinx_jax.data.playground import make_picture
 from sphinx_jax.report.drawing import with_places
 
 model = sphinx_jax.from_pretrained("runs/quickstart")
-example = make_picture(0, "test", "real", 7)
-picture = PIL.Image.open(io.BytesIO(example.image))
-asked = [turn for turn in example.turns if turn.task in ("vqa", "rec", "short_caption")][:4]
-for turn, said in zip(asked, model.respond_many(picture, [turn.question for turn in asked]), strict=True):
-    print(f"{turn.question.splitlines()[0]}\n   expected: {turn.answer}\n   said:     {said}")
+right, count = 0, 0
+for number in range(8):
+    example = make_picture(0, "test", "real", number)
+    picture = PIL.Image.open(io.BytesIO(example.image))
+    asked = [turn for turn in example.turns if turn.task in ("vqa", "short_caption")][:3]
+    for turn, said in zip(asked, model.respond_many(picture, [turn.question for turn in asked]), strict=True):
+        right, count = right + (said == turn.answer), count + 1
+        wanted = "" if said == turn.answer else f"   expected: {turn.answer}"
+        print(f"{number} {turn.question.splitlines()[0]:60} {said}{wanted}")
+print(f"{right} of {count} to the letter")
+
+# %% [markdown]
+# The answer about a place is a value, in pixels, with a confidence.
 
 # %%
 boxes = model.detect(picture, "objects")

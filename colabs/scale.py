@@ -53,9 +53,25 @@ smoke = "--smoke" if SCALE < 1 else ""  # at nano size
 # !python tools/compile_ahead.py --config configs/sphinx_tiny_1k.py --topology v5e:1x1 --serve 1 {smoke}
 
 # %% [markdown]
-# [The table](https://github.com/sphinx-jax/sphinx_jax/blob/main/docs/ahead.md) of the published recipes on v5e, v6e and v5p
-# pods and on hosts of H100s was made by the same command.
-#
+# The same command made [the table](https://github.com/sphinx-jax/sphinx_jax/blob/main/docs/ahead.md) of the published recipes.
+# Its pods of 64 and 256 chips: GiB of each chip, and a step at best.
+
+# %%
+import json
+
+from IPython.display import Markdown, display
+
+made = [json.loads(line) for line in pathlib.Path("docs/ahead.jsonl").read_text().splitlines()]
+lines = ["| recipe | stage | pod | peak | of | at best | MFU at most |", "|---|---|---|--:|--:|--:|--:|"]
+steps = [row for row in made if "train" in row]
+for row in sorted(steps, key=lambda row: (row["config"], row["stage"], row["topology"])):
+    need, gib = row["train"], 2**30
+    sizes = f"{need['peak_bytes'] / gib:.1f} | {row['hbm_bytes'] / gib:.1f}"
+    best = f"{need['roofline_seconds']:.2f} s | {need['mfu_bound']:.0%}"
+    lines.append(f"| {row['config']} | {row['stage']} | {row['topology']} | {sizes} | {best} |")
+display(Markdown("\n".join(lines)))
+
+# %% [markdown]
 # ## Meshes
 #
 # A mesh says how many devices share the batch (`data`), the weights (`fsdp`), and each matrix (`tensor`). The same recipe runs

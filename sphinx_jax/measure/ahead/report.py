@@ -24,6 +24,23 @@ TABLE = dict.fromkeys(("sphinx_7b", "sphinx_1k", "sphinx_tiny_1k"), PODS) | {
     "sphinx_moe_1k": ("v5e:16x16", "v6e:8x16", "v5p:4x4x4")
 }
 SERVE = "serve"  # a token of one answer, where people answer
+TRAINING = (
+    "# What machines that are not here need",
+    "",
+    "The steps of the published recipes, compiled for TPU pods and hosts by",
+    "`python tools/compile_ahead.py --table docs/ahead.jsonl`, which makes rows anew whose recipe has changed. Sizes",
+    "are GiB a device. A time is a roofline, which no step can beat; [Pods](pods.md) says how to read the rest.",
+    "",
+    "## A step of training",
+)
+ANSWERS = (
+    "## A token of one answer",
+    "",
+    "Up to 4,096 positions of a cache, all of which a token reads. What it *reads* is weights and cache, once each,",
+    "and the time follows from them. What the compiler counts has its copies between a chip's memories too, some of",
+    "which are no reading of HBM: where it is far above, a chip may be far from the roofline. A GPU's compiler counts",
+    "nothing.",
+)
 HOSTS = ("v5e:2x4", "v6e:2x4", "v5p:2x2x2", "h100:1", "h100:2", "h100:8")
 
 
@@ -122,8 +139,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> str:
     ]
     tokens = [
         "| recipe | decoder's matrices | topology | parameters | cache | temporaries | peak | of | MB a token reads | "
-        "MB received | at best |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "MB the compiler counts | MB received | at best |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         room = f"{row['hbm_bytes'] / GIB:.2f}"
@@ -141,9 +158,10 @@ def draw(rows: Sequence[dict[str, Any]]) -> str:
                 begin = f"| {row['config']} | {kind} | {row['topology']} | "
                 sizes = _gib(e, "parameter_bytes", "cache_bytes", "temporary_bytes", "peak_bytes")
                 received = sum(c["bytes"] for c in e["collectives"])
-                moved = f"{e['read_bytes'] / 1e6:,.0f} | {received / 1e6:,.1f}"
+                counted = f"{e['accessed_bytes'] / 1e6:,.0f}" if e["accessed_bytes"] else ""  # a GPU's has none
+                moved = f"{e['read_bytes'] / 1e6:,.0f} | {counted} | {received / 1e6:,.1f}"
                 tokens.append(f"{begin}{sizes} | {fits} | {moved} | {best} |")
-    return "\n".join([*steps, "", *tokens]) + "\n"
+    return "\n".join([*TRAINING, "", *steps, "", *ANSWERS, "", *tokens]) + "\n"
 
 
 def _gib(entry: dict[str, Any], *names: str) -> str:
