@@ -107,47 +107,53 @@ class Job:
         if self.done:
             return
         self.said.append((token, logprob))
-        self._end(self.stops.after(self.state, token))
+        ended = self._end_at(self.stops.after(self.state, token))
         if self.guide is not None:
             self.guide.take(token)
-            self.force()
+            ended = self._forced(ended)
+        self._end(ended)
 
     def force(self) -> None:
         """Take the tokens that its grammar leaves no choice of."""
-        guide = need(self.guide)
-        whole = True
-        for token in guide.forced():
-            whole = whole and not self.done
-            if whole:
-                self.said.append((token, 0.0))
-                self._end(self.stops.after(self.state, token))
-        self.error = guide.error
-        if guide.ended and whole and self.ended in ("", "length"):
-            self.ended = "stop"
-        self._keep_whole()
-
-    def _keep_whole(self) -> None:
-        """Of an answer that its limit has cut off, keep what the grammar would have let end; a stream has shown it."""
-        if self.ended != "length" or self.guide is None or self.streamed:
-            return
-        if (whole := self.guide.whole(self.tokens)) is not None:
-            count, closing = whole
-            self.said[count:] = [(token, 0.0) for token in closing]
-            self.others = {number: other for number, other in self.others.items() if number < count}
+        self._end(self._forced(self.ended))
 
     def settle(self) -> None:
         """Whatever `add` was at when it was interrupted."""
+        ended = self.ended or self._end_at(self.stops.after(0, *self.tokens))
         if self.guide is not None:
             self.guide.restart(self.tokens)
-        self._end(self.stops.after(0, *self.tokens))
-        self._keep_whole()
+            ended = self._forced(ended)
+        self._end(ended)
 
-    def _end(self, state: int) -> None:
+    def _end_at(self, state: int) -> str:
+        """Why it ends with this state of its stops; "" where it goes on."""
         self.state = state
         if state == self.stops.stopped:
-            self.ended = self.ended or "stop"
-        elif len(self.said) >= self.most:
-            self.ended = self.ended or "length"
+            return "stop"
+        return "length" if len(self.said) >= self.most else ""
+
+    def _forced(self, ended: str) -> str:
+        """Take what must follow, unless it has ended; why it has with that."""
+        guide, whole = need(self.guide), True
+        for token in guide.forced():
+            whole = whole and not ended
+            if whole:
+                self.said.append((token, 0.0))
+                ended = self._end_at(self.stops.after(self.state, token))
+        return "stop" if guide.ended and whole and ended in ("", "length") else ended
+
+    def _end(self, ended: str) -> None:
+        """Written last: other threads take what has ended for whole."""
+        error = self.guide.error if self.guide is not None else None
+        # what a limit has cut off keeps what the grammar would have let end; a stream has shown it
+        if ended == "length" and self.guide is not None and not self.streamed:
+            whole = self.guide.whole(self.tokens)
+            if whole is not None:
+                count, closing = whole
+                self.others = {number: other for number, other in self.others.items() if number < count}
+                self.said[count:] = [(token, 0.0) for token in closing]
+        self.error = self.error or error
+        self.ended = self.ended or ended
 
 
 @dataclass
