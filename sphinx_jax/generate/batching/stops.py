@@ -54,11 +54,20 @@ class Stops:
     def _by_byte(self) -> np.ndarray:
         """(states, 256) -> state after one more byte."""
         number = {prefix: state for state, prefix in enumerate(self._prefixes)}
+        longer = {text[:n]: number[text[:n]] for text in self.texts for n in range(1, len(text))}
+        longer |= dict.fromkeys(self.texts, self.stopped)
         table = np.full((self.stopped + 1, 256), self.stopped, np.int32)
-        for (prefix, state), byte in itertools.product(number.items(), range(256)):
-            text = prefix + bytes([byte])
-            if not text.endswith(self.texts):
-                table[state, byte] = next(number[end] for n in range(len(text) + 1) if (end := text[n:]) in number)
+        table[0] = 0
+        shorter = [0] * self.stopped  # the state of the longest end of a prefix that is another
+        for prefix, state in number.items():  # shorter ones first
+            if len(prefix) > 1:
+                shorter[state] = int(table[shorter[number[prefix[:-1]]], prefix[-1]])
+            if prefix:
+                table[state] = table[shorter[state]]
+            for byte in range(256):
+                further = longer.get(prefix + bytes([byte]))
+                if further is not None and table[state, byte] != self.stopped:  # a text that ends here is whole first
+                    table[state, byte] = further
         return table
 
     def table(self, vocab_size: int) -> np.ndarray:
