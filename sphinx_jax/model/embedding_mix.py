@@ -28,6 +28,18 @@ class Features(NamedTuple):
     padding: jax.Array | None = None  # (B, views) 1 where a view is padding alone, if such views are skipped
 
 
+def feature_shapes(config: ModelConfig) -> dict[str, tuple[int, ...] | None]:
+    """The shapes of one picture's features, without the axis of the batch; None for what the model has none of."""
+    views, channels = need(config.views), config.mixed_channels
+    overview, crops = (1 + (config.grid // pool) ** 2 for pool in (config.pool_overview, config.pool_crops))
+    return {
+        "overview": (1, overview, channels),
+        "crops": (views.crops**2, crops, channels) if views.crops else None,
+        "queries": (views.views, config.qformer.queries, config.qformer.width) if config.qformer else None,
+        "padding": (views.views,) if views.skip_padded else None,
+    }
+
+
 class Projection(nnx.Module):
     """Linear + LayerNorm(1e-5) into the decoder's width."""
 

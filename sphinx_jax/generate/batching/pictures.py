@@ -17,7 +17,7 @@ from sphinx_jax.data.image import PAD_COLOUR, ImageSource, load_image, padded_re
 from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching import programs
 from sphinx_jax.model.blueprint import FROZEN, Leaves, make_encode, matches
-from sphinx_jax.model.embedding_mix import Features
+from sphinx_jax.model.embedding_mix import Features, feature_shapes
 
 TOGETHER = (1, 4, 16)  # pictures that are encoded at once
 KEPT = 64  # pictures that are remembered
@@ -31,7 +31,8 @@ Detail = Literal["low", "auto", "high"]
 class Picture(NamedTuple):
     """A picture as it is given to the model, and its name: the hash of its pixels as the encoders get them.
 
-    Those of one name are taken for one picture; one without ("") is given its own where it is asked about.
+    Those of one name are taken for one picture; one without ("") is given its own where it is asked about, which does
+    not change where the caller's pixels do.
     `features` of one that was encoded before, each without the axis of the batch.  `views`: those that are read.
     """
 
@@ -79,24 +80,42 @@ class Pictures:
 
     def picture(self, image: ImageSource) -> Picture:
         """Raises BadImage for what is none."""
-        return self.named(Picture("", padded_resize(load_image(image), need(self.config.views).image_size)))
+        pixels = padded_resize(load_image(image), need(self.config.views).image_size)
+        pixels.setflags(write=False)  # nobody else has them
+        return self.named(Picture("", pixels))
 
     def named(self, picture: Picture) -> Picture:
         """The same with a name: where it has none, of its pixels; without pixels one that no other has.
 
         Raises:
-          BadArgument: it shows nothing.
+          BadArgument: it shows nothing, or what this model cannot look at.
         """
         pixels = picture.pixels
         if pixels is None and picture.features is None:
             raise BadArgument(
                 "a Picture must have pixels or features; sphinx_jax takes paths, bytes and PIL images too"
             )
+        if pixels is not None:
+            size = need(self.config.views).image_size
+            if not isinstance(pixels, np.ndarray) or pixels.shape != (size, size, 3) or pixels.dtype != np.uint8:
+                raise BadArgument(f"pixels of a Picture must be {(size, size, 3)} uint8, not {_form(pixels)}")
+            if pixels.flags.writeable:  # it is looked at later, and others write there meanwhile
+                picture = picture._replace(pixels=pixels.copy())
+        if picture.features is not None:
+            self._check_features(picture.features)
         if picture.name:
             return picture
         if pixels is None:
             return picture._replace(name=uuid.uuid4().hex)
         return picture._replace(name=hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest())
+
+    def _check_features(self, features: Any) -> None:
+        if not isinstance(features, Features):
+            raise BadArgument(f"features of a Picture must be Features, not {type(features).__name__}")
+        for field, shape in feature_shapes(self.config).items():
+            if getattr(given := getattr(features, field), "shape", None) != shape:
+                wanted = "none" if shape is None else str(shape)
+                raise BadArgument(f"features.{field} of a Picture must be {wanted} in this model, not {_form(given)}")
 
     def in_detail(self, picture: Picture, detail: Detail) -> Picture:
         """A picture of which those views alone are read that `detail` says; of few, as few as were said before.
@@ -184,6 +203,10 @@ def holding(pixels: np.ndarray, crops: int) -> list[int]:
 def padded(pixels: np.ndarray, crops: int) -> list[int]:
     """Those in which there is nothing but padding, but for an edge that a resize spreads the picture over."""
     return [n for n, crop in enumerate(_cut(pixels, crops)) if (crop[EDGE:-EDGE, EDGE:-EDGE] == PAD_COLOUR).all()]
+
+
+def _form(given: Any) -> str:
+    return f"{given.shape} {given.dtype}" if hasattr(given, "dtype") else type(given).__name__
 
 
 def _cut(pixels: np.ndarray, crops: int) -> Iterator[np.ndarray]:

@@ -22,6 +22,7 @@ from sphinx_jax.generate.arguments import BadArgument
 from sphinx_jax.generate.batching.pictures import Picture, Pictures, holding
 from sphinx_jax.model.blueprint import blueprint
 from sphinx_jax.model.decoder import Seen
+from sphinx_jax.model.embedding_mix import feature_shapes
 
 TOKENIZER = load_tokenizer(DATA / "tokenizer.model")
 PROMPTS = ("what is it", "a red star on the left of it and so on", "no")
@@ -188,15 +189,50 @@ def test_pictures_without_a_name_are_each_their_own(model):
 
 
 @pytest.mark.parametrize(
-    ("picture", "told"),
+    ("changes", "told"),
     [
-        (Picture("a"), "a Picture must have pixels or features"),
-        (Picture("a", features=()), 'detail "auto" looks at pixels, and the Picture has none'),
+        ({"features": None}, "a Picture must have pixels or features"),
+        ({}, 'detail "auto" looks at pixels, and the Picture has none'),
+        ({"features": ()}, "features of a Picture must be Features, not tuple"),
+        (
+            {"queries": np.zeros((5, 2, 8))},
+            "features.queries .* must be .5, 2, 16. in this model, not .5, 2, 8",
+        ),
+        ({"overview": None}, r"features.overview of a Picture must be \(1, .*\) in this model, not NoneType"),
+        ({"overview": np.zeros((1, 3, 4))}, r"features.overview .* must be .*, not \(1, 3, 4\) float64"),
+        ({"pixels": np.zeros((8, 8, 3), np.uint8)}, r"pixels of a Picture must be .* uint8, not \(8, 8, 3\) uint8"),
+        ({"pixels": np.zeros((96, 96, 3), np.float32)}, r"pixels of a Picture must be .* uint8, not .* float32"),
+        ({"pixels": [[0]]}, "pixels of a Picture must be .* uint8, not list"),
     ],
 )
-def test_a_picture_that_lacks_what_is_looked_at_is_refused(model, picture, told):
+def test_a_picture_that_cannot_be_looked_at_is_refused_alone(model, changes, told):
+    features = jax.tree.map(lambda seen: seen[0], model.features([full()]))
+    of_features = {name: value for name, value in changes.items() if name in features._fields}
+    given = {"features": features._replace(**of_features)} | {k: v for k, v in changes.items() if k not in of_features}
+    going = model.engine.submit(Request("a", full(), 4))
     with pytest.raises(BadArgument, match=told):
-        model.engine.submit(Request("a", picture, detail="auto"))
+        model.engine.submit(Request("a", Picture("a", **given), detail="auto"))
+    assert going.wait()
+
+
+def test_features_have_the_shapes_that_are_asked_for(model):
+    features = model.features([full()])
+    shapes = {name: None if x is None else x.shape[1:] for name, x in features._asdict().items()}
+    assert feature_shapes(model.config) == shapes
+
+
+def test_a_picture_is_what_it_was_when_it_was_asked_about(model):
+    """Whoever gives pixels may use their place again."""
+    pixels = np.array(model.engine.pictures.picture(full()).pixels)
+    settings = {"max_new_tokens": 4, "temperature": 0.0}
+    for name in ("", "frame"):
+        engine = Engine(model, slots=1)
+        (expected,) = (
+            Engine(model, slots=1).submit(Request(PROMPTS[0], Picture(name, pixels.copy()), **settings)).wait()
+        )
+        answer = engine.submit(Request(PROMPTS[0], Picture(name, given := pixels.copy()), **settings))
+        given[:] = 0
+        np.testing.assert_allclose(answer.wait()[0].logprobs, expected.logprobs, atol=1e-4)
 
 
 def test_pictures_that_are_scored_are_read_ahead_by_threads_and_let_go(model, monkeypatch, tmp_path):
