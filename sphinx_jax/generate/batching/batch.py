@@ -66,6 +66,16 @@ class Batch:
         """Slots whose sequence is being continued."""
         return [i for i, slot in enumerate(self._slots) if slot.sequence is not None and not self._is_read(i)]
 
+    @property
+    def _other(self) -> Batch | None:
+        return self.neighbour() if self.neighbour else None
+
+    @property
+    def _is_read_along(self) -> bool:
+        """Whether somebody reads an answer that is being continued, here or beside."""
+        others = [(batch._slots, batch.active) for batch in (self, self._other) if batch]
+        return any(need(slots[i].sequence).streamed for slots, active in others for i in active)
+
     def _is_read(self, slot: int) -> bool:
         return self._reading is not None and slot in self._reading.slots
 
@@ -78,11 +88,12 @@ class Batch:
         try:
             with jax.set_mesh(self.mesh):
                 self._drop_cancelled()
-                # whoever is answered waits for about one piece of others' prompts
-                room = self.sizes.pieces[-1] // 2 if self.active else math.inf
+                # whoever is answered, here or beside, waits for about one piece of others' prompts
+                room = self.sizes.shortest if self.active or (self._other and self._other.active) else math.inf
                 while room > 0 and (self._reading or self._admit()):
                     positions, ended = self._read()
-                    if ended:  # who has his answer already is told before others are read
+                    # who has his answer already is told before others are read, and who reads along his first token
+                    if ended or (self._is_read_along and room == math.inf):
                         break
                     room -= positions
                 if self.active:
@@ -127,12 +138,14 @@ class Batch:
         room = min(len(self._slots.free) + self.sizes.rows[-1] - len(self._slots), len(self.waiting))
         if not room:
             return False
+        if self._is_read_along:  # pictures and prompts of many take long
+            room = 1
         count = next(p for p in reversed(self.sizes.prompts) if p <= room)
         self._entering = [self.waiting[i] for i in range(count)]
         self._look(self._entering)
         if self.beginnings.lacks(self._entering[0]):
             waiting = [s for s in self._entering if self.beginnings.lacks(s)]
-            other = self.neighbour and self.neighbour()
+            other = self._other
             there = [s for s in waiting if not other.beginnings.lacks(s)] if other else []
             if not other or waiting[0] not in there:
                 self._read_beginnings([s for s in waiting if s not in there])
@@ -161,15 +174,12 @@ class Batch:
         ends = [len(sequence.ids) for sequence in chosen]
         reading = Reading(chosen, ends, [], [], programs.empty(self.config, count, positions(count)))
         for row, (sequence, (shared, source)) in enumerate(zip(chosen, sources, strict=True)):
-            # the slot that has the most in common, if it is free; else the one that was left the longest ago
-            free = self._slots.free
-            slot = source if source in free else min(free, key=lambda i: self._slots[i].used)
             if source is not None:
-                reading.cache = programs.copy_row(reading.cache, self._slots.cache, source, row)
+                reading.cache = self._slots.copy(reading.cache, row, source)
             state = self.stops.after(0, *sequence.tokens)
             # nothing can be taken from it until it is read: what it shares lies with those that are being read
-            self._slots[slot] = Slot(sequence, [], sequence.named, sequence.held, next(self._ticks), state)
-            reading.slots.append(slot)
+            slot = Slot(sequence, [], sequence.named, sequence.held, next(self._ticks), state)
+            reading.slots.append(self._slots.enter(slot, shared, source))
             reading.held.append(shared)
         self._reading, self._entering = reading, []
         return True
@@ -233,7 +243,8 @@ class Batch:
         assert reading is not None
         count, room = len(reading.sequences), reading.cache.positions
         if reading.left:
-            size = self.sizes.piece(reading.left, count, room)
+            most = self.sizes.shortest if self._is_read_along else math.inf
+            size = self.sizes.piece(reading.left, count, room, most)
             piece = programs.nothing_read(count, size)
             # as they were when reading began: with its first token more of a sequence may be among the beginnings
             rows = [self._slots[i] for i in reading.slots] or reading.sequences
@@ -328,7 +339,7 @@ class Batch:
         waiting = bool(self.waiting) or self._reading is not None
         may_enter = self._reading is not None or (bool(self.waiting) and len(active) < self.sizes.rows[-1])
         steps = SOON if may_enter else BUSY if waiting else STEPS
-        if any(s is not None and s.streamed for s in sequences):
+        if self._is_read_along:
             steps = SOON
         # then others may come, or those that go on take fewer rows
         fewer = [size for size in self.sizes.rows if size < len(self._slots)]

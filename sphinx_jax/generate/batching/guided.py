@@ -29,7 +29,7 @@ class Guided(Batch):
         return allowed
 
     def _continue(self) -> None:
-        for _ in range(1 if any(job.streamed for job in self._jobs()) else BUSY):
+        for _ in range(1 if self._is_read_along else BUSY):
             if self.active:
                 self._pass()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,11 @@ class Sizes:
             slots if cpu else 4,
         )
 
+    @property
+    def shortest(self) -> int:
+        """Positions of others' prompts for which whoever is answered waits at a time, or few more."""
+        return self.pieces[-1] // 2
+
     def room(self, positions: int) -> int:
         return next(size for size in self.positions if size >= positions)
 
@@ -70,9 +76,15 @@ class Sizes:
             count = fewer
         return count
 
-    def piece(self, length: int, rows: int, room: int) -> int:
-        """How many tokens are read next where `length` are to be read in each of some rows."""
-        return self._cheapest(length, self.overhead / rows, self._fitting(room))[1]
+    def piece(self, length: int, rows: int, room: int, most: float = math.inf) -> int:
+        """How many tokens are read next where `length` are to be read in each of some rows.
+
+        Args:
+          most: of all rows, where a piece is as short as that.
+        """
+        fitting = self._fitting(room)
+        short = tuple(p for p in fitting if p * rows <= most) or fitting[:1]
+        return self._cheapest(length, self.overhead / rows, short)[1]
 
     def _cost(self, lengths: Sequence[int], room: int) -> float:
         rows = len(lengths)

@@ -7,11 +7,13 @@ from collections.abc import Collection, Iterator, Sequence
 from sphinx_jax.config import ModelConfig, need
 from sphinx_jax.generate.batching import programs
 from sphinx_jax.generate.batching.jobs import Job, Slot
+from sphinx_jax.generate.batching.parked import MOST, Parked, has_room, is_worth_it, park
 from sphinx_jax.generate.batching.programs import Rows
 from sphinx_jax.generate.batching.sizes import Sizes
 from sphinx_jax.model.cache import Cache
 
 SHARED = 16  # positions that two sequences must have in common for one to take them from the other
+Source = int | Parked  # where a row is copied from: a slot, or what was one
 
 
 class Slots:
@@ -19,11 +21,14 @@ class Slots:
 
     def __init__(self, config: ModelConfig, sizes: Sizes):
         self.config, self.sizes = config, sizes
-        self.clear()
-
-    def clear(self) -> None:
         self._cache: Cache | None = None
         self._slots: list[Slot] = []
+        self._parked: list[Parked] = []  # those used last come last
+
+    def clear(self) -> None:
+        """No slots; nobody is in one."""
+        self._park(self.free, 0)
+        self._cache, self._slots = None, []
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -33,9 +38,6 @@ class Slots:
 
     def __getitem__(self, number: int) -> Slot:
         return self._slots[number]
-
-    def __setitem__(self, number: int, slot: Slot) -> None:
-        self._slots[number] = slot
 
     @property
     def cache(self) -> Cache:
@@ -59,15 +61,50 @@ class Slots:
         """Names of the pictures that sequences in slots are about."""
         return {slot.named for slot in self._slots if slot.sequence is not None}
 
-    def best_source(self, sequence: Job) -> tuple[int, int | None]:
-        """How many positions of a sequence are there already, and which slot holds those beyond its beginning.
+    def best_source(self, sequence: Job) -> tuple[int, Source | None]:
+        """How many positions of a sequence are there already, and what holds those beyond its beginning.
 
         Not to be asked while prompts are read: their slots do not hold yet what they say.
         """
-        shared, slot = max(
-            ((slot.shares(sequence), -number) for number, slot in enumerate(self._slots)), default=(0, 0)
-        )
-        return (shared, -slot) if shared >= sequence.held + SHARED else (sequence.held, None)
+        there: list[tuple[int, Source]] = [(slot.shares(sequence), n) for n, slot in enumerate(self._slots)]
+        there += [(parked.slot.shares(sequence), parked) for parked in self._parked]
+        shared, source = max(there, key=lambda one: one[0], default=(0, None))
+        return (shared, source) if shared >= sequence.held + SHARED else (sequence.held, None)
+
+    def enter(self, slot: Slot, shared: int, source: Source | None) -> int:
+        """The number of a free slot that is this one from now on.
+
+        The one that has the most in common, if it is free; else the one that was left the longest ago, which is held
+        apart where somebody may come back to it.
+
+        Args:
+          shared: positions that are taken over from `source`.
+        """
+        free = self.free
+        number = source if source in free else min(free, key=lambda i: self._slots[i].used)
+        taken = shared if source == number else 0
+        if is_worth_it(self._slots[number], taken):
+            self._park([number], len(self._slots))
+        self._parked = [p for p in self._parked if p is not source or is_worth_it(p.slot, shared)]
+        self._slots[number] = slot
+        return number
+
+    def copy(self, into: Cache, row: int, source: Source) -> Cache:
+        """Row `row` of another cache, which is taken over, becomes that of a source."""
+        if isinstance(source, Parked):
+            return source.copy(into, row, self.sizes)
+        return programs.copy_row(into, self.cache, source, row)
+
+    def _park(self, numbers: Sequence[int], rows: int) -> None:
+        """Hold the last used of these slots apart, as many as there may be beside so many rows."""
+        worth = sorted((n for n in numbers if is_worth_it(self._slots[n])), key=lambda n: self._slots[n].used)
+        if worth and (most := self._may_be_parked(rows)):
+            self._parked += [park(self.config, self.sizes, self._slots[n], self.cache, n) for n in worth[-most:]]
+            self._parked = self._parked[-most:]
+
+    def _may_be_parked(self, rows: int) -> int:
+        """How many rows may be held beside so many that go on."""
+        return min(MOST, self.sizes.rows[-1] - rows) if has_room(self.cache) else 0
 
     def make_room(self, more: int, positions: int) -> bool:
         """Have slots for so many more, with so many positions; whether there were none before."""
@@ -78,6 +115,8 @@ class Slots:
             self._cache = programs.empty(self.config, rows, positions)
             self._slots = [Slot() for _ in range(rows)]
             return True
+        if rows > len(self._slots) or positions > self.positions:
+            self._parked = self._parked[::-1][: self._may_be_parked(rows)][::-1]
         # one size after the other: programs for all pairs would be many
         for size in self.sizes.positions:
             if self.positions < size <= positions:
@@ -93,6 +132,7 @@ class Slots:
         for size in reversed([size for size in self.sizes.rows if busy <= size < len(self._slots)]):
             by_use = sorted(self.free, key=lambda number: self._slots[number].used)
             gone = by_use[: len(self._slots) - size]
+            self._park(gone, size)
             self._take([number for number in range(len(self._slots)) if number not in gone], self.positions)
 
     def _take(self, rows: Sequence[int], positions: int) -> None:
