@@ -99,7 +99,7 @@ display(Image("runs/quickstart/seen.png", width=1000))
 # ## Ask it
 #
 # Pictures that no stage was trained on, several questions about each. Half to two thirds of the answers are right to the
-# letter: it is a model of two minutes' reading and five minutes' looking.
+# letter.
 
 # %%
 import io

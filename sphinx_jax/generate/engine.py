@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from reprlib import repr as short
 from typing import Any, Protocol
 
@@ -16,7 +18,7 @@ import jax
 from jax.sharding import Mesh
 
 from sphinx_jax.config import ModelConfig
-from sphinx_jax.data.answer_grammar import LONGEST
+from sphinx_jax.data.answer_grammar import LONGEST, of_task
 from sphinx_jax.data.conversation import STOP
 from sphinx_jax.data.image import ImageSource
 from sphinx_jax.data.read_ahead import read_ahead
@@ -140,7 +142,8 @@ class Engine:
 
     Args:
       model: as `from_pretrained` gives it.
-      slots: answers that are continued together, at most.
+      slots: answers that are continued together, at most; as many again of those with a grammar, which have a cache of
+        their own.
       queue: requests that may wait beside them.
       pictures: as many at least have their keys and values kept for more questions; as many again for answers
         with a grammar, copied from those where they are there.
@@ -160,7 +163,8 @@ class Engine:
         made_of = model.config, model.leaves, self.pictures, self.stops, model.mesh, sizes
         self._batch, self._guided = self._batches = Batch(*made_of), Guided(*made_of)
         self._batch.neighbour, self._guided.neighbour = weakref.ref(self._guided), weakref.ref(self._batch)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of those who take steps
+        self._door = threading.Lock()  # of those who bring requests
 
     def submit(self, request: Request) -> Answer:
         """Take a request; what cannot be used is refused here.
@@ -172,12 +176,17 @@ class Engine:
         check_request(request)
         if request.n > self.queue:
             raise arguments.BadArgument(f"n {request.n} is more than the {self.queue} that the engine's queue holds")
-        waiting = [job for batch in self._batches for job in list(batch.waiting)]
-        if sum(not job.cancelled for job in waiting) + request.n > self.queue:
-            raise QueueFull(f"{self.queue} requests wait already; try again later, or give the engine a longer queue=")
+        self._check_room(request.n)  # what is full is told before pictures are read
         jobs = self._jobs(request)
-        (self._guided if request.grammar else self._batch).waiting.extend(jobs)
+        with self._door:
+            self._check_room(request.n)
+            (self._guided if request.grammar else self._batch).waiting.extend(jobs)
         return Answer(self, jobs, request.n == 1)
+
+    def _check_room(self, more: int) -> None:
+        waiting = [job for batch in self._batches for job in list(batch.waiting)]
+        if sum(not job.cancelled for job in waiting) + more > self.queue:
+            raise QueueFull(f"{self.queue} requests wait already; try again later, or give the engine a longer queue=")
 
     def map(self, requests: Iterable[Request]) -> Iterator[list[Said]]:
         """Answers in the order of the requests."""
@@ -199,8 +208,11 @@ class Engine:
         following = next(numbered, None)
         while following or taken:
             jobs = sum(len(answer.jobs) for answer in taken.values())
-            while following and (not taken or jobs + following[1].n <= min(AHEAD * self.slots, self.queue)):
-                number, request = following
+            # a picture that takes long to read holds up nobody else
+            while following and (not taken or following[1].done()):
+                number, request = following[0], following[1].result()
+                if taken and jobs + request.n > min(AHEAD * self.slots, self.queue):
+                    break
                 try:
                     taken[number] = self.submit(request)
                 except QueueFull:  # of others' requests
@@ -225,10 +237,16 @@ class Engine:
         No more are taken at a time than keep the slots busy; files of pictures are read by threads, some ahead.
 
         Raises:
-          BadArgument: a text takes more positions than there are.
+          BadArgument: a text takes more positions than there are, or nothing of it would be judged.
         """
-        asked, room = list(zip(texts, begins, images, strict=False)), self.config.decoder.max_positions
-        for number, (text, _, image) in enumerate(asked):
+        shown_with = list(itertools.islice(images, len(texts)))  # which may be as many as one likes
+        arguments.check_equally_many(texts=texts, begins=begins, images=shown_with)
+        asked, room = list(zip(texts, begins, shown_with, strict=True)), self.config.decoder.max_positions
+        for number, (text, begin, image) in enumerate(asked):
+            if not 0 < begin < len(text):
+                raise arguments.BadArgument(
+                    f"begins[{number}] must be from 1 to {len(text) - 1}, before the end of its text, not {begin}"
+                )
             if image is not None:
                 arguments.check_vision(self.config)
             taken = len(text) + (self.config.image_positions if image is not None else 0)
@@ -240,7 +258,7 @@ class Engine:
         following = next(numbered, None)
         try:
             while following or going:
-                while following and len(going) < AHEAD * self.slots:
+                while following and len(going) < AHEAD * self.slots and (not going or following[1][1].done()):
                     number, ((text, begin, _), picture) = following
                     going[number] = Job(list(text), 0, self.stops, picture=picture.result(), judged_from=begin)
                     self._batch.waiting.append(going[number])
@@ -256,8 +274,8 @@ class Engine:
                 job.cancelled = True
         return [judged[number] for number in range(len(asked))]
 
-    def _with_pictures(self, requests: Iterable[Request]) -> Iterator[Request]:
-        """The same, those with pictures that were read."""
+    def _with_pictures(self, requests: Iterable[Request]) -> Iterator[Future[Request]]:
+        """The same, their pictures read by threads."""
 
         def read(request: Request) -> Request:
             check_request(request)
@@ -266,11 +284,12 @@ class Engine:
         def by_threads(request: Request) -> bool:
             return isinstance(request, Request) and in_file(request.image)
 
-        return (done.result() for done in read_ahead(read, requests, by_threads))
+        return read_ahead(read, requests, by_threads)
 
     @functools.cached_property
     def _guides(self) -> Guides:
-        return Guides(self.stops)
+        with self._door:  # a cached property alone may be made twice, by two threads
+            return vars(self).setdefault("_guides", vars(self).get("_guides") or Guides(self.stops))
 
     def warm_up(self, quiet: bool = False, grammars: bool = False) -> None:
         """Compile all programs before the first request: no request waits for a compilation then.
@@ -306,7 +325,7 @@ class Engine:
         if r.image is not None:
             arguments.check_vision(self.config)
         prompt = self.fitted(r.prompt, r.image is not None, r.max_new_tokens)
-        if r.task in LONGEST and r.max_new_tokens < (most := self._guides.most_tokens(r.grammar, LONGEST[r.task])):
+        if r.max_new_tokens < (most := self.most_tokens(r.task)):
             raise arguments.BadArgument(
                 f"max_new_tokens {r.max_new_tokens} may cut off an answer of task {r.task!r}; give {most} or more"
             )
@@ -318,6 +337,10 @@ class Engine:
             job.guide = self._guides.guide(r.grammar)
             job.force()
         return jobs
+
+    def most_tokens(self, task: str) -> int:
+        """As many as an answer of a task may take that has to come whole; 0 for any other."""
+        return self._guides.most_tokens(of_task(task), LONGEST[task]) if task in LONGEST else 0
 
     def fitted(self, prompt: str, with_picture: bool, new_tokens: int) -> list[int]:
         """The tokens of a prompt, cut at its beginning where they leave no room for an answer."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from sphinx_jax.data.conversation import clean, render
 from sphinx_jax.data.image import load_image
 from sphinx_jax.data.tasks import (
     Box,
@@ -23,6 +24,7 @@ from sphinx_jax.data.tasks import (
     instruct,
     parse_answer,
 )
+from sphinx_jax.generate import arguments
 from sphinx_jax.generate.arguments import BadArgument, check_filled, check_text
 from sphinx_jax.generate.batching.pictures import Detail
 from sphinx_jax.generate.request import Said
@@ -190,7 +192,15 @@ class Located:
         asked, picture = question(task, image, frame, **fields)
         model: Any = self
         config = model.config
-        most = min(LENGTH, (config.decoder.max_positions - config.image_positions) // 2)
+        arguments.check_vision(config)
+        positions, prompt = config.decoder.max_positions, render([(clean(asked.text), None)])[0]
+        room = positions - config.image_positions - len(model.encode_prompt(prompt))
+        most = max(min(LENGTH, room // 2), model.engine.most_tokens(task))
+        if not 0 < most <= room:
+            raise BadArgument(
+                f"an answer of {max(most, 1)} tokens may be needed, and the picture and the question leave "
+                f"{max(room, 0)} of the model's {positions} positions"
+            )
         settings = {"task": task, "temperature": 0.0, "max_new_tokens": most, "logprobs": True, "detail": detail}
         said = model.respond([[asked.text, None]], picture, **settings)
         return places(asked, said, model.engine.stops.pieces)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Unpack, get_args
 
@@ -27,6 +28,7 @@ from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.sharding import serving_mesh
 
 ASKED = ("image", "logprobs", *Settings.__annotations__)  # what a question may come with
+_MAKING = threading.Lock()  # an engine
 BUCKET = 32  # text lengths are rounded up to this where a whole text is looked at, so few programs are compiled
 
 
@@ -48,7 +50,8 @@ class Sphinx(Located):
     @functools.cached_property
     def engine(self) -> Engine:
         """What answers."""
-        return Engine(self)
+        with _MAKING:  # a cached property alone may be made twice, by two threads
+            return vars(self).setdefault("engine", vars(self).get("engine") or Engine(self))
 
     def logits(self, tokens: np.ndarray, pixels: np.ndarray | None = None) -> np.ndarray:
         """(B, T) int32, (B, S, S, 3) CLIP-normalised float32 or None -> (B, T, V) float32.

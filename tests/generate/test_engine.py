@@ -551,6 +551,83 @@ def test_a_step_is_short_also_where_answers_are(model):
     assert all(answer.wait() for answer in answers)
 
 
+@pytest.mark.parametrize("grammar", ["", of_choices(["red star", "one", "no"])])
+def test_prompts_of_others_hold_up_nobody_who_reads_along(seeing, model, monkeypatch, grammar):
+    """Between two looks at a stream little is read of them, and one picture is looked at, here and beside it."""
+    for of, shown in ((model, [None]), (seeing, pictures(40))):
+        engine, since, most, prefill = Engine(of, slots=16), [0, 0], [0, 0], programs.prefill
+        features = engine.pictures.features
+
+        def read(*given, since=since, prefill=prefill):
+            since[0] += given[3].size if given[3].shape[1] > 16 else 0  # others are tokens of answers
+            return prefill(*given)
+
+        def look(pixels, since=since, features=features):
+            since[1] += len(pixels)
+            return features(pixels)
+
+        stream = iter(engine.submit(Request("a star", max_new_tokens=60, temperature=1.0)))
+        next(stream)
+        monkeypatch.setattr(programs, "prefill", read)
+        monkeypatch.setattr(engine.pictures, "features", look)
+        asked = [Request(f"{n} no " * 30, shown[n % len(shown)], 9, grammar=grammar) for n in range(12)]
+        answers = [engine.submit(request) for request in asked]
+        for _ in stream:
+            most[:] = np.maximum(most, since)
+            since[:] = 0, 0
+        assert most[0] <= 2 * engine._batch.sizes.shortest + seeing.config.image_positions and most[1] <= 1
+        monkeypatch.setattr(programs, "prefill", prefill)
+        alone = [Engine(of, slots=1).submit(request).wait()[0].text for request in asked[:3]]
+        assert [answer.wait()[0].text for answer in answers[:3]] == alone
+
+
+def test_a_picture_that_takes_long_to_read_holds_up_nobody(seeing, tmp_path, monkeypatch):
+    engine, answered = Engine(seeing, slots=2), threading.Event()
+    pictures(40)[0].save(tmp_path / "far.png")
+    picture = engine.pictures.picture
+
+    def read(image):
+        assert not isinstance(image, str) or answered.wait(60)
+        return picture(image)
+
+    monkeypatch.setattr(engine.pictures, "picture", read)
+    asked = [Request("a", pictures(40)[1], 3), Request("a", str(tmp_path / "far.png"), 3), Request("no", None, 3)]
+    completed = engine.as_completed(asked)
+    assert next(completed)[0] == 0
+    answered.set()
+    assert {number for number, _ in completed} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (([[1, 5, 6]], [0], [None]), "must be from 1 to 2, before the end of its text, not 0"),
+        (([[1, 5, 6]], [3], [None]), "must be from 1 to 2"),
+        (([[1, 5, 6], [1, 5]], [1], [None] * 2), "must be equally many, not 2 and 1 and 2"),
+        (([[1, 5, 6], [1, 5]], [1, 1], [None]), "must be equally many, not 2 and 2 and 1"),
+    ],
+)
+def test_what_cannot_be_scored_is_told(model, given, told):
+    with pytest.raises(BadArgument, match=told):
+        model.engine.score(*given)
+
+
+def test_a_model_has_one_engine_whoever_asks_first(model, monkeypatch):
+    fresh, made = Sphinx(model.config, dict(model.leaves), TOKENIZER, model.mesh), []
+
+    def slowly(self, *given, make=Engine.__init__):
+        time.sleep(0.05)
+        make(self, *given)
+
+    monkeypatch.setattr(Engine, "__init__", slowly)
+    threads = [threading.Thread(target=lambda: made.append(fresh.engine)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(engine) for engine in made}) == 1 and fresh.engine is made[0]
+
+
 def test_prompts_of_all_lengths_end_where_they_end(model):
     """Read together, in pieces: the first tokens come when each has been read, not all."""
     lengths = [1, 2, 5, 15, 16, 17, 30, 47, 60, 90]

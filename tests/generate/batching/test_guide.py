@@ -20,7 +20,7 @@ from sphinx_jax.data.conversation import STOP
 from sphinx_jax.data.tasks import Box, PaddedSquare, format_answer, parse_answer
 from sphinx_jax.data.tokenizer import load_tokenizer
 from sphinx_jax.generate.arguments import BadArgument
-from sphinx_jax.generate.batching.guide import BadGrammar, Guides
+from sphinx_jax.generate.batching.guide import BadGrammar, Guide, Guides
 from sphinx_jax.generate.batching.stops import Stops
 from sphinx_jax.generate.located import places, question, weighed
 from sphinx_jax.generate.request import Said
@@ -389,6 +389,26 @@ def test_a_list_that_its_limit_cuts_off_is_what_was_whole(model, task, limit, so
             assert format_answer(task, parse_answer(task, said.text)) == said.text
             kept = True
     assert kept == some
+
+
+def test_an_answer_that_is_cut_off_has_ended_once_it_is_whole(model, monkeypatch):
+    """Another thread may look at it at any time."""
+    whole, found = Guide.whole, []
+    monkeypatch.setattr(Guide, "whole", lambda self, tokens: found.append(answer.done) or whole(self, tokens))
+    for seed in range(6):
+        asked = Request("a", max_new_tokens=60, task="detection", temperature=9.0, top_p=1.0, seed=seed)
+        answer = model.engine.submit(asked)
+        answer.wait()
+    assert found and not any(found)
+
+
+def test_a_pose_for_which_there_is_no_room_is_told(tiny, mesh):
+    picture = Image.new("RGB", (40, 40), "red")
+    for positions, told in ((90, "an answer of 17. tokens may be needed"), (20, "leave 0 of the model's")):
+        room = tiny.image_positions + positions
+        config = dataclasses.replace(tiny, decoder=dataclasses.replace(tiny.decoder, max_positions=room))
+        with pytest.raises(BadArgument, match=told):
+            Sphinx(config, born(config), TOKENIZERS["letters"], mesh).pose(picture, (0, 0, 40, 40))
 
 
 def test_an_answer_that_could_end_nowhere_is_left_as_it_is(model):
