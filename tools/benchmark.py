@@ -31,8 +31,12 @@ What a checkpoint costs that is written beside the steps, by windows of steps wi
 What fewer bits cost a recipe's model on held-out data:
   python tools/benchmark.py quantise --workdir runs/quickstart
 
+What the settings of an answer cost and save (detail, grammars, keys and values in 8 bits), by a recipe's model on
+held-out questions; docs/answering.md is made of it:
+  python tools/benchmark.py answers --workdir runs/quickstart
+
 The quickstart of another version and of this one, each from nothing: minutes and scores:
-  python tools/benchmark.py quickstart --old v0.1.0 --folder /tmp/first_hour
+  python tools/benchmark.py quickstart --old 92eaf72 --folder /tmp/first_hour
 
 All that wants an accelerator, on the one that is here, in under nine minutes on a GPU of 80 GB:
   python tools/benchmark.py device
@@ -106,8 +110,11 @@ def arguments() -> argparse.Namespace:
     saves.add_argument("--rounds", type=int, default=3, help="windows of each sort (default: %(default)s)")
     few = kinds.add_parser("quantise", help="the held-out loss of a recipe's model in 8 and 4 bits")
     few.add_argument("--workdir", type=Path, required=True, help="of a recipe that was run, e.g. runs/quickstart")
+    answers = kinds.add_parser("answers", help="what detail, grammars and a cache in 8 bits cost and save")
+    answers.add_argument("--workdir", type=Path, required=True, help="of a recipe that was run, e.g. runs/quickstart")
+    answers.add_argument("--limit", type=int, default=500, help="questions a task and domain (default: %(default)s)")
     first = kinds.add_parser("quickstart", help="of another version beside this one's: minutes and scores")
-    first.add_argument("--old", required=True, metavar="REVISION", help="of the repository, e.g. a tag")
+    first.add_argument("--old", required=True, metavar="REVISION", help="of the repository, e.g. a commit")
     first.add_argument("--folder", type=Path, required=True, help="for both runs; what is done is kept")
     first.add_argument("--smoke", action="store_true", help="both at nano size, to see that it runs")
     device = kinds.add_parser("device", help="all that wants an accelerator: parity, step, decoding, few bits, saves")
@@ -172,6 +179,12 @@ def compare_questions(args: argparse.Namespace) -> Iterator[str]:
     yield from questions.measure(questions.config(args.layers), args.rounds)
 
 
+def compare_answers(args: argparse.Namespace) -> Iterator[str]:
+    from sphinx_jax.measure import answering
+
+    yield from answering.measure(args.workdir, args.limit)
+
+
 def compare_quickstarts(args: argparse.Namespace) -> Iterator[str]:
     from sphinx_jax.measure import first_hour
 
@@ -231,6 +244,7 @@ if __name__ == "__main__":
             "step": measure_step,
             "saves": measure_saves,
             "quantise": compare_quantised,
+            "answers": compare_answers,
             "quickstart": compare_quickstarts,
             "device": measure_device,
         }

@@ -19,12 +19,14 @@ import sphinx_jax
 from configs.finetune import get_config
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import to_dict
+from sphinx_jax.data.answer_grammar import TASKS
 from sphinx_jax.data.image import load_image
 from sphinx_jax.data.tasks import DOMAINS
 from sphinx_jax.evaluate.benchmarks import BENCHMARKS
 from sphinx_jax.evaluate.forms.pictures import Pictures
 from sphinx_jax.generate.engine import Engine
 from sphinx_jax.generate.load import last_checkpoint
+from sphinx_jax.measure import answering
 from sphinx_jax.recipe import runner
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.recipe.stages import benchmarks, mix_choice
@@ -167,6 +169,26 @@ def test_the_playgrounds_questions_are_asked_as_benchmarks_and_their_card_is_in_
             image = run.data.items("test", domain)[int(number)].image
             np.testing.assert_array_equal(load_image(Pictures(data / name).find(question.picture)), load_image(image))
     assert benchmarks._encoded(run, dataclasses.replace(stage, start=str(workdir / "finetune")), engine) == {}
+
+
+@pytest.mark.slow
+def test_what_settings_of_answers_cost_is_told_of_every_task(workdir):
+    told = "\n".join(answering.measure(workdir, limit=2))
+    details, forms, boxes, sure, few = (
+        [line.split(" | ") for line in part.splitlines()] for part in told.split("\n\n")
+    )
+    scored = json.loads((workdir / "evaluate" / "scores.json").read_text())["tasks"]
+    named = [{row[0].strip("| ") for row in table[2:]} for table in (details, forms, boxes)]
+    assert named[0] == scored.keys() and named[1] == scored.keys() & TASKS.keys() and named[2] <= named[1]
+    for task, _, count, high, *_ in details[2:]:
+        one = scored[task.strip("| ")]
+        assert int(count) == one["count"] and float(high) == pytest.approx(one["value"], abs=1e-3)
+    assert "boxes" in sure[0][0] and "nats a token of the right answers" in few[0][0] and "nan" not in told
+
+
+def test_the_area_is_how_often_a_right_one_is_surer():
+    sure, right = np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, True, False, False])
+    assert answering.area(sure, right) == (3 + 0.5) / 4
 
 
 def test_any_stage_of_a_workdir_loads(workdir):

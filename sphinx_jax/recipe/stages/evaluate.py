@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import jax
 from annotated_types import MinLen
+from jax.sharding import Mesh
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.config import ConfigError
@@ -34,7 +35,7 @@ from sphinx_jax.generate.batching.pictures import Detail, Picture
 from sphinx_jax.generate.engine import Engine
 from sphinx_jax.generate.request import Request
 from sphinx_jax.generate.sphinx import Sphinx
-from sphinx_jax.model.blueprint import blueprint, held_dtypes
+from sphinx_jax.model.blueprint import Leaves, blueprint, held_dtypes
 from sphinx_jax.paths import remove, write_whole
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.settings import Count, Name, Settings
@@ -110,10 +111,7 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     leaves = run.leaves(s.start, held_dtypes(run.recipe.model), mesh=mesh if count > 1 else None)
     asked = questions(run, s)
     features = {domain: run.features(leaves, s.split, domain) for domain in s.domains}
-    # pictures were encoded on the recipe's mesh
-    shardings = blueprint(run.recipe.model).shardings(mesh)
-    placed = {path: jax.device_put(leaves.pop(path), shardings[path]) for path in list(leaves)}
-    model = Sphinx(run.recipe.model, placed, run.tokenizer, mesh)
+    model = placed(run, leaves, mesh)  # pictures were encoded on the recipe's mesh
     engine = Engine(model, slots=s.batch or slots_for(model, SLOTS))
 
     folder, about, mine = run.folder(name), fingerprint(run, s, asked), own(asked, process, count)
@@ -128,6 +126,14 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     if process == 0:
         write(s, folder, asked, seen.texts, blind.texts, constant)
         remove(folder / ANSWERS)
+
+
+def placed(run: Run, leaves: Leaves, mesh: Mesh | None = None) -> Sphinx:
+    """The recipe's model as it answers; its leaves, on any mesh, are taken over."""
+    mesh = mesh or serving_mesh(run.recipe.model.decoder)
+    shardings = blueprint(run.recipe.model).shardings(mesh)
+    there = {path: jax.device_put(leaves.pop(path), shardings[path]) for path in list(leaves)}
+    return Sphinx(run.recipe.model, there, run.tokenizer, mesh)
 
 
 def looking(

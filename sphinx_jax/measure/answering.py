@@ -1,0 +1,215 @@
+"""What the settings of an answer cost and save, by the held-out questions of a recipe that was run."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import numpy as np
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.data.answer_grammar import TASKS
+from sphinx_jax.data.tasks import Box, parse_answer
+from sphinx_jax.evaluate.asked import slots_for
+from sphinx_jax.evaluate.metrics import METRICS, iou
+from sphinx_jax.evaluate.question import Question
+from sphinx_jax.generate.batching.pictures import Detail, Picture
+from sphinx_jax.generate.engine import SLOTS, Engine
+from sphinx_jax.generate.load import last_checkpoint
+from sphinx_jax.generate.located import weighed
+from sphinx_jax.generate.request import Said
+from sphinx_jax.generate.sphinx import Sphinx
+from sphinx_jax.model.blueprint import held_dtypes
+from sphinx_jax.recipe.run import Run
+from sphinx_jax.recipe.stages.evaluate import EvaluateStage, looking, placed, questions, worded
+from sphinx_jax.recipe.stages.mix_choice import open_workdir
+from sphinx_jax.train.features import FeatureCache
+
+DETAILS = get_args(Detail)[::-1]
+BOXED = ("rec", "relation", "detection")  # tasks whose answers are boxes
+RIGHT, CLOSE = 0.5, 0.75  # intersections over unions
+JUDGED = 150  # questions by which keys and values in 8 bits are judged
+WARM = 16  # of a task that are answered before the time counts: they compile what the others need
+
+
+class Answered(NamedTuple):
+    """What was said to the questions of one task."""
+
+    said: list[Said]
+    seconds: float
+
+    def score(self, task: str, asked: Sequence[Question]) -> float:
+        return float(np.mean([_score(task, q, one.text) for q, one in zip(asked, self.said, strict=True)]))
+
+    @property
+    def tokens(self) -> float:
+        """An answer."""
+        return float(np.mean([len(one.tokens) for one in self.said]))
+
+    @property
+    def chosen(self) -> float:
+        """Tokens an answer that could have been others: each takes a pass."""
+        return float(np.mean([sum(chance != 0 for chance in one.logprobs) for one in self.said]))
+
+
+class Bench:
+    """The questions of a workdir's recipe by task, and its model.
+
+    Raises:
+      ConfigError, BadCheckpoint: the workdir has no recipe, or no checkpoint yet.
+    """
+
+    def __init__(self, workdir: Path, limit: int | None):
+        self.run, _ = open_workdir(workdir, quiet=True)
+        found = last_checkpoint(workdir)
+        if found is None:
+            raise store.BadCheckpoint(f"{workdir} has no checkpoint yet; run its recipe first")
+        self.stage = EvaluateStage(start=str(found), limit=limit)
+        leaves = self.run.leaves(self.stage.start, held_dtypes(self.run.recipe.model))
+        self.features = {d: self.run.features(leaves, self.stage.split, d) for d in self.stage.domains}
+        self.model = placed(self.run, leaves)
+        self.asked = questions(self.run, self.stage)
+        tasks = [task for task in METRICS if any(q.source["task"] == task for q in self.asked)]
+        self.by_task = {task: [q for q in self.asked if q.source["task"] == task] for task in tasks}
+        self.engine = Engine(self.model, slots=slots_for(self.model, SLOTS))
+
+    def answers(self, asked: Sequence[Question], **settings) -> Answered:
+        """Of the engine, to these questions one after the other, their pictures encoded before."""
+        s = dataclasses.replace(self.stage, **settings)
+        word, shown = worded(s), _shown(self.run, s, self.engine, self.features, asked)
+        requests = [word(q, shown[str(q.picture)]) for q in asked]
+        list(self.engine.map(requests[:: max(1, len(requests) // WARM)]))
+        begun = time.perf_counter()
+        said = [one for (one,) in self.engine.map(requests)]
+        return Answered(said, time.perf_counter() - begun)
+
+
+def measure(workdir: Path, limit: int | None) -> Iterator[str]:
+    """Tables in Markdown, of at most so many questions a task and domain."""
+    bench = Bench(workdir, limit)
+    whole: dict[str, Answered] = {}
+    yield f"| task | metric | n | {' | '.join(DETAILS)} | ms a question: {' | '.join(DETAILS)} |"
+    yield f"|---|---|--:|{'--:|' * 2 * len(DETAILS)}"
+    for task, asked in bench.by_task.items():
+        found = {detail: bench.answers(asked, detail=detail) for detail in DETAILS}
+        whole[task] = found["high"]
+        scores = " | ".join(f"{one.score(task, asked):.3f}" for one in found.values())
+        times = " | ".join(f"{1e3 * one.seconds / len(asked):.0f}" for one in found.values())
+        yield f"| {task} | {METRICS[task].name} | {len(asked)} | {scores} | {times} |"
+    yield ""
+    yield "| task | n | free | with a grammar | free that read back | tokens with one | chosen | ms free | ms with |"
+    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+    formed: dict[str, Answered] = {}
+    for task in [task for task in bench.by_task if task in TASKS]:
+        asked, free = bench.by_task[task], whole[task]
+        formed[task] = held = bench.answers(asked, constrained=True)
+        reads = float(np.mean([_reads(task, one.text) for one in free.said]))
+        scores = f"{free.score(task, asked):.3f} | {held.score(task, asked):.3f}"
+        times = " | ".join(f"{1e3 * one.seconds / len(asked):.0f}" for one in (free, held))
+        counts = f"{held.tokens:.1f} | {held.chosen:.1f}"
+        yield f"| {task} | {len(asked)} | {scores} | {reads:.1%} | {counts} | {times} |"
+    yield ""
+    yield from _confidence(bench, formed)
+    yield ""
+    yield _eight_bits(bench)
+
+
+def _shown(
+    run: Run,
+    s: EvaluateStage,
+    engine: Engine,
+    features: Mapping[str, FeatureCache | None],
+    asked: Sequence[Question],
+) -> dict[str, Picture]:
+    look = looking(run, s, engine, features)
+    return {str(q.picture): look(q) for q in {q.picture: q for q in asked}.values()}
+
+
+def _score(task: str, question: Question, text: str) -> float:
+    return METRICS[task].fn(text, question.source["answer"])
+
+
+def _reads(task: str, text: str) -> bool:
+    if task in ("multiple_choice", "yes_no"):  # whatever one says is an answer
+        return True
+    return parse_answer(task, text) is not None
+
+
+def _confidence(bench: Bench, formed: Mapping[str, Answered]) -> Iterator[str]:
+    """How well a box's confidence tells right from wrong, and whether its expected box is closer."""
+    yield "| task | boxes | mean IoU | of expected boxes | at least 0.75 | of expected boxes |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    sure, right = [], []
+    for task in [task for task in BOXED if task in formed]:
+        said_, expected_ = [], []
+        for q, said in zip(bench.by_task[task], formed[task].said, strict=True):
+            wanted = _boxes(task, q.source["answer"])
+            for box, known in zip(_boxes(task, said.text), weighed(said, bench.engine.stops.pieces), strict=False):
+                said_.append(max(iou(box, other) for other in wanted))
+                expected_.append(max(iou(known.expected, other) for other in wanted))
+                sure.append(known.confidence)
+                right.append(said_[-1] >= RIGHT)
+        if not said_:
+            continue
+        both = [np.array(said_), np.array(expected_)]
+        means = " | ".join(f"{x.mean():.3f}" for x in both)
+        close = " | ".join(f"{(x >= CLOSE).mean():.0%}" for x in both)
+        yield f"| {task} | {len(said_)} | {means} | {close} |"
+    at, was = np.array(sure), np.array(right)
+    yield ""
+    if was.all() or not was.any():
+        yield f"{len(at)} boxes, {'all' if was.any() else 'none'} with an IoU of at least {RIGHT}"
+        return
+    surer = at >= np.median(at)
+    yield (
+        f"{len(at)} boxes: area under the curve {area(at, was):.2f}; of the surer half {was[surer].mean():.0%} have an "
+        f"IoU of at least {RIGHT}, of the other {was[~surer].mean():.0%}"
+    )
+
+
+def area(sure: np.ndarray, right: np.ndarray) -> float:
+    """Of a right one and a wrong one, how often the right one is surer (the area under the curve of ROC)."""
+    more = sure[right][:, None] - sure[~right][None]
+    return float((more > 0).mean() + (more == 0).mean() / 2)
+
+
+def _boxes(task: str, text: str) -> list[Box]:
+    found = parse_answer(task, text)
+    return [found] if isinstance(found, Box) else list(found or [])
+
+
+def _eight_bits(bench: Bench) -> str:
+    """Of questions drawn at random: what is said, and how likely the right answer is, with a cache in 8 bits."""
+    drawn = random.Random(0).sample(
+        [(task, i) for task, asked in bench.by_task.items() for i in range(len(asked))],
+        min(JUDGED, len(bench.asked)),
+    )
+    config = bench.model.config
+    few = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, cache="int8"))
+    chosen = [bench.by_task[task][i] for task, i in drawn]
+    word = worded(bench.stage)
+    shown = _shown(bench.run, bench.stage, bench.engine, bench.features, chosen)
+    requests = [word(q, shown[str(q.picture)]) for q in chosen]
+    texts = [bench.model.encode_prompt(request.prompt) for request in requests]
+    longer = [
+        bench.model.encode_prompt(f"{request.prompt} {q.source['answer']}")
+        for request, q in zip(requests, chosen, strict=True)
+    ]
+    losses, answers = [], []
+    for engine in (bench.engine, Engine(Sphinx(few, bench.model.leaves, bench.run.tokenizer), bench.engine.slots)):
+        chances = engine.score(longer, [len(text) for text in texts], [request.image for request in requests])
+        losses.append(-float(np.mean(np.concatenate(chances))))
+        answers.append([said.text for (said,) in engine.map(requests)])
+    scores = [
+        np.mean([_score(task, q, text) for (task, _), q, text in zip(drawn, chosen, texts_, strict=True)])
+        for texts_ in answers
+    ]
+    same = np.mean([a == b for a, b in zip(*answers, strict=True)])
+    return (
+        f"{len(drawn)} questions, keys and values whole and in 8 bits: {losses[0]:.4f} and {losses[1]:.4f} nats a "
+        f"token of the right answers, scores {scores[0]:.3f} and {scores[1]:.3f}, {same:.0%} of the answers the same"
+    )
