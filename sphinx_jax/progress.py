@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,9 +17,13 @@ from tqdm import tqdm
 from sphinx_jax.paths import PROGRAMS, write_whole
 
 COMPILED = 1.0  # seconds; what takes less was found compiled
-EVERY = 10  # seconds between two lines of a log
+EVERY = 5  # seconds between two lines of a log
+STILL = 20.0  # and of what is being compiled
 # seconds that the program of a first hour takes to compile on two cores, where nothing is known of the machine yet
-FIRST = {"a step of sphinx_nano": 15}
+FIRST = {"a step of sphinx_nano": 15, "encoders of sphinx_nano": 4, "answers of sphinx_nano": 8}
+
+
+_compiled: set[str] = set()  # by this process
 
 
 class _Log:
@@ -33,7 +38,7 @@ class _Log:
 
 
 def progress(over: Iterable[Any] | None = None, **settings: Any) -> tqdm:
-    """A tqdm bar that disappears when it is full; in a log it prints every ten seconds at most."""
+    """A tqdm bar that disappears when it is full; in a log it prints every few seconds."""
     terminal = sys.stderr.isatty()
     if terminal:
         return tqdm(over, leave=False, mininterval=0.2, **settings)
@@ -41,12 +46,15 @@ def progress(over: Iterable[Any] | None = None, **settings: Any) -> tqdm:
 
 
 @contextlib.contextmanager
-def compiling(what: str, quiet: bool = False) -> Iterator[None]:
-    """Say that `what` is compiled, and how long that took on this machine where nothing was found compiled.
+def compiling(what: str, quiet: bool = False, guess: str = "") -> Iterator[None]:
+    """Say that `what` is compiled, how long that took here where nothing was found compiled, and now and then that it
+    goes on.
 
-    what: `stage, program of model`.
+    Args:
+      what: `stage, program of model`, or the program alone where stages share it: that is said once.
+      guess: how long it takes, where nothing is known.
     """
-    if quiet:
+    if quiet or what in _compiled:
         yield
         return
     file = _folder() / "compile_seconds.json"
@@ -55,11 +63,22 @@ def compiling(what: str, quiet: bool = False) -> Iterator[None]:
     except (OSError, ValueError, AttributeError, TypeError):
         known = {}
     first = FIRST.get(what.rpartition(", ")[2])
-    guess = f"; some {first} s on two cores" if first else ""
-    last = f"; it took {known[what]:.0f} s before" if what in known else guess
-    print(f"{what}: compiling{last}", file=sys.stderr, flush=True)
-    begun = time.perf_counter()
-    yield
+    guess = f"some {first} s on two cores" if first else guess
+    last = f"it took {known[what]:.0f} s before" if what in known else guess
+    print(f"{what}: compiling{f'; {last}' * bool(last)}", file=sys.stderr, flush=True)
+    begun, over = time.perf_counter(), threading.Event()
+
+    def tell() -> None:
+        while not over.wait(STILL):
+            print(f"{what}: compiling, {time.perf_counter() - begun:.0f} s so far", file=sys.stderr, flush=True)
+
+    (teller := threading.Thread(target=tell, daemon=True)).start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+    _compiled.add(what)
     if (spent := time.perf_counter() - begun) > COMPILED:
         with contextlib.suppress(OSError):  # it is a help, and no more
             file.parent.mkdir(parents=True, exist_ok=True)

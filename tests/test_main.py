@@ -264,12 +264,18 @@ def test_what_is_compiled_is_said_before_with_what_it_took(tmp_path, monkeypatch
     monkeypatch.setattr("sphinx_jax.progress.COMPILED", 0.0)
     said = []
     for _ in range(2):
-        with compiling("a step"):
+        monkeypatch.setattr("sphinx_jax.progress._compiled", set())  # as another process
+        with compiling("a step", guess="minutes"):
             said.append(capsys.readouterr().err)
-    assert said == ["a step: compiling\n", "a step: compiling; it took 0 s before\n"]
+    assert said == ["a step: compiling; minutes\n", "a step: compiling; it took 0 s before\n"]
     (tmp_path / "xla" / "compile_seconds.json").write_text("[1")
     with compiling("a step"), compiling("another", quiet=True):
-        assert capsys.readouterr().err == said[0]
+        assert capsys.readouterr().err == "", "this process has it"
+    monkeypatch.setattr("sphinx_jax.progress.STILL", 0.01)
+    with compiling("another"):
+        while "another: compiling, 0 s so far\n" not in said:
+            said += capsys.readouterr().err.splitlines(keepends=True)
+    assert "another: compiling\n" in said
 
 
 HEAVY = ("jax", "flax", "orbax", "grain", "tensorflow_datasets", "transformers", "matplotlib", "sklearn", "skimage")

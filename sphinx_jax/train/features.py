@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from sphinx_jax.config import ModelConfig, need, to_dict
@@ -24,7 +25,7 @@ from sphinx_jax.disk import told_when_full
 from sphinx_jax.model.blueprint import FROZEN, Leaves, make_encode, matches
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.paths import write_whole
-from sphinx_jax.progress import progress
+from sphinx_jax.progress import compiling, progress
 
 _log = logging.getLogger(__name__)
 BAD, CHOSEN = "bad.json", "chosen.json"
@@ -150,7 +151,9 @@ def _fill(
     for start, found in progress(zip(starts, ahead, strict=True), total=len(starts), desc=description, unit="batch"):
         pixels, damaged = found.result()
         bad |= damaged
-        for name, value in encode(encoders, pixels)._asdict().items():
+        with compiling(f"encoders of {config.name}", quiet=start > 0):
+            seen = jax.block_until_ready(encode(encoders, pixels))
+        for name, value in seen._asdict().items():
             if value is None:
                 continue
             if name not in arrays:

@@ -248,7 +248,8 @@ def _apart(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def _compile(what: str, lower: Any, mesh: Mesh, chip: Chip, worth: float, work: float, traffic: float) -> Need:
     """Lower and compile; `worth` and `work`: FLOPs of all devices, of the model and with what is computed again."""
     devices = mesh.size
-    said = compiling(f"{what} for {devices} x {chip.kind}, {worth / 1e12:.3g} TFLOP")
+    named = f"{what} for {devices} x {chip.kind}, {worth / 1e12:.3g} TFLOP"
+    said = compiling(named, guess="one to ten minutes on two cores for a step of a large model, seconds for a token")
     with said, jax.set_mesh(mesh), lowering_for(mesh):
         lowered = lower()
         try:

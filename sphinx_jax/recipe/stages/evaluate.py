@@ -37,6 +37,7 @@ from sphinx_jax.generate.request import Request
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import Leaves, blueprint, held_dtypes
 from sphinx_jax.paths import remove, write_whole
+from sphinx_jax.progress import compiling
 from sphinx_jax.recipe.run import Run
 from sphinx_jax.settings import Count, Name, Settings
 from sphinx_jax.sharding import device_bytes, serving_mesh
@@ -45,6 +46,7 @@ from sphinx_jax.train.features import FeatureCache, pictures_hash
 # what an answer may take at most: the published evaluation's 10 for short answers and 30 for boxes, more where an
 # answer lists many things: a pose takes 172 where digits are tokens
 SHORT, LONG = 32, 192
+FIRST = 16  # questions with which most of what answers is compiled
 SLOTS = 64  # answers at once, where the stage does not say
 LONG_TASKS = (
     "grounded_caption",
@@ -117,7 +119,10 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     folder, about, mine = run.folder(name), fingerprint(run, s, asked), own(asked, process, count)
     seen, blind = (Answers(folder / ANSWERS / which, about, process) for which in ("seen", "blind"))
     bars = ("", "") if run.quiet else ("answering", "answering blind")
-    ask(engine, mine, worded(s), looking(run, s, engine, features), seen, bars[0])
+    look = looking(run, s, engine, features)
+    with compiling(f"{name}, answers of {run.recipe.model.name}", run.quiet):
+        ask(engine, mine[:FIRST], worded(s), look, seen)
+    ask(engine, mine, worded(s), look, seen, bars[0])
     ask_blind(engine, [q for q in mine if q.key in seen.texts], worded(s), blind, bars[1])
     put_together(f"answered {name}", seen, blind)
     constant = constants(run, s, asked)  # in all processes, which open data together
