@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -170,6 +171,22 @@ def test_recipes_go_by_name_without_a_clone(name, tmp_path):
     done = run("script", f"--config={name[:-1]}", cwd=tmp_path)
     assert done.returncode == 1 and f"unknown recipe {name[:-1]!r}; did you mean {name!r}" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_quickstart_trains_without_a_clone(tmp_path):
+    words = ("--config", "quickstart", "--smoke", "--stage", "pretrain_real", "--workdir", "w")
+    done = run("script", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "w" / "pretrain_real" / "done.json").is_file()
+
+
+def test_the_readme_of_the_package_has_no_links_into_the_repository():
+    text = (
+        importlib.metadata.metadata("sphinx_jax").get_payload()
+        or importlib.metadata.metadata("sphinx_jax")["Description"]
+    )
+    links = re.findall(r"\]\(([^)\s]+)", text)
+    assert len(links) > 20 and [link for link in links if not link.startswith(("http", "#"))] == []
 
 
 def test_a_recipe_of_ones_own_takes_from_the_packages(tmp_path):
