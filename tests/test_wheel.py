@@ -181,10 +181,7 @@ def test_the_quickstart_trains_without_a_clone(tmp_path):
 
 
 def test_the_readme_of_the_package_has_no_links_into_the_repository():
-    text = (
-        importlib.metadata.metadata("sphinx_jax").get_payload()
-        or importlib.metadata.metadata("sphinx_jax")["Description"]
-    )
+    text = importlib.metadata.metadata("sphinx_jax").json["description"]
     links = re.findall(r"\]\(([^)\s]+)", text)
     assert len(links) > 20 and [link for link in links if not link.startswith(("http", "#"))] == []
 

@@ -226,6 +226,9 @@ def test_what_it_suggests_can_be_run(workdir, tmp_path):
     carried_out(*mix[1:-1], tmp_path / "mixed", cwd=ROOT)
     assert store.is_complete(tmp_path / "mixed")
     assert things_to_try(Run(run.recipe, tmp_path / "empty"), ()) == []
+    card = carried_out("tools/score_card.py", workdir, cwd=ROOT)
+    assert "| pope |" in card and "| mmbench |" in card
+    assert "| pope |" in carried_out("tools/score_card.py", workdir, "--compare", workdir, cwd=ROOT)
 
 
 @pytest.mark.slow
