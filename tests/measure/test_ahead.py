@@ -166,22 +166,23 @@ ENTRY %main (x: bf16[64]) -> bf16[16] {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "topology", "devices", "rows"),
+    ("recipe", "topology", "devices", "rows", "cache"),
     [
-        ("sphinx_1k", "v5e:1x1", 1, 1),
-        ("sphinx_1k", "v5e:1x1", 1, 8),
-        ("sphinx_1k", "v5e:2x4", 8, 1),
-        ("sphinx_tiny_1k", "v5e:2x4", 8, 1),  # fewer key/value heads than devices
+        ("sphinx_1k", "v5e:1x1", 1, 1, ""),
+        ("sphinx_1k", "v5e:1x1", 1, 8, ""),
+        ("sphinx_1k", "v5e:1x1", 1, 8, "int8"),
+        ("sphinx_1k", "v5e:2x4", 8, 1, ""),
+        ("sphinx_tiny_1k", "v5e:2x4", 8, 1, ""),  # fewer key/value heads than devices
     ],
 )
 def test_a_token_takes_no_second_cache_and_lays_out_or_gathers_no_matrix_anew(
-    recipe, topology, devices, rows, tmp_path
+    recipe, topology, devices, rows, cache, tmp_path
 ):
     """Of the 13B and 1.1B decoders' widths, in the programs of the real compiler; 8 bits are read as 8 bits."""
     pytest.importorskip("libtpu")
     decoder = dataclasses.replace(family(recipe).decoder, layers=2)
     # few words: the compiler counts what it keeps on the chip twice, and that may be the output's matrix
-    small = [f"--config.model.decoder.{name}" for name in ("layers=2", "vocab_size=1024")]
+    small = [f"--config.model.decoder.{name}" for name in ("layers=2", "vocab_size=1024", f"cache={cache}")]
     said = compile_ahead(recipe, topology, tmp_path, f"--serve={rows}", *small)
     whole, few = json.loads(said.splitlines()[-1])
     smallest = 2 * decoder.dim**2 // devices  # bytes of a matrix
