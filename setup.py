@@ -8,13 +8,10 @@ from setuptools import find_packages, setup
 HOME = "https://github.com/sphinx-jax/sphinx_jax"
 
 
-def elsewhere(found: re.Match[str]) -> str:
-    """A link of the README as it works on a page that has nothing of the repository beside it."""
-    image, path = found.groups()
-    return f"{image}({HOME}/{'raw' if path.endswith('.png') else 'blob'}/main/{path}"
-
-
-readme = re.sub(r"(\])\((?!https?:|#)([^)\s]+)", elsewhere, Path(__file__).with_name("README.md").read_text())
+readme = Path(__file__).with_name("README.md").read_text("utf-8")
+# links as they work on a page that has nothing of the repository beside it: pictures first
+for begins, kind in ((r"(!\[[^]]*\]\()", "raw"), (r"(\]\()", "blob")):
+    readme = re.sub(rf"{begins}(?!https?:|#)", rf"\g<1>{HOME}/{kind}/main/", readme)
 # the recipes of the repository lie in the package of those who have no clone
 setup(
     long_description=readme,

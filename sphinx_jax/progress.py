@@ -20,7 +20,7 @@ COMPILED = 1.0  # seconds; what takes less was found compiled
 EVERY = 5  # seconds between two lines of a log
 STILL = 20.0  # and of what is being compiled
 # seconds that the program of a first hour takes to compile on two cores, where nothing is known of the machine yet
-FIRST = {"a step of sphinx_nano": 15, "encoders of sphinx_nano": 4, "answers of sphinx_nano": 8}
+FIRST = {"a step of sphinx_nano": 15, "encoders of sphinx_nano": 4, "first answers of sphinx_nano": 8}
 
 
 _compiled: set[str] = set()  # by this process
@@ -58,10 +58,7 @@ def compiling(what: str, quiet: bool = False, guess: str = "") -> Iterator[None]
         yield
         return
     file = _folder() / "compile_seconds.json"
-    try:
-        known = {name: float(seconds) for name, seconds in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        known = {}
+    known = _seconds(file)
     first = FIRST.get(what.rpartition(", ")[2])
     guess = f"some {first} s on two cores" if first else guess
     last = f"it took {known[what]:.0f} s before" if what in known else guess
@@ -72,17 +69,28 @@ def compiling(what: str, quiet: bool = False, guess: str = "") -> Iterator[None]
         while not over.wait(STILL):
             print(f"{what}: compiling, {time.perf_counter() - begun:.0f} s so far", file=sys.stderr, flush=True)
 
-    (teller := threading.Thread(target=tell, daemon=True)).start()
+    teller = threading.Thread(target=tell, daemon=True)
     try:
+        teller.start()
         yield
     finally:
         over.set()
-        teller.join()
+        if teller.is_alive():
+            teller.join()
     _compiled.add(what)
     if (spent := time.perf_counter() - begun) > COMPILED:
         with contextlib.suppress(OSError):  # it is a help, and no more
             file.parent.mkdir(parents=True, exist_ok=True)
+            known = _seconds(file)  # others have written meanwhile
             write_whole(file, json.dumps(known | {what: max(round(spent, 1), known.get(what, 0))}).encode())
+
+
+def _seconds(file: Path) -> dict[str, float]:
+    """What was compiled here before, and how long each took."""
+    try:
+        return {name: float(seconds) for name, seconds in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 def _folder() -> Path:

@@ -165,6 +165,7 @@ class Engine:
         self._batch.neighbour, self._guided.neighbour = weakref.ref(self._guided), weakref.ref(self._batch)
         self._lock = threading.Lock()  # of those who take steps
         self._door = threading.Lock()  # of those who bring requests
+        self._making = threading.Lock()  # of what is made once
 
     def submit(self, request: Request) -> Answer:
         """Take a request; what cannot be used is refused here.
@@ -209,7 +210,7 @@ class Engine:
         while following or taken:
             jobs = sum(len(answer.jobs) for answer in taken.values())
             # a picture that takes long to read holds up nobody else
-            while following and (not taken or following[1].done()):
+            while following and (not taken or self._is_read(following[1])):
                 number, request = following[0], following[1].result()
                 if taken and jobs + request.n > min(AHEAD * self.slots, self.queue):
                     break
@@ -258,7 +259,7 @@ class Engine:
         following = next(numbered, None)
         try:
             while following or going:
-                while following and len(going) < AHEAD * self.slots and (not going or following[1][1].done()):
+                while following and len(going) < AHEAD * self.slots and (not going or self._is_read(following[1][1])):
                     number, ((text, begin, _), picture) = following
                     going[number] = Job(list(text), 0, self.stops, picture=picture.result(), judged_from=begin)
                     self._batch.waiting.append(going[number])
@@ -274,6 +275,10 @@ class Engine:
                 job.cancelled = True
         return [judged[number] for number in range(len(asked))]
 
+    def _is_read(self, picture: Future[Any]) -> bool:
+        """Whether it is taken now; of a mesh that processes share each has to take it at the same step, and waits."""
+        return picture.done() or self.mesh.is_multi_process
+
     def _with_pictures(self, requests: Iterable[Request]) -> Iterator[Future[Request]]:
         """The same, their pictures read by threads."""
 
@@ -288,7 +293,7 @@ class Engine:
 
     @functools.cached_property
     def _guides(self) -> Guides:
-        with self._door:  # a cached property alone may be made twice, by two threads
+        with self._making:  # a cached property alone may be made twice, by two threads
             return vars(self).setdefault("_guides", vars(self).get("_guides") or Guides(self.stops))
 
     def warm_up(self, quiet: bool = False, grammars: bool = False) -> None:

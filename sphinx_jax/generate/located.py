@@ -24,8 +24,7 @@ from sphinx_jax.data.tasks import (
     instruct,
     parse_answer,
 )
-from sphinx_jax.generate import arguments
-from sphinx_jax.generate.arguments import BadArgument, check_filled, check_text
+from sphinx_jax.generate.arguments import BadArgument, check_filled, check_text, check_vision
 from sphinx_jax.generate.batching.pictures import Detail
 from sphinx_jax.generate.request import Said
 
@@ -192,13 +191,13 @@ class Located:
         asked, picture = question(task, image, frame, **fields)
         model: Any = self
         config = model.config
-        arguments.check_vision(config)
+        check_vision(config)
         positions, prompt = config.decoder.max_positions, render([(clean(asked.text), None)])[0]
         room = positions - config.image_positions - len(model.encode_prompt(prompt))
-        most = max(min(LENGTH, room // 2), model.engine.most_tokens(task))
-        if not 0 < most <= room:
+        most, least = min(LENGTH, room), max(1, model.engine.most_tokens(task))
+        if most < least:
             raise BadArgument(
-                f"an answer of {max(most, 1)} tokens may be needed, and the picture and the question leave "
+                f"an answer of {least} tokens may be needed, and the picture and the question leave "
                 f"{max(room, 0)} of the model's {positions} positions"
             )
         settings = {"task": task, "temperature": 0.0, "max_new_tokens": most, "logprobs": True, "detail": detail}

@@ -46,10 +46,11 @@ def measure(repository: Path, revision: str, folder: Path, settings: Sequence[st
     if not old.exists():
         made = subprocess.run(["git", "archive", revision], cwd=repository, capture_output=True)
         if made.returncode:
-            why = made.stderr.decode(errors="replace").strip().splitlines()[-1]
+            why = " ".join(made.stderr.decode(errors="replace").split())
             raise ValueError(f"revision {revision}: {why}; a clone with --depth lacks what is older")
         with tarfile.open(fileobj=io.BytesIO(made.stdout)) as files:
-            files.extractall(old, filter="data")
+            files.extractall(part := folder / "old.part", filter="data")
+        part.rename(old)
     runs = []
     for name, tree, kept in ((revision, old, "run-old"), ("now", repository, "run-now")):
         runs.append(_run(tree.absolute(), (folder / kept).absolute(), settings))
@@ -57,9 +58,9 @@ def measure(repository: Path, revision: str, folder: Path, settings: Sequence[st
         yield f"{name}: {runs[-1].seconds / 60:.1f} min, mean score {runs[-1].score:.4f}; seconds of stages: {stages}"
     before, now = runs
     yield f"{now.seconds / before.seconds:.2f} x the time, scores {now.score - before.score:+.4f}"
-    for task in before.scores.keys() & now.scores.keys():
-        if now.scores[task] < before.scores[task] - LOST:
-            yield f"{task}: {before.scores[task]:.3f} before, {now.scores[task]:.3f} now"
+    for task, score in before.scores.items():
+        if (found := now.scores.get(task, 0.0)) < score - LOST:
+            yield f"{task}: {score:.3f} before, {found:.3f} now"
 
 
 def _run(tree: Path, folder: Path, settings: Sequence[str]) -> Run:

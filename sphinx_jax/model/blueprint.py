@@ -217,7 +217,6 @@ def held_dtypes(config: ModelConfig, frozen: Iterable[str] = ("*",)) -> dict[str
 
 
 @functools.cache
-@functools.cache  # what one caller has compiled the others find
 def make_encode(config: ModelConfig) -> Callable[[Leaves, np.ndarray], Features]:
     """(leaves of the encoders, pixels (B, S, S, 3) uint8) -> features; views that are skipped cost no time."""
     plan = Blueprint(lambda rngs: Encoders(config, rngs=rngs))

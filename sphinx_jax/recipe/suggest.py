@@ -35,16 +35,16 @@ def things_to_try(run: Run, given: Sequence[str]) -> list[str]:
         image = f" --config.stage.{name}.image={shlex.quote(_near(picture))}" if picture.exists() else ""
         lines += ["  talk with it about a picture:", f"    {again} --stage {name}{image}"]
     lora = "" if recipe.model.decoder.lora_rank else ",lora=8"
-    dtype = recipe.model.dtype  # that of the recipe for fine-tuning is an accelerator's
-    # an epoch of a few pictures is a step
-    few = [f"--config.stage.finetune.{each}" for each in ("batch=1", "epochs=20")]
-    few += [f"--config.model.dtype={dtype}"] * (dtype != "bfloat16")
     taught = run.workdir / TAUGHT
+    # of the one picture that is listed there an epoch is a step
+    few = [f"--config.stage.finetune.{each}" for each in ("batch=1", "epochs=20") if taught.exists()]
+    if (dtype := recipe.model.dtype) != "bfloat16":  # which is the recipe's for fine-tuning, for accelerators
+        few.append(f"--config.model.dtype={dtype}")
     listed = shlex.quote(_near(taught)) if taught.exists() else "list.yaml"
     lines += [
         f"  teach it pictures and questions of your own{', listed as here' * taught.exists()}:",
         f"    {COMMAND} --config finetune:{shlex.quote(_near(run.folder(trained[-1])))}{lora} "
-        f"--config.data.meta.train={listed} {' '.join(few)} --workdir runs/taught",
+        f"{' '.join([f'--config.data.meta.train={listed}', *few])} --workdir runs/taught",
     ]
     if len(trained) > 1 and Path("tools").is_dir():  # a clone
         folders = shlex.join(_near(run.folder(name)) for name in trained[:2])

@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import threading
 import time
+import types
 import weakref
 
 import jax
@@ -575,7 +576,7 @@ def test_prompts_of_others_hold_up_nobody_who_reads_along(seeing, model, monkeyp
         for _ in stream:
             most[:] = np.maximum(most, since)
             since[:] = 0, 0
-        assert most[0] <= 2 * engine._batch.sizes.shortest + seeing.config.image_positions and most[1] <= 1
+        assert most[0] <= 2 * engine._batch.sizes.between + seeing.config.image_positions and most[1] <= 1
         monkeypatch.setattr(programs, "prefill", prefill)
         alone = [Engine(of, slots=1).submit(request).wait()[0].text for request in asked[:3]]
         assert [answer.wait()[0].text for answer in answers[:3]] == alone
@@ -596,6 +597,25 @@ def test_a_picture_that_takes_long_to_read_holds_up_nobody(seeing, tmp_path, mon
     assert next(completed)[0] == 0
     answered.set()
     assert {number for number, _ in completed} == {1, 2}
+
+
+def test_processes_that_share_a_mesh_take_pictures_at_the_same_step(seeing, tmp_path, monkeypatch):
+    """Which are read at different times in each: none goes on before the next is there."""
+    engine, there = Engine(seeing, slots=2), threading.Event()
+    pictures(40)[0].save(tmp_path / "far.png")
+    picture = engine.pictures.picture
+
+    def read(image):
+        if isinstance(image, str):
+            time.sleep(0.5)
+            there.set()
+        return picture(image)
+
+    monkeypatch.setattr(engine.pictures, "picture", read)
+    monkeypatch.setattr(engine, "mesh", types.SimpleNamespace(is_multi_process=True))
+    asked = [Request("a", pictures(40)[1], 3), Request("a", str(tmp_path / "far.png"), 3)]
+    for _ in engine.as_completed(asked):
+        assert there.is_set()
 
 
 @pytest.mark.parametrize(

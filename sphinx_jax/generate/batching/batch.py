@@ -71,10 +71,14 @@ class Batch:
         return self.neighbour() if self.neighbour else None
 
     @property
+    def streams(self) -> bool:
+        """Whether somebody reads along what is being continued."""
+        return any(need(self._slots[i].sequence).streamed for i in self.active)
+
+    @property
     def _is_read_along(self) -> bool:
-        """Whether somebody reads an answer that is being continued, here or beside."""
-        others = [(batch._slots, batch.active) for batch in (self, self._other) if batch]
-        return any(need(slots[i].sequence).streamed for slots, active in others for i in active)
+        """Whether somebody reads along, here or beside."""
+        return self.streams or bool(self._other and self._other.streams)
 
     def _is_read(self, slot: int) -> bool:
         return self._reading is not None and slot in self._reading.slots
@@ -89,7 +93,7 @@ class Batch:
             with jax.set_mesh(self.mesh):
                 self._drop_cancelled()
                 # whoever is answered, here or beside, waits for about one piece of others' prompts
-                room = self.sizes.shortest if self.active or (self._other and self._other.active) else math.inf
+                room = self.sizes.between if self.active or (self._other and self._other.active) else math.inf
                 while room > 0 and (self._reading or self._admit()):
                     positions, ended = self._read()
                     # who has his answer already is told before others are read, and who reads along his first token
@@ -168,11 +172,11 @@ class Batch:
             self.waiting.remove(sequence)
         larger = positions(count) < self._slots.positions
         if larger and not self.active and all(source is None for _, source in sources):
-            self._slots.clear()  # of what was longer, nothing goes on
+            self._slots.clear()  # of what was longer nothing goes on here
         self._make_room(count, positions(count))
         self.beginnings.use(chosen)
-        ends = [len(sequence.ids) for sequence in chosen]
-        reading = Reading(chosen, ends, [], [], programs.empty(self.config, count, positions(count)))
+        ids = [sequence.ids for sequence in chosen]
+        reading = Reading(chosen, ids, [], [], programs.empty(self.config, count, positions(count)))
         for row, (sequence, (shared, source)) in enumerate(zip(chosen, sources, strict=True)):
             if source is not None:
                 reading.cache = self._slots.copy(reading.cache, row, source)
@@ -205,7 +209,7 @@ class Batch:
         positions = self.sizes.room(self.beginnings.positions)
         jobs = [Job(s.text[:1], 0, self.stops, picture=s.picture, seen=s.seen, begins=True) for s in firsts]
         cache = programs.empty(self.config, len(jobs), positions)
-        self._reading = Reading(jobs, [len(job.ids) for job in jobs], [], [0] * len(jobs), cache)
+        self._reading = Reading(jobs, [job.ids for job in jobs], [], [0] * len(jobs), cache)
         self._entering = []
 
     def _look(self, chosen: Sequence[Job]) -> None:
@@ -243,7 +247,7 @@ class Batch:
         assert reading is not None
         count, room = len(reading.sequences), reading.cache.positions
         if reading.left:
-            most = self.sizes.shortest if self._is_read_along else math.inf
+            most = self.sizes.between if self._is_read_along else math.inf
             size = self.sizes.piece(reading.left, count, room, most)
             piece = programs.nothing_read(count, size)
             # as they were when reading began: with its first token more of a sequence may be among the beginnings
@@ -269,7 +273,8 @@ class Batch:
         for row, (number, sequence) in enumerate(zip(reading.slots, reading.sequences, strict=True)):
             self._slots.cache = programs.copy_row(self._slots.cache, reading.cache, row, number)
             slot = self._slots[number]
-            slot.ids = sequence.ids[: reading.ends[row] - (row not in reading.begun)]
+            read = reading.ids[row]
+            slot.ids = read if row in reading.begun else read[:-1]
             if sequence.judged_from:
                 sequence.ended = sequence.ended or "judged"
             slot.settle()
@@ -278,7 +283,7 @@ class Batch:
     def _begin(self, hidden: jax.Array, start: np.ndarray) -> None:
         """The first tokens of those whose prompts end with the piece that is being read from `start` (P,) on."""
         reading = need(self._reading)
-        last = np.array(reading.ends, np.int32) - 1 - start
+        last = np.array([len(ids) for ids in reading.ids], np.int32) - 1 - start
         if reading.beginnings:
             return
         open_ = [row for row, s in enumerate(reading.sequences) if row not in reading.begun and not s.judged_from]

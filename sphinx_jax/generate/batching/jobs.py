@@ -45,6 +45,7 @@ class Job:
     begins: bool = False  # nothing but what all about its picture begin with, to be held for them
     guide: Guide | None = None  # through its grammar
     judged: list[float] = field(default_factory=list)
+    ending: str = ""  # why it is about to end
     ended: str = ""  # why: stop, length, cancelled, judged
     error: BaseException | None = None
 
@@ -119,10 +120,13 @@ class Job:
 
     def settle(self) -> None:
         """Whatever `add` was at when it was interrupted."""
-        ended = self.ended or self._end_at(self.stops.after(0, *self.tokens))
+        ended = self.ended or self.ending
         if self.guide is not None:
             self.guide.restart(self.tokens)
-            ended = self._forced(ended)
+        if not ended:
+            ended = self._end_at(self.stops.after(0, *self.tokens))
+            if self.guide is not None:
+                ended = self._forced(ended)
         self._end(ended)
 
     def _end_at(self, state: int) -> str:
@@ -144,6 +148,7 @@ class Job:
 
     def _end(self, ended: str) -> None:
         """Written last: other threads take what has ended for whole."""
+        self.ending = ended  # what is cut below does not show it any more
         error = self.guide.error if self.guide is not None else None
         # what a limit has cut off keeps what the grammar would have let end; a stream has shown it
         if ended == "length" and self.guide is not None and not self.streamed:
@@ -200,7 +205,7 @@ class Reading:
     """Prompts that are being read together, each for the slot it will take; or beginnings, for none."""
 
     sequences: list[Job]
-    ends: list[int]  # positions that are to be read of each
+    ids: list[list[int]]  # that are to be read of each
     slots: list[int]
     held: list[int]  # positions of each that were there before
     cache: Cache
@@ -215,6 +220,6 @@ class Reading:
     def left(self) -> int:
         """Positions that are still to be read. A last token that is left alone is read as answers are continued, which
         the last position of a picture cannot be."""
-        left = max(end - held for end, held in zip(self.ends, self.held, strict=True)) - self.read
+        left = max(len(ids) - held for ids, held in zip(self.ids, self.held, strict=True)) - self.read
         pictures = any(sequence.ids[-1] < 0 for sequence in self.sequences)
         return left if left > (0 if pictures else 1) else 0

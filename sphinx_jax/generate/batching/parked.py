@@ -11,6 +11,7 @@ from sphinx_jax.generate.batching import programs
 from sphinx_jax.generate.batching.jobs import Slot
 from sphinx_jax.generate.batching.sizes import Sizes
 from sphinx_jax.model.cache import Cache
+from sphinx_jax.sharding import device_bytes
 
 WORTH = 64  # positions, at least, for which a row is held
 MOST = 3  # rows
@@ -44,10 +45,15 @@ def is_worth_it(slot: Slot, taken: int = 0) -> bool:
     return slot.sequence is None and len(slot.ids) - max(slot.held, taken) >= WORTH
 
 
-def has_room(cache: Cache) -> bool:
-    """Whether the devices of a cache have memory to spare; a CPU does not say, and has."""
-    keys = jax.tree.leaves(cache)[0]
-    if not keys.is_fully_addressable:  # all processes have to do the same, and may have more or less to spare
+def has_room(cache: Cache, positions: int = 0) -> bool:
+    """Whether the devices of a cache have memory to spare; a CPU does not say, and has.
+
+    Args:
+      positions: of all rows of one that is to be made beside it.
+    """
+    arrays = jax.tree.leaves(cache)
+    if not arrays[0].is_fully_addressable:  # all processes have to do the same, and may have more or less to spare
         return False
-    known = [stats for device in keys.devices() if (stats := device.memory_stats())]
-    return all(s["bytes_limit"] - s["bytes_in_use"] > FREE * s["bytes_limit"] for s in known if "bytes_limit" in s)
+    known = [stats for device in arrays[0].devices() if "bytes_limit" in (stats := device.memory_stats() or {})]
+    more = device_bytes(cache) * positions / (arrays[0].shape[0] * cache.positions)
+    return all(s["bytes_limit"] - s["bytes_in_use"] - more > FREE * s["bytes_limit"] for s in known)

@@ -80,9 +80,7 @@ class Pictures:
 
     def picture(self, image: ImageSource) -> Picture:
         """Raises BadImage for what is none."""
-        pixels = padded_resize(load_image(image), need(self.config.views).image_size)
-        pixels.setflags(write=False)  # nobody else has them
-        return self.named(Picture("", pixels))
+        return self.named(Picture("", padded_resize(load_image(image), need(self.config.views).image_size)))
 
     def named(self, picture: Picture) -> Picture:
         """The same with a name: where it has none, of its pixels; without pixels one that no other has.
@@ -99,8 +97,10 @@ class Pictures:
             size = need(self.config.views).image_size
             if not isinstance(pixels, np.ndarray) or pixels.shape != (size, size, 3) or pixels.dtype != np.uint8:
                 raise BadArgument(f"pixels of a Picture must be {(size, size, 3)} uint8, not {_form(pixels)}")
-            if pixels.flags.writeable:  # it is looked at later, and others write there meanwhile
-                picture = picture._replace(pixels=pixels.copy())
+            if pixels.flags.writeable or not pixels.flags.owndata:  # others may write there before it is looked at
+                pixels = np.array(pixels)
+                pixels.setflags(write=False)
+                picture = picture._replace(pixels=pixels)
         if picture.features is not None:
             self._check_features(picture.features)
         if picture.name:

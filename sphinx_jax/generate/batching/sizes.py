@@ -48,7 +48,7 @@ class Sizes:
         )
 
     @property
-    def shortest(self) -> int:
+    def between(self) -> int:
         """Positions of others' prompts for which whoever is answered waits at a time, or few more."""
         return self.pieces[-1] // 2
 

@@ -82,10 +82,11 @@ class Slots:
         """
         free = self.free
         number = source if source in free else min(free, key=lambda i: self._slots[i].used)
-        taken = shared if source == number else 0
-        if is_worth_it(self._slots[number], taken):
+        self._parked = [parked for parked in self._parked if parked is not source]
+        if isinstance(source, Parked) and is_worth_it(source.slot, shared):
+            self._parked.append(source)
+        if is_worth_it(self._slots[number], shared if source == number else 0):
             self._park([number], len(self._slots))
-        self._parked = [p for p in self._parked if p is not source or is_worth_it(p.slot, shared)]
         self._slots[number] = slot
         return number
 
@@ -98,25 +99,29 @@ class Slots:
     def _park(self, numbers: Sequence[int], rows: int) -> None:
         """Hold the last used of these slots apart, as many as there may be beside so many rows."""
         worth = sorted((n for n in numbers if is_worth_it(self._slots[n])), key=lambda n: self._slots[n].used)
-        if worth and (most := self._may_be_parked(rows)):
+        most = min(MOST, self.sizes.rows[-1] - rows)
+        if worth and most > 0 and has_room(self.cache):
             self._parked += [park(self.config, self.sizes, self._slots[n], self.cache, n) for n in worth[-most:]]
             self._parked = self._parked[-most:]
 
-    def _may_be_parked(self, rows: int) -> int:
-        """How many rows may be held beside so many that go on."""
-        return min(MOST, self.sizes.rows[-1] - rows) if has_room(self.cache) else 0
+    def _keep_parked(self, rows: int, positions: int) -> None:
+        """Let go of what is held apart where so many rows of so many positions leave no room for it."""
+        most = max(0, min(MOST, self.sizes.rows[-1] - rows))
+        if self._cache is not None and not has_room(self._cache, rows * positions):
+            most = 0
+        self._parked = self._parked[max(0, len(self._parked) - most) :]
 
     def make_room(self, more: int, positions: int) -> bool:
         """Have slots for so many more, with so many positions; whether there were none before."""
         busy = len(self._slots) - len(self.free)
         rows = next(size for size in self.sizes.rows if size >= busy + more)
         positions = self.sizes.room(positions)
+        if rows > len(self._slots) or positions > self.positions:
+            self._keep_parked(max(rows, len(self._slots)), max(positions, self.positions))
         if self._cache is None:
             self._cache = programs.empty(self.config, rows, positions)
             self._slots = [Slot() for _ in range(rows)]
             return True
-        if rows > len(self._slots) or positions > self.positions:
-            self._parked = self._parked[::-1][: self._may_be_parked(rows)][::-1]
         # one size after the other: programs for all pairs would be many
         for size in self.sizes.positions:
             if self.positions < size <= positions:

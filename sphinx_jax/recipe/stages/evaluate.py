@@ -46,7 +46,7 @@ from sphinx_jax.train.features import FeatureCache, pictures_hash
 # what an answer may take at most: the published evaluation's 10 for short answers and 30 for boxes, more where an
 # answer lists many things: a pose takes 172 where digits are tokens
 SHORT, LONG = 32, 192
-FIRST = 16  # questions with which most of what answers is compiled
+FIRST = 8  # questions with which most of what answers is compiled
 SLOTS = 64  # answers at once, where the stage does not say
 LONG_TASKS = (
     "grounded_caption",
@@ -120,9 +120,10 @@ def evaluate(run: Run, name: str, settings: EvaluateStage) -> None:
     seen, blind = (Answers(folder / ANSWERS / which, about, process) for which in ("seen", "blind"))
     bars = ("", "") if run.quiet else ("answering", "answering blind")
     look = looking(run, s, engine, features)
-    with compiling(f"{name}, answers of {run.recipe.model.name}", run.quiet):
-        ask(engine, mine[:FIRST], worded(s), look, seen)
-    ask(engine, mine, worded(s), look, seen, bars[0])
+    left = [q for q in mine if q.key not in seen.texts]
+    with compiling(f"{name}, first answers of {run.recipe.model.name}", run.quiet or not left):
+        ask(engine, left[:FIRST], worded(s), look, seen)
+    ask(engine, left[FIRST:], worded(s), look, seen, bars[0])
     ask_blind(engine, [q for q in mine if q.key in seen.texts], worded(s), blind, bars[1])
     put_together(f"answered {name}", seen, blind)
     constant = constants(run, s, asked)  # in all processes, which open data together

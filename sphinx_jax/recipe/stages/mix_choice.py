@@ -170,15 +170,21 @@ def _choose(
 
 def open_workdir(workdir: Path, quiet: bool) -> tuple[Run, MixStage]:
     """The recipe that a workdir was made with, and the settings of its first mix stage."""
-    try:
-        known = json.loads((workdir / "config.json").read_text())
-        stages = [values for values in known["settings"].values() if "betas" in values]
-    except (OSError, ValueError, LookupError, TypeError):
-        raise ConfigError(f"{workdir} is no workdir of a recipe; --workdir names one, e.g. runs/quickstart") from None
+    run, stages = opened(workdir, quiet, "betas")
     if not stages:
         raise ConfigError(f"the recipe of {workdir} has no mix stage that says what a mix is judged by")
+    return run, from_dict(stages[0], MixStage, "stage.mix")
+
+
+def opened(workdir: Path, quiet: bool, setting: str) -> tuple[Run, list[dict[str, Any]]]:
+    """The recipe that a workdir was made with, and the settings of its stages of the kind that has this setting."""
+    try:
+        known = json.loads((workdir / "config.json").read_text())
+        stages = [values for values in known["settings"].values() if setting in values]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ConfigError(f"{workdir} is no workdir of a recipe; --workdir names one, e.g. runs/quickstart") from None
     recipe = from_dict(known | {"stages": (), "settings": {}}, Recipe, "config")
-    return Run(recipe, workdir, quiet), from_dict(stages[0], MixStage, "stage.mix")
+    return Run(recipe, workdir, quiet), stages
 
 
 def _without_recipe(folder: str, kept: Path, quiet: bool) -> tuple[Run, MixStage]:

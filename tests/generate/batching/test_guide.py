@@ -402,6 +402,18 @@ def test_an_answer_that_is_cut_off_has_ended_once_it_is_whole(model, monkeypatch
     assert found and not any(found)
 
 
+def test_an_answer_that_is_interrupted_as_it_is_cut_off_stays_so(model):
+    asked = Request("a", max_new_tokens=60, task="detection", temperature=9.0, top_p=1.0, n=6, seed=2)
+    answer = model.engine.submit(asked)
+    cut = [(job, said) for job, said in zip(answer.jobs, answer.wait(), strict=True) if len(said.tokens) < 60]
+    cut = [(job, said) for job, said in cut if said.ended == "length"]
+    for job, said in cut:
+        job.ended = ""  # what is written last was not yet
+        job.settle()
+        assert (job.tokens, job.ended) == (said.tokens, "length")
+    assert cut
+
+
 def test_a_pose_for_which_there_is_no_room_is_told(tiny, mesh):
     picture = Image.new("RGB", (40, 40), "red")
     for positions, told in ((90, "an answer of 17. tokens may be needed"), (20, "leave 0 of the model's")):

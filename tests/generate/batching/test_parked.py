@@ -59,6 +59,24 @@ def test_a_row_that_goes_into_a_longer_one_keeps_what_it_has(model):
     assert answered(engine, long, max_new_tokens=9) == expected
 
 
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_rows_and_those_that_are_held_are_as_many_as_slots(model, slots):
+    engine, rng = Engine(model, slots=slots), np.random.default_rng(slots)
+    held = engine._batch._slots
+    for n in range(12):
+        asked = [Request(f"{n} {i} {BEGIN}", max_new_tokens=int(rng.choice([3, 150]))) for i in range(1 + n % slots)]
+        list(engine.map(asked))
+        assert len(held) + len(held._parked) <= max(slots, len(held))
+
+
+def test_who_came_back_last_is_held_longest(model):
+    engine = Engine(model, slots=8)
+    for name in "abcdaef":
+        answered(engine, f"{name} {BEGIN}")
+    held = [row.slot.ids[:3] for row in engine._batch._slots._parked]
+    assert held == [TOKENIZER.encode(f"{name} {BEGIN}", bos=True)[:3] for name in "dae"]
+
+
 def test_rows_that_are_held_are_few_and_leave_room_for_those_who_ask(model, monkeypatch):
     engine = Engine(model, slots=4)
     held = engine._batch._slots

@@ -231,8 +231,14 @@ def test_a_picture_is_what_it_was_when_it_was_asked_about(model):
             Engine(model, slots=1).submit(Request(PROMPTS[0], Picture(name, pixels.copy()), **settings)).wait()
         )
         answer = engine.submit(Request(PROMPTS[0], Picture(name, given := pixels.copy()), **settings))
-        given[:] = 0
-        np.testing.assert_allclose(answer.wait()[0].logprobs, expected.logprobs, atol=1e-4)
+        view = (base := pixels.copy())[:]
+        view.setflags(write=False)
+        seen = engine.submit(Request(PROMPTS[0], Picture(name, view), **settings))
+        given[:] = base[:] = 0
+        for each in (answer, seen):
+            np.testing.assert_allclose(each.wait()[0].logprobs, expected.logprobs, atol=1e-4)
+    named = engine.pictures.named(Picture("", pixels))
+    assert engine.pictures.named(named).pixels is named.pixels, "many requests about one have it once"
 
 
 def test_pictures_that_are_scored_are_read_ahead_by_threads_and_let_go(model, monkeypatch, tmp_path):
