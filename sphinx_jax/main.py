@@ -32,7 +32,7 @@ from sphinx_jax import heap
 from sphinx_jax.command import plain_errors
 from sphinx_jax.paths import MIN_SECONDS, PROGRAMS, as_path
 from sphinx_jax.recipe.find import find, folders
-from sphinx_jax.usage import ASKS, page
+from sphinx_jax.recipe.usage import ASKS, page
 
 # not locked: a setting that the file leaves at its default can be given too; `runner.parse` refuses unknown keys
 CONFIG = config_flags.DEFINE_config_file(
