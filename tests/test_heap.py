@@ -24,7 +24,7 @@ for what in (heap.keep, heap.give_back, heap.keep):
         np.ones(2**22)
     print(faults() - before)
 """
-# a step that takes 64 MiB beside its result, as a command carries it out
+# a step that takes 33 MiB, more than glibc keeps by itself, beside its result, as a command carries it out
 STEP = """
 import resource
 from sphinx_jax import heap
@@ -33,11 +33,11 @@ heap.keep_on_cpu()
 import jax
 import jax.numpy as jnp
 
-step = jax.jit(lambda x: jnp.sort(jnp.outer(x, x), axis=0).sum())
+step = jax.jit(lambda x: jnp.sort(jnp.outer(x, x)).sum())
 faults = []
 for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    step(jnp.arange(4096.0)).block_until_ready()
+    step(jnp.arange(2960.0)).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(min(faults))  # the heap may still grow
 """
@@ -63,4 +63,4 @@ def test_what_is_freed_is_kept_or_given_back_as_was_said_last():
 @of_glibc
 def test_a_step_finds_the_memory_of_the_one_before():
     (faults,) = printed(STEP)
-    assert faults < 500  # of 16,384 pages
+    assert faults < 500  # of 8,500 pages

@@ -420,7 +420,7 @@ def test_a_pose_for_which_there_is_no_room_is_told(tiny, mesh):
         room = tiny.image_positions + positions
         config = dataclasses.replace(tiny, decoder=dataclasses.replace(tiny.decoder, max_positions=room))
         with pytest.raises(BadArgument, match=told):
-            Sphinx(config, born(config), TOKENIZERS["letters"], mesh).pose(picture, (0, 0, 40, 40))
+            Sphinx(config, {}, TOKENIZERS["letters"], mesh).pose(picture, (0, 0, 40, 40))  # before it is looked at
 
 
 def test_an_answer_that_could_end_nowhere_is_left_as_it_is(model):
