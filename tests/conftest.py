@@ -204,6 +204,14 @@ def run_with_devices(code: str, devices: int = 8, **settings: str) -> str:
     return done.stderr
 
 
+def carried_out(*words, cwd) -> str:
+    """What a command of Python's prints."""
+    there = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=cwd, env=os.environ | there)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="session")
 def tiny() -> ModelConfig:
     return tiny_config()

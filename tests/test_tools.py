@@ -1,22 +1,12 @@
 """Tools that draw and train what is kept in the repository."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, carried_out
 from PIL import Image
 
 from sphinx_jax.data.tokenizer import load_tokenizer
-
-
-def carried_out(tool: str, *words) -> str:
-    command = [sys.executable, ROOT / "tools" / tool, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +21,7 @@ def test_the_figure_names_modules_that_are_there_and_is_what_its_tool_draws(boxe
     assert len(boxes) > 8
     for _, _, module, *_ in boxes.values():
         assert (ROOT / "sphinx_jax" / module).exists(), module
-    carried_out("draw_architecture.py", tmp_path / "drawn.svg")
+    carried_out("tools/draw_architecture.py", tmp_path / "drawn.svg", cwd=ROOT)
     # paths of letters differ by version of matplotlib; what is drawn and where does not
     drawn, kept = (
         [line.split("_")[0] for line in file.read_text().splitlines() if "<g id=" in line]
@@ -43,7 +33,7 @@ def test_the_figure_names_modules_that_are_there_and_is_what_its_tool_draws(boxe
 def test_a_contact_sheet_shows_as_many_pictures_as_are_asked_for(tmp_path):
     sizes = []
     for count in (2, 8):
-        carried_out("contact_sheet.py", tmp_path / "sheet.png", "--count", count)
+        carried_out("tools/contact_sheet.py", tmp_path / "sheet.png", "--count", str(count), cwd=ROOT)
         with Image.open(tmp_path / "sheet.png") as sheet:
             sizes.append(sheet.size)
             assert len(sheet.getcolors(10**6)) > 50
@@ -51,7 +41,7 @@ def test_a_contact_sheet_shows_as_many_pictures_as_are_asked_for(tmp_path):
 
 
 def test_a_tokenizer_is_trained_on_the_playground(tmp_path):
-    carried_out("train_tokenizer.py", tmp_path, "--size", 700, "--pictures", 20)
+    carried_out("tools/train_tokenizer.py", tmp_path, "--size", "700", "--pictures", "20", cwd=ROOT)
     tokenizer = load_tokenizer(tmp_path / "tokenizer.model")
     assert tokenizer.vocab_size == 700
     text = "What colour is the star? red [0.10, 0.20, 0.30, 0.40]"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import logging
 import os
@@ -32,6 +31,7 @@ from sphinx_jax.generate.batching.pictures import Detail, Picture, Pictures
 from sphinx_jax.generate.batching.sizes import Sizes
 from sphinx_jax.generate.batching.stops import Stops
 from sphinx_jax.generate.batching.warming import keep_programs, warm_up
+from sphinx_jax.generate.once import made_once
 from sphinx_jax.generate.request import Request, Said, check_request
 from sphinx_jax.model.blueprint import Leaves
 from sphinx_jax.progress import progress
@@ -165,7 +165,6 @@ class Engine:
         self._batch.neighbour, self._guided.neighbour = weakref.ref(self._guided), weakref.ref(self._batch)
         self._lock = threading.Lock()  # of those who take steps
         self._door = threading.Lock()  # of those who bring requests
-        self._making = threading.Lock()  # of what is made once
 
     def submit(self, request: Request) -> Answer:
         """Take a request; what cannot be used is refused here.
@@ -291,10 +290,9 @@ class Engine:
 
         return read_ahead(read, requests, by_threads)
 
-    @functools.cached_property
+    @made_once
     def _guides(self) -> Guides:
-        with self._making:  # a cached property alone may be made twice, by two threads
-            return vars(self).setdefault("_guides", vars(self).get("_guides") or Guides(self.stops))
+        return Guides(self.stops)
 
     def warm_up(self, quiet: bool = False, grammars: bool = False) -> None:
         """Compile all programs before the first request: no request waits for a compilation then.

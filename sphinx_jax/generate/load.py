@@ -156,6 +156,14 @@ def last_checkpoint(workdir: Path) -> Path | None:
     return next(filter(None, found), None)
 
 
+def trained_checkpoint(workdir: Path) -> Path:
+    """That checkpoint.  Raises BadCheckpoint where there is none yet."""
+    found = last_checkpoint(workdir)
+    if found is None:
+        raise store.BadCheckpoint(f"{workdir} has no checkpoint yet; run its recipe first")
+    return found
+
+
 def read_stages(config: Path) -> list[str]:
     try:
         return json.loads(config.read_text())["stages"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Unpack, get_args
 
@@ -22,13 +21,13 @@ from sphinx_jax.generate.batching.jobs import in_common
 from sphinx_jax.generate.batching.pictures import Detail, Picture, Pictures
 from sphinx_jax.generate.engine import Engine
 from sphinx_jax.generate.located import Located
+from sphinx_jax.generate.once import made_once
 from sphinx_jax.generate.request import Request, Settings
 from sphinx_jax.model.blueprint import Leaves, apart, blueprint
 from sphinx_jax.model.embedding_mix import Features
 from sphinx_jax.sharding import serving_mesh
 
 ASKED = ("image", "logprobs", *Settings.__annotations__)  # what a question may come with
-_MAKING = threading.Lock()  # an engine
 BUCKET = 32  # text lengths are rounded up to this where a whole text is looked at, so few programs are compiled
 
 
@@ -47,11 +46,10 @@ class Sphinx(Located):
             )
         return self._tokenizer
 
-    @functools.cached_property
+    @made_once
     def engine(self) -> Engine:
         """What answers."""
-        with _MAKING:  # a cached property alone may be made twice, by two threads
-            return vars(self).setdefault("engine", vars(self).get("engine") or Engine(self))
+        return Engine(self)
 
     def logits(self, tokens: np.ndarray, pixels: np.ndarray | None = None) -> np.ndarray:
         """(B, T) int32, (B, S, S, 3) CLIP-normalised float32 or None -> (B, T, V) float32.

@@ -11,26 +11,24 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
-from sphinx_jax.checkpoint import store
 from sphinx_jax.config import from_dict
 from sphinx_jax.data.answer_grammar import TASKS
 from sphinx_jax.data.grammar import NO_BOX
 from sphinx_jax.data.tasks import Box, parse_answer
 from sphinx_jax.evaluate.asked import slots_for
-from sphinx_jax.evaluate.metrics import METRICS, iou
+from sphinx_jax.evaluate.metrics import METRICS, iou, score
 from sphinx_jax.evaluate.question import Question
-from sphinx_jax.generate.batching.pictures import Detail, Picture
+from sphinx_jax.generate.batching.pictures import Detail
 from sphinx_jax.generate.engine import SLOTS, Engine
-from sphinx_jax.generate.load import last_checkpoint
+from sphinx_jax.generate.load import trained_checkpoint
 from sphinx_jax.generate.located import weighed
-from sphinx_jax.generate.request import Said
+from sphinx_jax.generate.request import Request, Said
 from sphinx_jax.generate.sphinx import Sphinx
 from sphinx_jax.model.blueprint import held_dtypes
-from sphinx_jax.recipe.run import Run
 from sphinx_jax.recipe.stages.evaluate import EvaluateStage, looking, placed, questions, worded
 from sphinx_jax.recipe.stages.mix_choice import opened
-from sphinx_jax.train.features import FeatureCache
 
 DETAILS = get_args(Detail)[::-1]
 BOXED = ("rec", "relation", "detection")  # tasks whose answers are boxes
@@ -46,7 +44,12 @@ class Answered(NamedTuple):
     seconds: float
 
     def score(self, task: str, asked: Sequence[Question]) -> float:
-        return float(np.mean([_score(task, q, one.text) for q, one in zip(asked, self.said, strict=True)]))
+        return score(task, [one.text for one in self.said], [q.source["answer"] for q in asked])
+
+    @property
+    def milliseconds(self) -> float:
+        """A question."""
+        return 1e3 * self.seconds / len(self.said)
 
     @property
     def tokens(self) -> float:
@@ -68,9 +71,7 @@ class Bench:
 
     def __init__(self, workdir: Path, limit: int | None):
         self.run, stages = opened(workdir, True, "constrained")
-        found = last_checkpoint(workdir)
-        if found is None:
-            raise store.BadCheckpoint(f"{workdir} has no checkpoint yet; run its recipe first")
+        found = trained_checkpoint(workdir)
         stage = from_dict(stages[0], EvaluateStage, "stage.evaluate") if stages else EvaluateStage(start="finetune")
         self.stage = dataclasses.replace(stage, start=str(found), limit=limit)
         leaves = self.run.leaves(self.stage.start, held_dtypes(self.run.recipe.model))
@@ -81,16 +82,19 @@ class Bench:
         self.by_task = {task: [q for q in self.asked if q.source["task"] == task] for task in tasks}
         self.engine = Engine(self.model, slots=slots_for(self.model, SLOTS))
 
+    def requests(self, asked: Sequence[Question], **settings: Any) -> list[Request]:
+        """These questions as the stage with these settings asks them, their pictures encoded before."""
+        s = dataclasses.replace(self.stage, **settings)
+        word, look = worded(s), looking(self.run, s, self.engine, self.features)
+        shown = {q.picture: look(q) for q in {q.picture: q for q in asked}.values()}
+        return [word(q, shown[q.picture]) for q in asked]
+
     def answers(self, asked: Sequence[Question], *ways: Mapping[str, Any]) -> list[Answered]:
-        """Of the engine, to these questions, their pictures encoded before, with each of these settings in turn.
+        """Of the engine, to these questions, with each of these settings in turn.
 
         The first of the rounds compiles; of each way the shortest counts.
         """
-        requests = []
-        for settings in ways:
-            s = dataclasses.replace(self.stage, **settings)
-            word, shown = worded(s), _shown(self.run, s, self.engine, self.features, asked)
-            requests.append([word(q, shown[str(q.picture)]) for q in asked])
+        requests = [self.requests(asked, **settings) for settings in ways]
         found: dict[int, Answered] = {}
         for _ in range(ROUNDS):
             for way, these in enumerate(requests):
@@ -112,7 +116,7 @@ def measure(workdir: Path, limit: int | None) -> Iterator[str]:
         found = dict(zip(DETAILS, bench.answers(asked, *({"detail": d} for d in DETAILS)), strict=True))
         whole[task] = found["high"]
         scores = " | ".join(f"{one.score(task, asked):.3f}" for one in found.values())
-        times = " | ".join(f"{1e3 * one.seconds / len(asked):.0f}" for one in found.values())
+        times = " | ".join(f"{one.milliseconds:.0f}" for one in found.values())
         yield f"| {task} | {METRICS[task].name} | {len(asked)} | {scores} | {times} |"
     yield ""
     yield "| task | n | free | with a grammar | free that read back | tokens with one | passes | ms free | ms with |"
@@ -124,28 +128,13 @@ def measure(workdir: Path, limit: int | None) -> Iterator[str]:
         formed[task] = held
         reads = float(np.mean([_reads(task, one.text) for one in free.said]))
         scores = f"{free.score(task, asked):.3f} | {held.score(task, asked):.3f}"
-        times = " | ".join(f"{1e3 * one.seconds / len(asked):.0f}" for one in (free, held))
+        times = " | ".join(f"{one.milliseconds:.0f}" for one in (free, held))
         counts = f"{held.tokens:.1f} | {held.passes:.1f}"
         yield f"| {task} | {len(asked)} | {scores} | {reads:.1%} | {counts} | {times} |"
     yield ""
     yield from _confidence(bench, formed)
     yield ""
     yield _eight_bits(bench)
-
-
-def _shown(
-    run: Run,
-    s: EvaluateStage,
-    engine: Engine,
-    features: Mapping[str, FeatureCache | None],
-    asked: Sequence[Question],
-) -> dict[str, Picture]:
-    look = looking(run, s, engine, features)
-    return {str(q.picture): look(q) for q in {q.picture: q for q in asked}.values()}
-
-
-def _score(task: str, question: Question, text: str) -> float:
-    return METRICS[task].fn(text, question.source["answer"])
 
 
 def _reads(task: str, text: str) -> bool:
@@ -189,8 +178,7 @@ def _confidence(bench: Bench, formed: Mapping[str, Answered]) -> Iterator[str]:
 
 def area(sure: np.ndarray, right: np.ndarray) -> float:
     """Of a right one and a wrong one, how often the right one is surer (the area under the curve of ROC)."""
-    more = sure[right][:, None] - sure[~right][None]
-    return float((more > 0).mean() + (more == 0).mean() / 2)
+    return float(roc_auc_score(right, sure))
 
 
 def _boxes(task: str, text: str) -> list[Box]:
@@ -200,29 +188,25 @@ def _boxes(task: str, text: str) -> list[Box]:
 
 def _eight_bits(bench: Bench) -> str:
     """Of questions drawn at random: what is said, and how likely the right answer is, with a cache in 8 bits."""
-    drawn = random.Random(0).sample(
-        [(task, i) for task, asked in bench.by_task.items() for i in range(len(asked))],
-        min(JUDGED, len(bench.asked)),
-    )
+    by_task = [q for asked in bench.by_task.values() for q in asked]
+    drawn = random.Random(0).sample(by_task, min(JUDGED, len(by_task)))
     config = bench.model.config
     few = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, cache="int8"))
-    chosen = [bench.by_task[task][i] for task, i in drawn]
-    word = worded(bench.stage)
-    shown = _shown(bench.run, bench.stage, bench.engine, bench.features, chosen)
-    requests = [word(q, shown[str(q.picture)]) for q in chosen]
+    requests = bench.requests(drawn)
     texts = [bench.model.encode_prompt(request.prompt) for request in requests]
     longer = [
         bench.model.encode_prompt(f"{request.prompt} {q.source['answer']}")
-        for request, q in zip(requests, chosen, strict=True)
+        for request, q in zip(requests, drawn, strict=True)
     ]
     losses, answers = [], []
     for engine in (bench.engine, Engine(Sphinx(few, bench.model.leaves, bench.run.tokenizer), bench.engine.slots)):
         chances = engine.score(longer, [len(text) for text in texts], [request.image for request in requests])
         losses.append(-float(np.mean(np.concatenate(chances))))
         answers.append([said.text for (said,) in engine.map(requests)])
+    sources = [q.source for q in drawn]
     scores = [
-        np.mean([_score(task, q, text) for (task, _), q, text in zip(drawn, chosen, texts_, strict=True)])
-        for texts_ in answers
+        np.mean([METRICS[s["task"]].fn(text, s["answer"]) for s, text in zip(sources, said, strict=True)])
+        for said in answers
     ]
     same = np.mean([a == b for a, b in zip(*answers, strict=True)])
     return (

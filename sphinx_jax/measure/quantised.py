@@ -11,7 +11,7 @@ import numpy as np
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.data.tasks import DOMAINS
-from sphinx_jax.generate.load import last_checkpoint
+from sphinx_jax.generate.load import trained_checkpoint
 from sphinx_jax.model.blueprint import FROZEN, blueprint, matches
 from sphinx_jax.model.quantise import MATRICES, QTYPES, quantise
 from sphinx_jax.recipe.stages.mix_choice import open_workdir
@@ -26,10 +26,7 @@ def losses(workdir: Path, split: str = "test") -> Iterator[tuple[str, float, flo
       ConfigError, BadCheckpoint: the workdir has no recipe with a mix stage, or no checkpoint yet.
     """
     run, stage = open_workdir(workdir, quiet=True)
-    found = last_checkpoint(workdir)
-    if found is None:
-        raise store.BadCheckpoint(f"{workdir} has no checkpoint yet; run its recipe first")
-    plan, leaves = blueprint(run.recipe.model), store.restore(found, run.mesh)
+    plan, leaves = blueprint(run.recipe.model), store.restore(trained_checkpoint(workdir), run.mesh)
     frozen = {path: x for path, x in leaves.items() if matches(path, FROZEN)}
     batches = [b for domain in DOMAINS for b in batches_of(run, stage, frozen, split, domain)]
 

@@ -151,7 +151,7 @@ def _fill(
     for start, found in progress(zip(starts, ahead, strict=True), total=len(starts), desc=description, unit="batch"):
         pixels, damaged = found.result()
         bad |= damaged
-        with compiling(f"encoders of {config.name}", quiet=start > 0):
+        with compiling(f"encoders of {config.name}"):  # which is said once
             seen = jax.block_until_ready(encode(encoders, pixels))
         for name, value in seen._asdict().items():
             if value is None:

@@ -3,17 +3,14 @@
 import copy
 import dataclasses
 import json
-import os
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_config
+from conftest import ROOT, carried_out, tiny_config
 
 import sphinx_jax
 from configs.finetune import get_config
@@ -239,14 +236,6 @@ def test_what_it_suggests_without_a_clone_can_be_run(workdir, tmp_path, monkeypa
     assert carried_out(*ask[1:], cwd=tmp_path).startswith("[")
     carried_out(*tune[1:-1], tmp_path / "taught", cwd=tmp_path)
     assert (tmp_path / "taught" / "finetune" / "done.json").exists()
-
-
-def carried_out(*words, cwd):
-    """What a command of Python's prints."""
-    there = {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=cwd, env=os.environ | there)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_mix_on_disk_is_the_papers_formula(workdir, mesh):

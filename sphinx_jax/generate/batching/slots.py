@@ -99,17 +99,20 @@ class Slots:
     def _park(self, numbers: Sequence[int], rows: int) -> None:
         """Hold the last used of these slots apart, as many as there may be beside so many rows."""
         worth = sorted((n for n in numbers if is_worth_it(self._slots[n])), key=lambda n: self._slots[n].used)
-        most = min(MOST, self.sizes.rows[-1] - rows)
-        if worth and most > 0 and has_room(self.cache):
+        most = self._most_parked(rows)
+        if worth and most and has_room(self.cache):
             self._parked += [park(self.config, self.sizes, self._slots[n], self.cache, n) for n in worth[-most:]]
             self._parked = self._parked[-most:]
 
     def _keep_parked(self, rows: int, positions: int) -> None:
         """Let go of what is held apart where so many rows of so many positions leave no room for it."""
-        most = max(0, min(MOST, self.sizes.rows[-1] - rows))
+        most = self._most_parked(rows)
         if self._cache is not None and not has_room(self._cache, rows * positions):
             most = 0
         self._parked = self._parked[max(0, len(self._parked) - most) :]
+
+    def _most_parked(self, rows: int) -> int:
+        return max(0, min(MOST, self.sizes.rows[-1] - rows))
 
     def make_room(self, more: int, positions: int) -> bool:
         """Have slots for so many more, with so many positions; whether there were none before."""

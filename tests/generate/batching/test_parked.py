@@ -91,7 +91,7 @@ def test_rows_that_are_held_are_few_and_leave_room_for_those_who_ask(model, monk
         assert len(held._parked) == min(n, parked.MOST)
     list(engine.map([Request(f"{n} {BEGIN}", max_new_tokens=20) for n in range(4)]))
     assert len(held) + len(held._parked) <= 4
-    monkeypatch.setattr("sphinx_jax.generate.batching.slots.has_room", lambda cache: False)
+    monkeypatch.setattr("sphinx_jax.generate.batching.slots.has_room", lambda *given: False)
     list(engine.map([Request(f"{n} {BEGIN}", max_new_tokens=20) for n in range(2)]))
     answered(engine, BEGIN * 2, max_new_tokens=60)
     assert not held._parked
